@@ -1,0 +1,86 @@
+"""Write a file whole or not at all: temporary name in the same folder, fsync, ``os.replace``."""
+
+import contextlib
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from .errors import DiskFullError
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# HDF5 reports a full disk in the text of its own error stack, not always in errno.
+_NO_ROOM_TEXT = ("No space left on device", "Disk quota exceeded", "File too large")
+
+
+@contextlib.contextmanager
+def disk_full_is_clear(path: Path) -> Iterator[None]:
+    """Turn an ``OSError`` for lack of room while writing ``path`` into a ``DiskFullError``."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        number = getattr(error, "errno", None)
+        if number not in _NO_ROOM and not any(text in str(error) for text in _NO_ROOM_TEXT):
+            raise
+        free = shutil.disk_usage(path.parent).free
+        raise DiskFullError(
+            f"no room to write {path} ({free / 1e6:.0f} MB free on that disk): free some space or choose another "
+            "place, then run the same command again; what was finished is kept"
+        ) from error
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make a rename inside ``folder`` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def fsync_file(path: Path) -> None:
+    """Flush a closed file's bytes to the disk."""
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; on success it replaces ``path``, on failure it is removed.
+
+    Raises
+    ------
+    DiskFullError
+        Where there is no room; ``path`` keeps its former content.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with disk_full_is_clear(path):
+            yield temporary
+            fsync_file(temporary)
+        os.replace(temporary, path)
+        fsync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write ``content`` to ``path`` atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write ``content`` to ``path`` atomically, as UTF-8."""
+    write_bytes(path, content.encode())
+
+
+def remove_leftovers(path: Path) -> None:
+    """Delete temporary files that a killed writer of ``path`` left. Call it only while holding the lock."""
+    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
+        leftover.unlink(missing_ok=True)

@@ -1,0 +1,64 @@
+"""A cache as files that other tools read."""
+
+from pathlib import Path
+
+import numpy as np
+
+from .atomic import atomic_path, write_text
+from .errors import MmcliError
+from .store import FeatureCache
+
+_BLOCK_ROWS = 4096
+
+
+def export_npy(cache: FeatureCache, folder: str | Path) -> list[Path]:
+    """Write ``image.npy``, ``text.npy`` (and ``image_views.npy``), rows as in ``guids.txt``; return the paths.
+
+    dtype and shape are those in the cache; memory does not grow with the number of rows.
+    """
+    folder = Path(folder)
+    written = []
+    for name in ("image", "text", "image_views"):
+        if name not in cache.file:
+            continue
+        source = cache.file[name]
+        path = folder / f"{name}.npy"
+        with atomic_path(path) as temporary:
+            target = np.lib.format.open_memmap(temporary, mode="w+", dtype=source.dtype, shape=source.shape)
+            for rows in _blocks(len(cache)):
+                target[rows] = cache.read(name, rows)
+            target.flush()
+            del target
+        written.append(path)
+    write_text(folder / "guids.txt", "".join(f"{guid}\n" for guid in cache.guids))
+    return [*written, folder / "guids.txt"]
+
+
+def export_parquet(cache: FeatureCache, path: str | Path) -> list[Path]:
+    """Write one Parquet file with the columns ``guid``, ``image`` and ``text`` (fixed-size lists of float32).
+
+    Raises
+    ------
+    MmcliError
+        Where pyarrow is not installed, naming the extra.
+    """
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise MmcliError("Parquet needs one more package: pip install 'mmcli[export]'") from error
+    path = Path(path)
+    embedding = pa.list_(pa.float32(), cache.dim)
+    schema = pa.schema([("guid", pa.string()), ("image", embedding), ("text", embedding)])
+    with atomic_path(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+        for rows in _blocks(len(cache)):
+            columns = [pa.array([cache.guids[row] for row in rows])]
+            for name in ("image", "text"):
+                flat = pa.array(cache.read(name, rows).astype(np.float32).ravel())
+                columns.append(pa.FixedSizeListArray.from_arrays(flat, cache.dim))
+            writer.write_table(pa.Table.from_arrays(columns, schema=schema))
+    return [path]
+
+
+def _blocks(n: int) -> list[np.ndarray[tuple[int], np.dtype[np.int64]]]:
+    return [np.arange(start, min(start + _BLOCK_ROWS, n)) for start in range(0, n, _BLOCK_ROWS)]

@@ -1,0 +1,156 @@
+"""Labels and lists of guids: small tables that are joined with the cache by guid."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .errors import DataError
+
+# Long cells (a manifest's texts) are legitimate.
+_LONGEST_CELL = 10_000_000
+
+
+def read_table(path: Path) -> tuple[list[str], Iterator[tuple[int, dict[str, Any]]]]:
+    """Read a CSV, JSONL or Parquet table, by its suffix (anything but .jsonl and .parquet is CSV).
+
+    Returns
+    -------
+    columns : list of str
+        The header (for JSONL: the keys of the first line).
+    rows : iterator of (line number, dict)
+
+    Raises
+    ------
+    DataError
+        No such file, empty, not UTF-8, or a line that cannot be parsed.
+    """
+    if not path.is_file():
+        raise DataError(f"no such file: {path}")
+    if path.suffix == ".parquet":
+        return _read_parquet(path)
+    try:
+        content = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 (byte {error.start}): save it as UTF-8") from error
+    if path.suffix == ".jsonl":
+        return _read_jsonl(path, content)
+    csv.field_size_limit(_LONGEST_CELL)
+    reader = csv.reader(io.StringIO(content, newline=""))
+    header = [cell.strip() for cell in next(reader, [])]
+    if not header:
+        raise DataError(f"{path} is empty: expected a header line such as guid,tag")
+    return header, _csv_rows(path, reader, header)
+
+
+def _csv_rows(path: Path, reader: Any, header: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    try:
+        for cells in reader:
+            if not any(cells):
+                continue
+            if len(cells) != len(header):
+                raise DataError(
+                    f"{path} line {reader.line_num}: {len(cells)} cells, but the header has {len(header)} "
+                    f"({','.join(header)})"
+                )
+            yield reader.line_num, dict(zip(header, cells, strict=True))
+    except csv.Error as error:
+        raise DataError(f"{path} line {reader.line_num}: {error}") from error
+
+
+def _read_jsonl(path: Path, content: str) -> tuple[list[str], Iterator[tuple[int, dict[str, Any]]]]:
+    rows = []
+    for number, line in enumerate(content.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path} line {number} is not JSON: {error.msg}") from error
+        if not isinstance(row, dict):
+            raise DataError(f'{path} line {number}: expected an object such as {{"guid": …}}, found {line[:40]!r}')
+        rows.append((number, row))
+    if not rows:
+        raise DataError(f"{path} is empty")
+    return list(rows[0][1]), iter(rows)
+
+
+def _read_parquet(path: Path) -> tuple[list[str], Iterator[tuple[int, dict[str, Any]]]]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise DataError(f"{path}: Parquet needs one more package: pip install 'mmcli[export]'") from error
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{path} is not a readable Parquet file: {error}") from error
+    return table.column_names, enumerate(table.to_pylist(), 1)
+
+
+def cell_text(value: Any) -> str:
+    """Return a table cell as stripped text; None is the empty text."""
+    return "" if value is None else str(value).strip()
+
+
+def read_labels(path: str | Path) -> dict[str, str | None]:
+    """Read labels: a CSV with header ``guid,tag``, or a manifest with the columns ``guid`` and ``label``.
+
+    A guid that a manifest gives twice is unlabelled: featurizing leaves such a pair out, and says so.
+
+    Returns
+    -------
+    dict
+        Label by guid, in the file's order; None where the tag is empty or ``null``: unlabelled.
+
+    Raises
+    ------
+    DataError
+        No such file, another header, an empty guid, or a guid that a ``guid,tag`` file gives twice.
+    """
+    path = Path(path)
+    header, rows = read_table(path)
+    if {"guid", "label"} <= set(header):
+        column = "label"
+    elif header == ["guid", "tag"]:
+        column = "tag"
+    else:
+        raise DataError(f"{path}: expected the header guid,tag, found {','.join(header)[:80]}")
+    labels: dict[str, str | None] = {}
+    lines: dict[str, int] = {}
+    for line, row in rows:
+        guid, label = cell_text(row.get("guid")), cell_text(row.get(column))
+        if not guid:
+            raise DataError(f"{path} line {line}: the guid is empty")
+        if guid in labels and column == "tag":
+            raise DataError(f"{path}: guid {guid!r} stands twice, in lines {lines[guid]} and {line}: keep one")
+        labels[guid] = None if guid in labels or label in ("", "null") else label
+        lines[guid] = line
+    return labels
+
+
+def read_ids(path: str | Path) -> list[str]:
+    """Read a list of guids: a CSV whose first column is ``guid`` (other columns are ignored).
+
+    Raises
+    ------
+    DataError
+        No such file, another header, an empty guid, a guid given twice, or no guid at all.
+    """
+    path = Path(path)
+    header, rows = read_table(path)
+    if "guid" not in header:
+        raise DataError(f"{path}: expected a header with the column guid, found {','.join(header)[:80]}")
+    lines: dict[str, int] = {}
+    for line, row in rows:
+        guid = cell_text(row.get("guid"))
+        if not guid:
+            raise DataError(f"{path} line {line}: the guid is empty")
+        if guid in lines:
+            raise DataError(f"{path}: guid {guid!r} stands twice, in lines {lines[guid]} and {line}: keep one")
+        lines[guid] = line
+    if not lines:
+        raise DataError(f"{path} names no guid")
+    return list(lines)

@@ -1,0 +1,32 @@
+"""One writer per cache. The lock is the operating system's: it ends with the process, however that ends."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from .errors import LockedError
+
+
+@contextlib.contextmanager
+def writer_lock(cache_path: Path) -> Iterator[None]:
+    """Hold the right to write ``cache_path``.
+
+    Raises
+    ------
+    LockedError
+        At once, where another process holds it.
+    """
+    cache_path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(cache_path.with_name(f".{cache_path.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise LockedError(
+            f"another mmcli is writing {cache_path}: wait until it has finished, or give this one another --out"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()

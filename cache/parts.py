@@ -1,0 +1,210 @@
+"""Writing a cache: finished blocks as parts beside it, then one streamed merge that replaces the file.
+
+The last good cache is never opened for writing. A part appears under its name only when it is whole and on the
+disk, so whatever is there after a crash can be used.
+"""
+
+import contextlib
+import io
+import shutil
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from .atomic import atomic_path, write_bytes
+from .errors import CacheError, DiskFullError
+from .schema import PER_ROW, Header
+from .store import FeatureCache
+
+_CHUNK_ROWS = 256
+_CHUNK_BYTES = 1 << 20
+_OPEN_FILES = 16
+
+
+@dataclass
+class Block:
+    """Rows that were computed together, in the layout of the file (see ``schema``).
+
+    ``columns`` maps dataset names to arrays whose first axis is the row; ``text_tokens`` is a list of (L, w_t).
+    """
+
+    guids: list[str]
+    columns: dict[str, NDArray[Any]]
+    text_tokens: list[NDArray[np.float16]] | None = None
+
+
+def parts_folder(cache_path: Path, fingerprint: str) -> Path:
+    """Return the folder of the parts of ``cache_path`` that have this fingerprint."""
+    return cache_path.with_name(f"{cache_path.name}.parts") / fingerprint[:16]
+
+
+def write_part(folder: Path, number: int, block: Block, header: Header) -> Path:
+    """Write one finished block as ``folder/part-<number>.h5``, whole or not at all.
+
+    Raises
+    ------
+    DiskFullError
+        Where there is no room. Parts already written stay.
+    """
+    # Built in memory: HDF5 meets a full disk with half-closed files, an ordinary write with an ordinary error.
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
+        file.attrs.update(header.to_attributes())
+        guids = [guid.encode() for guid in block.guids]
+        file["guid"] = np.array(guids, dtype=h5py.string_dtype("utf-8", max(map(len, guids), default=1) or 1))
+        for name, values in block.columns.items():
+            file[name] = values
+        if block.text_tokens is not None:
+            lengths = [len(tokens) for tokens in block.text_tokens]
+            file["text_offsets"] = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+            file["text_tokens"] = np.concatenate(block.text_tokens)
+    path = folder / f"part-{number:06d}.h5"
+    write_bytes(path, buffer.getvalue())
+    return path
+
+
+def read_parts(folder: Path, header: Header) -> list[Path]:
+    """Return the usable parts in ``folder``, oldest number first; delete those that cannot be read."""
+    usable = []
+    for path in sorted(folder.glob("part-*.h5")):
+        try:
+            FeatureCache.open(path, expected=header.identity).close()
+            usable.append(path)
+        except CacheError:
+            path.unlink()
+    return usable
+
+
+def remove_parts(cache_path: Path, fingerprint: str) -> None:
+    """Delete the parts that have been merged into ``cache_path``."""
+    folder = parts_folder(cache_path, fingerprint)
+    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        folder.parent.rmdir()  # stays where parts of another configuration are in it
+
+
+@dataclass
+class _Sources:
+    """The files that a merge reads from, with at most a few open at a time."""
+
+    open_files: OrderedDict[Path, FeatureCache] = field(default_factory=OrderedDict)
+
+    def get(self, path: Path) -> FeatureCache:
+        if path not in self.open_files:
+            if len(self.open_files) == _OPEN_FILES:
+                self.open_files.popitem(last=False)[1].close()
+            self.open_files[path] = FeatureCache.open(path)
+        self.open_files.move_to_end(path)
+        return self.open_files[path]
+
+    def close(self) -> None:
+        while self.open_files:
+            self.open_files.popitem()[1].close()
+
+
+def merge(target: Path, rows: Sequence[tuple[str, Path, int]], header: Header) -> None:
+    """Write ``target`` from rows of other cache files, streaming.
+
+    Parameters
+    ----------
+    target
+        The cache file; replaced only when the new one is whole and on the disk. May itself be one of the sources.
+    rows
+        (guid, file, row in that file), in the order of the new file. All files have the same layout.
+    header
+        Of the new file.
+
+    Raises
+    ------
+    DiskFullError
+        Where there is no room. The parts and the former ``target`` stay.
+    """
+    sources = _Sources()
+    try:
+        _check_room(target, {path for _, path, _ in rows})
+        with atomic_path(target) as temporary, h5py.File(temporary, "w") as file:
+            file.attrs.update(header.to_attributes())
+            names = _create_datasets(file, sources.get(rows[0][1]), rows)
+            offset = 0
+            for start in range(0, len(rows), _CHUNK_ROWS):
+                chunk = rows[start : start + _CHUNK_ROWS]
+                span = slice(start, start + len(chunk))
+                for cache, picked, numbers in _by_source(sources, chunk):
+                    for name in names:
+                        # Rows of one source are neighbours but for edits, so most writes are one slice.
+                        values = cache.read(name, numbers)
+                        _put(file[name], span, picked, values)
+                if "text_tokens" in file:
+                    offset = _append_text_tokens(file, sources, chunk, start, offset)
+            sources.close()  # before the replace: target may be one of them
+    finally:
+        sources.close()
+
+
+def _check_room(target: Path, sources: set[Path]) -> None:
+    needed = sum(path.stat().st_size for path in sources)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(target.parent).free
+    if needed > free:
+        raise DiskFullError(
+            f"no room to write {target}: about {needed / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free; free some "
+            "space, then run the same command again; what was finished is kept"
+        )
+
+
+def _create_datasets(file: h5py.File, like: FeatureCache, rows: Sequence[tuple[str, Path, int]]) -> list[str]:
+    guids = [guid.encode() for guid, _, _ in rows]
+    file["guid"] = np.array(guids, dtype=h5py.string_dtype("utf-8", max(map(len, guids))))
+    names = [*like.embedding_names(), *PER_ROW]
+    for name in names:
+        source = like.file[name]
+        shape = (len(rows), *source.shape[1:])
+        row_bytes = source.dtype.itemsize * int(np.prod(source.shape[1:], dtype=np.int64))
+        chunk_rows = max(1, min(_CHUNK_ROWS, len(rows), _CHUNK_BYTES // row_bytes))  # whole rows, near 1 MiB
+        chunks = (chunk_rows, *source.shape[1:])
+        file.create_dataset(name, shape, source.dtype, chunks=chunks, fletcher32=source.dtype.kind in "fu")
+    if like.has_tokens:
+        width = like.file["text_tokens"].shape[1]
+        file.create_dataset("text_offsets", (len(rows) + 1,), np.int64)
+        file.create_dataset(
+            "text_tokens", (0, width), np.float16, maxshape=(None, width), chunks=(4096, width), fletcher32=True
+        )
+    return names
+
+
+def _by_source(
+    sources: _Sources, chunk: Sequence[tuple[str, Path, int]]
+) -> Iterator[tuple[FeatureCache, NDArray[np.int64], NDArray[np.int64]]]:
+    """Yield (file, positions in the chunk, rows in the file) for each file that the chunk reads from."""
+    grouped: dict[Path, list[tuple[int, int]]] = {}
+    for position, (_, path, row) in enumerate(chunk):
+        grouped.setdefault(path, []).append((position, row))
+    for path, pairs in grouped.items():
+        table = np.array(pairs, dtype=np.int64)
+        yield sources.get(path), table[:, 0], table[:, 1]
+
+
+def _put(dataset: h5py.Dataset, span: slice, picked: NDArray[np.int64], values: NDArray[Any]) -> None:
+    if len(picked) == span.stop - span.start:
+        dataset[span] = values
+    elif picked[-1] - picked[0] + 1 == len(picked):
+        dataset[span.start + picked[0] : span.start + picked[-1] + 1] = values
+    else:
+        dataset[span.start + picked] = values
+
+
+def _append_text_tokens(
+    file: h5py.File, sources: _Sources, chunk: Sequence[tuple[str, Path, int]], start: int, offset: int
+) -> int:
+    tokens = [sources.get(path).text_tokens(row) for _, path, row in chunk]
+    ends = offset + np.cumsum([len(each) for each in tokens], dtype=np.int64)
+    file["text_tokens"].resize(int(ends[-1]), axis=0)
+    file["text_tokens"][offset:] = np.concatenate(tokens)
+    file["text_offsets"][start + 1 : start + 1 + len(chunk)] = ends
+    return int(ends[-1])

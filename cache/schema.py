@@ -1,0 +1,87 @@
+"""What a cache file holds (schema 1), and the fingerprint that says what its embeddings depend on.
+
+    /guid           (N,)        utf-8, fixed length
+    /image          (N, d)      float16 or float32: projected, not normalised
+    /text           (N, d)      the same
+    /image_views    (N, K, d)   only with views: embeddings of K seeded augmentations of each image
+    /image_tokens   (N, P, w_i) only with tokens: last hidden states of the image tower, float16
+    /text_tokens    (sum L, w_t) only with tokens: last hidden states of each text's own tokens, float16
+    /text_offsets   (N + 1,)    row i's text tokens are text_tokens[text_offsets[i]:text_offsets[i + 1]]
+    /row/image_sha256, /row/text_sha256  (N, 32) uint8: of the raw bytes
+    /row/codec      (N,)        utf-8: how the text's bytes were decoded
+    /row/truncated  (N,)        bool: the text had more tokens than the backbone takes
+
+Attributes: ``schema``, ``fingerprint``, and as JSON ``identity``, ``backbone``, ``dataset``, ``versions``.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+SCHEMA = 1
+
+# Columns of a row, in the order in which they are written. text_tokens is ragged and handled by name.
+EMBEDDINGS = ("image", "text", "image_views", "image_tokens")
+PER_ROW = ("row/image_sha256", "row/text_sha256", "row/codec", "row/truncated")
+
+
+def fingerprint_of(identity: dict[str, Any]) -> str:
+    """Return the sha256 (hex) of the canonical JSON of ``identity``: everything that changes an embedding."""
+    canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def describe_difference(found: dict[str, Any], expected: dict[str, Any], prefix: str = "") -> list[str]:
+    """Name each entry in which two identities differ, as ``what: found, not expected``."""
+    lines: list[str] = []
+    for key in sorted(found.keys() | expected.keys()):
+        left, right = found.get(key), expected.get(key)
+        if left == right:
+            continue
+        if isinstance(left, dict) and isinstance(right, dict):
+            lines += describe_difference(left, right, f"{prefix}{key}.")
+        else:
+            lines.append(f"{prefix}{key}: {_short(left)}, not {_short(right)}")
+    return lines
+
+
+def _short(value: Any) -> str:
+    text = "absent" if value is None else str(value)
+    return text if len(text) <= 20 else text[:12] + "…"
+
+
+@dataclass(frozen=True)
+class Header:
+    """The attributes of a cache file.
+
+    Attributes
+    ----------
+    identity
+        Everything that changes an embedding: hashes of weights, processor and tokenizer files, image loading,
+        text decoding and cleaning, dtype. The fingerprint is made of it and of nothing else.
+    backbone
+        ``{"name", "revision"}``: where the weights came from, to load them again. Not in the fingerprint, so that a
+        folder may be moved.
+    dataset
+        ``{"data", "labels"}``: absolute paths of the raw pairs and of the labels file (or None).
+    versions
+        Library versions at the time of writing.
+    """
+
+    identity: dict[str, Any]
+    backbone: dict[str, Any]
+    dataset: dict[str, Any]
+    versions: dict[str, str]
+
+    @property
+    def fingerprint(self) -> str:
+        """The sha256 (hex) of ``identity``."""
+        return fingerprint_of(self.identity)
+
+    def to_attributes(self) -> dict[str, Any]:
+        """Return the HDF5 attributes of this header."""
+        parts = {name: getattr(self, name) for name in ("identity", "backbone", "dataset", "versions")}
+        return {"schema": SCHEMA, "fingerprint": self.fingerprint} | {
+            name: json.dumps(value, sort_keys=True, ensure_ascii=False) for name, value in parts.items()
+        }

@@ -1,0 +1,226 @@
+"""Reading a feature cache."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import CacheError
+from .schema import EMBEDDINGS, SCHEMA, Header, describe_difference, fingerprint_of
+
+
+class FeatureCache:
+    """One HDF5 file of embeddings, rows matched by guid.
+
+    Open it with :meth:`open`; use it as a context manager, or call :meth:`close`.
+
+    Examples
+    --------
+    >>> cache = FeatureCache.open("artifacts/features.h5")      # doctest: +SKIP
+    >>> image, text = cache.embeddings(["4597", "26"])          # doctest: +SKIP
+    >>> image.shape, image.dtype                                # doctest: +SKIP
+    ((2, 512), dtype('float32'))
+    """
+
+    def __init__(self, path: Path, file: h5py.File, header: Header) -> None:
+        self.path = path
+        self.file = file
+        self.header = header
+
+    @classmethod
+    def open(cls, path: str | Path, expected: dict[str, Any] | None = None) -> FeatureCache:
+        """Open the cache at ``path`` and check that it is one.
+
+        Parameters
+        ----------
+        path
+            The HDF5 file.
+        expected
+            An identity; where given, a cache with another one is refused.
+
+        Raises
+        ------
+        CacheError
+            No such file; not HDF5, cut off, or HDF5 of something else; another schema; another identity.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise CacheError(f"no feature cache at {path}: make it with `mmcli featurize DATA --out {path}`")
+        try:
+            file = h5py.File(path, "r")
+        except OSError as error:
+            raise CacheError(
+                f"{path} is not a readable HDF5 file, or is cut off ({error}): put it aside and run "
+                "`mmcli featurize` again, or restore a copy of it"
+            ) from error
+        try:
+            header = _read_header(path, file)
+            if expected is not None and header.fingerprint != fingerprint_of(expected):
+                raise CacheError(
+                    f"{path} holds features of {header.backbone['name']}, made otherwise than what was asked for ("
+                    + "; ".join(describe_difference(header.identity, expected))
+                    + "): ask for the same, or give another --out"
+                )
+            return cls(path, file, header)
+        except BaseException:
+            file.close()
+            raise
+
+    def close(self) -> None:
+        """Close the file."""
+        self.file.close()
+
+    def __enter__(self) -> FeatureCache:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: object, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        return int(self.file["guid"].shape[0])
+
+    def __contains__(self, guid: object) -> bool:
+        return guid in self.row_of
+
+    @property
+    def dim(self) -> int:
+        """Length d of an embedding."""
+        return int(self.file["image"].shape[1])
+
+    @property
+    def n_views(self) -> int:
+        """Augmented views kept per image."""
+        return int(self.file["image_views"].shape[1]) if "image_views" in self.file else 0
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether the towers' last hidden states are kept."""
+        return "image_tokens" in self.file
+
+    @property
+    def fingerprint(self) -> str:
+        """The sha256 (hex) of everything the embeddings depend on."""
+        return self.header.fingerprint
+
+    @cached_property
+    def guids(self) -> list[str]:
+        """The guid of each row, in file order."""
+        return _decode(self.file["guid"][:])
+
+    @cached_property
+    def row_of(self) -> dict[str, int]:
+        """Row number by guid."""
+        return {guid: row for row, guid in enumerate(self.guids)}
+
+    def rows(self, guids: Iterable[str]) -> NDArray[np.int64]:
+        """Return the row number of each guid, (n,) int64.
+
+        Raises
+        ------
+        CacheError
+            Naming the first guid that is not in the cache, and how many are not.
+        """
+        guids = list(guids)
+        missing = [guid for guid in guids if guid not in self.row_of]
+        if missing:
+            raise CacheError(
+                f"{len(missing)} of {len(guids)} pairs are not in {self.path}, the first is {missing[0]!r}: "
+                "featurize the folder they are in, or take them out of the list"
+            )
+        return np.fromiter((self.row_of[guid] for guid in guids), dtype=np.int64, count=len(guids))
+
+    def embeddings(self, guids: Sequence[str] | None = None) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return image and text embeddings, each (n, d) float32, in the order of ``guids`` (default: file order)."""
+        rows = np.arange(len(self)) if guids is None else self.rows(guids)
+        return self.read("image", rows).astype(np.float32), self.read("text", rows).astype(np.float32)
+
+    def read(self, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """Return dataset ``name`` at ``rows`` (any order, repeats allowed), first axis (n,).
+
+        Raises
+        ------
+        CacheError
+            Where the stored checksum says that the file is damaged.
+        """
+        dataset = self.file[name]
+        if len(rows) == 0:
+            return dataset[:0]
+        low, high = int(rows.min()), int(rows.max()) + 1
+        try:
+            if high - low <= 4 * len(rows):  # one span, then pick: far faster than HDF5's list selection
+                return dataset[low:high][rows - low]
+            unique, inverse = np.unique(rows, return_inverse=True)
+            return dataset[unique][inverse]
+        except OSError as error:
+            raise CacheError(
+                f"{self.path} is damaged: {name} cannot be read ({error}); restore a copy, or put it aside and "
+                "run `mmcli featurize` again"
+            ) from error
+
+    def text_tokens(self, row: int) -> NDArray[np.float16]:
+        """Return the last hidden states of one text, (L, w_t) float16."""
+        start, stop = self.file["text_offsets"][row : row + 2]
+        return self.file["text_tokens"][int(start) : int(stop)]
+
+    def digests(self) -> list[tuple[bytes, bytes]]:
+        """Return each row's (sha256 of image bytes, sha256 of text bytes), 32 bytes each."""
+        images = np.ascontiguousarray(self.file["row/image_sha256"][:])
+        texts = np.ascontiguousarray(self.file["row/text_sha256"][:])
+        return [(image.tobytes(), text.tobytes()) for image, text in zip(images, texts, strict=True)]
+
+    def codecs(self) -> list[str]:
+        """Return the codec with which each row's text was decoded."""
+        return _decode(self.file["row/codec"][:])
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the file holds and what it was made from, as plain data."""
+        codecs = Counter(self.codecs())
+        return {
+            "cache": str(self.path),
+            "rows": len(self),
+            "dim": self.dim,
+            "stored_as": str(self.file["image"].dtype),
+            "views": self.n_views,
+            "tokens": self.has_tokens,
+            "bytes": self.path.stat().st_size,
+            "fingerprint": self.fingerprint,
+            "backbone": self.header.backbone,
+            "dataset": self.header.dataset,
+            "codecs": dict(sorted(codecs.items())),
+            "truncated": int(self.file["row/truncated"][:].sum()),
+            "identity": self.header.identity,
+            "versions": self.header.versions,
+        }
+
+    def embedding_names(self) -> list[str]:
+        """Names of the dense embedding datasets that this file holds."""
+        return [name for name in EMBEDDINGS if name in self.file]
+
+
+def _decode(values: NDArray[Any]) -> list[str]:
+    return [value.decode() for value in values.tolist()]
+
+
+def _read_header(path: Path, file: h5py.File) -> Header:
+    schema = file.attrs.get("schema")
+    if schema is None or "guid" not in file:
+        raise CacheError(f"{path} is an HDF5 file, but not a feature cache of mmcli: give another file")
+    if int(schema) != SCHEMA:
+        raise CacheError(
+            f"{path} has schema {schema}, this mmcli reads schema {SCHEMA}: featurize again with --out another file, "
+            "or use the mmcli that made it"
+        )
+    fields = {name: json.loads(file.attrs[name]) for name in ("identity", "backbone", "dataset", "versions")}
+    header = Header(**fields)
+    if header.fingerprint != file.attrs["fingerprint"]:
+        raise CacheError(f"{path} was changed by hand: its fingerprint is not that of its identity; featurize again")
+    return header

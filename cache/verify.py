@@ -1,0 +1,64 @@
+"""Whether a cache still says the truth about its raw pairs, and whether its numbers are sound."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .store import FeatureCache
+
+_BLOCK_ROWS = 4096
+
+Digests = tuple[bytes, bytes]
+
+
+@dataclass
+class VerifyReport:
+    """Guids of rows with something wrong: source changed, source gone, embedding not finite, embedding all zero."""
+
+    rows: int
+    changed: list[str] = field(default_factory=list)
+    gone: list[str] = field(default_factory=list)
+    non_finite: list[str] = field(default_factory=list)
+    all_zero: list[str] = field(default_factory=list)
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing was found."""
+        return not (self.changed or self.gone or self.non_finite or self.all_zero)
+
+
+def verify(cache: FeatureCache, digests_now: Callable[[str], Digests | None]) -> VerifyReport:
+    """Compare each row with its raw bytes, and look for embeddings that cannot be right.
+
+    Parameters
+    ----------
+    cache
+        Open.
+    digests_now
+        Returns (sha256 of image bytes, sha256 of text bytes) of a guid as they are now, None where either is gone.
+        Called from several threads.
+
+    Raises
+    ------
+    CacheError
+        Where a stored checksum says that the file itself is damaged.
+    """
+    report = VerifyReport(len(cache))
+    with ThreadPoolExecutor() as pool:
+        for guid, stored, now in zip(cache.guids, cache.digests(), pool.map(digests_now, cache.guids), strict=True):
+            if now is None:
+                report.gone.append(guid)
+            elif now != stored:
+                report.changed.append(guid)
+    for start in range(0, len(cache), _BLOCK_ROWS):
+        rows = np.arange(start, min(start + _BLOCK_ROWS, len(cache)))
+        finite, zero = np.ones(len(rows), dtype=bool), np.zeros(len(rows), dtype=bool)
+        for name in cache.embedding_names():
+            values = cache.read(name, rows).reshape(len(rows), -1)
+            finite &= np.isfinite(values).all(axis=1)
+            zero |= ~values.any(axis=1)
+        report.non_finite += [cache.guids[row] for row in rows[~finite]]
+        report.all_zero += [cache.guids[row] for row in rows[zero]]
+    return report
