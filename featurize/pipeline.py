@@ -1,0 +1,339 @@
+"""``featurize``: find what is missing in the cache, encode it block by block, merge."""
+
+import contextlib
+import csv
+import io
+import platform
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..cache.atomic import remove_leftovers, write_text
+from ..cache.errors import CacheError, DataError
+from ..cache.lock import writer_lock
+from ..cache.parts import merge, parts_folder, read_parts, remove_parts, write_part
+from ..cache.schema import Header
+from ..cache.store import FeatureCache
+from .backbone import DEFAULT_BACKBONE, Backbone, choose_device, choose_dtype, open_backbone
+from .dataset import Dataset, Pair, natural_key
+from .encode import VIEW_SEED, How, Reject, encode_blocks, read_pair
+
+BLOCK_ROWS = 512  # what a crash can cost at most
+_LIBRARIES = ("torch", "transformers", "numpy", "h5py", "pillow")
+
+OnProgress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class FeaturizeOptions:
+    """What ``featurize`` is asked for; see the command's help."""
+
+    backbone: str = DEFAULT_BACKBONE
+    revision: str | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+    views: int = 0
+    tokens: bool = False
+    clean: bool = True
+    resize: int | None = None
+    batch_size: int = 64
+    max_reject_rate: float = 0.05
+    prune: bool = False
+
+
+@dataclass
+class FeaturizeSummary:
+    """What ``featurize`` did. ``gone`` are cached pairs whose files are no longer there."""
+
+    out: str
+    rows: int
+    computed: int
+    resumed: int
+    unchanged: int
+    gone: int
+    pruned: int
+    labelled: int
+    unlabelled: int
+    rejects: int
+    rejects_file: str | None
+    backbone: str
+    dtype: str
+    views: int
+    tokens: bool
+    seconds: float
+    pairs_per_second: float
+    bytes: int
+    fingerprint: str
+
+
+@dataclass
+class _Plan:
+    """Where each row of the new file comes from, and which pairs are still to be computed."""
+
+    rows: dict[str, tuple[Path, int]] = field(default_factory=dict)
+    blocks: list[list[Pair]] = field(default_factory=list)
+    resumed: int = 0
+    unchanged: int = 0
+    gone: int = 0
+    pruned: int = 0
+
+
+def identity_of(backbone: Backbone, dtype: str, clean: bool, resize: int | None) -> dict[str, Any]:
+    """Return all that changes an embedding. The numbers are versions of this package's own steps."""
+    return {
+        "backbone": backbone.identity(),
+        "dtype": dtype,
+        "image": {"decoding": 1, "resize": resize},
+        "text": {"decoding": 1, "cleaning": 1 if clean else 0},
+        "augmentation": {"version": 1, "seed": VIEW_SEED},
+    }
+
+
+def featurize(
+    data: str | Path,
+    labels: str | Path | None = None,
+    out: str | Path = "artifacts/features.h5",
+    options: FeaturizeOptions | None = None,
+    on_progress: OnProgress | None = None,
+) -> FeaturizeSummary:
+    """Encode every pair of ``data`` once and keep the embeddings in ``out``.
+
+    Only what is missing is computed: pairs that are new, that changed, or that an interrupted run did not reach.
+
+    Parameters
+    ----------
+    data
+        A folder of ``<guid>.jpg`` + ``<guid>.txt``, or a manifest.
+    labels
+        CSV with header ``guid,tag``; its place is recorded in the cache, its content is not.
+    out
+        The cache file.
+    options
+        Backbone, precision, views, tokens and so on.
+    on_progress
+        Called with (pairs done, pairs to do) as pairs come through.
+
+    Raises
+    ------
+    DataError
+        Nothing to read at ``data``, a malformed labels file, or more pairs rejected than allowed.
+    CacheError
+        ``out`` was made by another backbone, schema or cleaning, from other data, or is not readable.
+    LockedError, DiskFullError, BackboneError
+        As they say. Finished blocks are kept and used by the next run.
+    """
+    started = time.perf_counter()
+    options = options or FeaturizeOptions()
+    out = Path(out).absolute()
+    dataset = Dataset.open(data, labels)
+    with writer_lock(out):
+        remove_leftovers(out)
+        with FeatureCache.open(out) if out.exists() else contextlib.nullcontext() as cached:
+            header = _header(dataset, options, cached)
+            how = _how(options, header, cached)
+            plan = _plan(out, dataset, header, how, cached, options.prune)
+            dataset_moved = cached is not None and cached.header.dataset != header.dataset
+        computed, rejects = _compute(out, plan, header, how, dataset, options, on_progress)
+        if not plan.rows:
+            raise DataError(f"no pair of {dataset.data} could be read; see {_rejects_path(out)}")
+        if computed or plan.resumed or plan.pruned or dataset_moved or not out.exists() or _has_left(out, plan):
+            order = sorted(plan.rows, key=natural_key)
+            merge(out, [(guid, *plan.rows[guid]) for guid in order], header)
+        remove_parts(out, header.fingerprint)
+    seconds = time.perf_counter() - started
+    labelled = sum(1 for guid in plan.rows if dataset.labels.get(guid) is not None)
+    return FeaturizeSummary(
+        out=str(out),
+        rows=len(plan.rows),
+        computed=computed,
+        resumed=plan.resumed,
+        unchanged=plan.unchanged,
+        gone=plan.gone,
+        pruned=plan.pruned,
+        labelled=labelled,
+        unlabelled=len(plan.rows) - labelled,
+        rejects=len(rejects),
+        rejects_file=str(_rejects_path(out)) if rejects else None,
+        backbone=header.backbone["name"],
+        dtype=header.identity["dtype"],
+        views=how.views,
+        tokens=how.tokens,
+        seconds=seconds,
+        pairs_per_second=computed / seconds,
+        bytes=out.stat().st_size,
+        fingerprint=header.fingerprint,
+    )
+
+
+def _header(dataset: Dataset, options: FeaturizeOptions, cached: FeatureCache | None) -> Header:
+    backbone = open_backbone(options.backbone, options.revision)
+    dtype = options.dtype
+    if dtype == "auto" and cached is not None:
+        dtype = str(cached.header.identity["dtype"])  # adding pairs elsewhere must not need a flag
+    dtype = choose_dtype(dtype, choose_device(options.device)) if dtype == "auto" else dtype
+    labels = dataset.labels_path
+    if labels is None and cached is not None and cached.header.dataset["data"] == str(dataset.data):
+        labels = cached.header.dataset["labels"]
+    return Header(
+        identity=identity_of(backbone, dtype, options.clean, options.resize),
+        backbone={"name": backbone.name, "revision": backbone.revision},
+        dataset={"data": str(dataset.data), "labels": None if labels is None else str(labels)},
+        versions={"python": platform.python_version()} | {name: version(name) for name in _LIBRARIES},
+    )
+
+
+def _how(options: FeaturizeOptions, header: Header, cached: FeatureCache | None) -> How:
+    """Take views and tokens as asked for, but never less than the cache has."""
+    return How(
+        clean=options.clean,
+        views=max(options.views, cached.n_views if cached else 0),
+        tokens=options.tokens or (cached is not None and cached.has_tokens),
+        store=np.float16 if header.identity["dtype"] == "bfloat16" else np.float32,
+        batch_size=options.batch_size,
+    )
+
+
+def _plan(out: Path, dataset: Dataset, header: Header, how: How, cached: FeatureCache | None, prune: bool) -> _Plan:
+    plan = _Plan()
+    there = {pair.guid: pair for pair in dataset.pairs}
+    if cached is not None:
+        FeatureCache.open(out, expected=header.identity).close()
+        complete = cached.n_views == how.views and cached.has_tokens == how.tokens
+        same = _unchanged(cached, there)
+        _refuse_other_dataset(cached, dataset, same)
+        for row, guid in enumerate(cached.guids):
+            if guid not in there:
+                plan.gone += 1
+                plan.pruned += prune
+                if complete and not prune:  # nothing is lost unless asked for
+                    plan.rows[guid] = (out, row)
+            elif guid in same and complete:
+                plan.rows[guid] = (out, row)
+                plan.unchanged += 1
+    todo = [pair for pair in dataset.pairs if pair.guid not in plan.rows]
+    in_parts = _resume(out, header, how, there)
+    plan.resumed = len(in_parts)
+    plan.rows |= in_parts
+    # Blocks are cut before the finished rows are taken out: a block that is computed again after a crash, or whose
+    # neighbour had rejects, holds the same pairs as in an uninterrupted run, hence gives the same bits.
+    for start in range(0, len(todo), BLOCK_ROWS):
+        block = [pair for pair in todo[start : start + BLOCK_ROWS] if pair.guid not in in_parts]
+        if block:
+            plan.blocks.append(block)
+    return plan
+
+
+def _unchanged(cached: FeatureCache, there: dict[str, Pair]) -> set[str]:
+    """Return the guids whose raw bytes are those that the cache was made from."""
+    known = [(guid, digests) for guid, digests in zip(cached.guids, cached.digests(), strict=True) if guid in there]
+    with ThreadPoolExecutor() as pool:
+        current = pool.map(lambda item: there[item[0]].digests(), known, chunksize=64)
+        return {guid for (guid, digests), now in zip(known, current, strict=True) if now == digests}
+
+
+def _refuse_other_dataset(cached: FeatureCache, dataset: Dataset, same: set[str]) -> None:
+    if cached.header.dataset["data"] != str(dataset.data) and 2 * len(same) < len(cached):
+        raise CacheError(
+            f"{cached.path} holds the pairs of {cached.header.dataset['data']}, of which {len(same)} of {len(cached)} "
+            f"are in {dataset.data}: give --out another file for other data"
+        )
+
+
+def _resume(out: Path, header: Header, how: How, there: dict[str, Pair]) -> dict[str, tuple[Path, int]]:
+    """Return where finished rows of an interrupted run are, for pairs that have not changed since."""
+    rows: dict[str, tuple[Path, int]] = {}
+    for path in read_parts(parts_folder(out, header.fingerprint), header):
+        with FeatureCache.open(path) as part:
+            if part.n_views == how.views and part.has_tokens == how.tokens:
+                same = _unchanged(part, there)
+                rows |= {guid: (path, row) for row, guid in enumerate(part.guids) if guid in same}
+    return rows
+
+
+def _compute(
+    out: Path,
+    plan: _Plan,
+    header: Header,
+    how: How,
+    dataset: Dataset,
+    options: FeaturizeOptions,
+    on_progress: OnProgress | None,
+) -> tuple[int, list[Reject]]:
+    todo = [pair for block in plan.blocks for pair in block]
+    allowed = options.max_reject_rate * len(dataset.pairs)
+    folder = parts_folder(out, header.fingerprint)
+    number = len(list(folder.glob("part-*.h5")))
+    computed = done = 0
+    report = on_progress or (lambda finished, total: None)
+
+    def on_pairs(count: int) -> None:
+        nonlocal done
+        done += count
+        report(done, len(todo))
+
+    # Where only unreadable pairs are missing, no backbone is needed to say so.
+    rejects = list(_leading_rejects(todo))
+    if len(rejects) < len(todo):
+        rejects = []
+        device = choose_device(options.device)
+        encoder = open_backbone(options.backbone, options.revision).load(
+            device, header.identity["dtype"], options.resize
+        )
+        report(0, len(todo))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's on odd but readable images
+            for block, rejected in encode_blocks(plan.blocks, encoder, how, on_pairs):
+                rejects += rejected
+                if block.guids:
+                    path = write_part(folder, number, block, header)
+                    plan.rows |= {guid: (path, row) for row, guid in enumerate(block.guids)}
+                    number += 1
+                computed += len(block.guids)
+                if len(rejects) > allowed:
+                    break
+    _write_rejects(out, rejects)
+    if len(rejects) > allowed:
+        raise DataError(
+            f"{len(rejects)} of {len(dataset.pairs)} pairs cannot be read, more than --max-reject-rate "
+            f"{options.max_reject_rate:g} allows: see {_rejects_path(out)}, mend them or raise the rate, and run the "
+            "same command again; what was finished is kept"
+        )
+    return computed, rejects
+
+
+def _leading_rejects(todo: Sequence[Pair]) -> Iterator[Reject]:
+    """Yield the rejects that ``todo`` begins with, up to the first pair that can be read."""
+    for pair in todo:
+        item = read_pair(pair)
+        if not isinstance(item, Reject):
+            return
+        yield item
+
+
+def _rejects_path(out: Path) -> Path:
+    return out.with_name(out.name + ".rejects.csv")
+
+
+def _write_rejects(out: Path, rejects: Sequence[Reject]) -> None:
+    path = _rejects_path(out)
+    if not rejects:
+        path.unlink(missing_ok=True)
+        return
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["guid", "reason", "path"])
+    writer.writerows([reject.guid, reject.reason, reject.path] for reject in rejects)
+    write_text(path, buffer.getvalue())
+
+
+def _has_left(out: Path, plan: _Plan) -> bool:
+    """Whether the present file has rows that the new one must not have: pairs that can no longer be read."""
+    with FeatureCache.open(out) as cached:
+        return len(cached) != sum(path == out for path, _ in plan.rows.values())
