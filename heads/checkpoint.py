@@ -1,0 +1,145 @@
+"""best.pt: tensors and a JSON header, nothing that runs code when it is loaded."""
+
+import json
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..cache.atomic import atomic_path
+from ..cache.errors import CheckpointError
+from ..cache.schema import describe_difference, fingerprint_of
+from ..cache.store import FeatureCache
+from .model import Head
+from .splits import Split
+from .training import Recipe
+
+FORMAT = "mmcli head 1"
+
+
+@dataclass
+class Checkpoint:
+    """A trained head and what is needed to use it on other pairs.
+
+    Attributes
+    ----------
+    head
+        In evaluation mode.
+    classes
+        Names, in the order of the logits.
+    dim
+        Length of an embedding.
+    recipe
+        How it was trained.
+    identity, backbone
+        Of the features it was trained on (see ``cache.schema.Header``).
+    split
+        Guids of the rows it was trained, stopped and tested on.
+    best_epoch
+        Whose weights these are.
+    made_from
+        ``{"cache", "labels"}``: absolute paths at the time of training, the defaults of later commands.
+    """
+
+    head: Head
+    classes: list[str]
+    dim: int
+    recipe: Recipe
+    identity: dict[str, Any]
+    backbone: dict[str, Any]
+    split: Split
+    best_epoch: int
+    made_from: dict[str, str]
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the features that the head was trained on."""
+        return fingerprint_of(self.identity)
+
+    def check_cache(self, cache: FeatureCache) -> None:
+        """Refuse a cache of another fingerprint.
+
+        Raises
+        ------
+        CheckpointError
+            Naming what differs.
+        """
+        if cache.fingerprint != self.fingerprint:
+            raise CheckpointError(
+                f"this head was trained on features of {self.backbone['name']}, those in {cache.path} are of "
+                f"{cache.header.backbone['name']} or made otherwise ("
+                + "; ".join(describe_difference(cache.header.identity, self.identity))
+                + "): use the cache it was trained on, or train a head on this one"
+            )
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write ``path`` atomically."""
+    header = {
+        "classes": checkpoint.classes,
+        "dim": checkpoint.dim,
+        "recipe": checkpoint.recipe.to_dict(),
+        "identity": checkpoint.identity,
+        "backbone": checkpoint.backbone,
+        "fingerprint": checkpoint.fingerprint,
+        "split": checkpoint.split.named(),
+        "best_epoch": checkpoint.best_epoch,
+        "made_from": checkpoint.made_from,
+        "versions": {"torch": torch.__version__},
+    }
+    tensors = {name: tensor.detach().cpu() for name, tensor in checkpoint.head.state_dict().items()}
+    with atomic_path(path) as temporary:
+        torch.save({"format": FORMAT, "header": json.dumps(header, sort_keys=True), "tensors": tensors}, temporary)
+
+
+def load_checkpoint(path: str | Path, device: str = "cpu") -> Checkpoint:
+    """Read a best.pt. No code in it is run: ``torch.load(weights_only=True)``.
+
+    Raises
+    ------
+    CheckpointError
+        No such file; a pickle with code in it; not a checkpoint of mmcli; cut off.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"no such checkpoint: {path}; train a head with `mmcli train-head`")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} holds Python objects, which could run code when loaded, or is no checkpoint at all: it was not "
+            "loaded; use a best.pt that mmcli wrote"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read, it may be cut off ({_first_line(error)})") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is not a best.pt of mmcli ({FORMAT!r}): train one with `mmcli train-head`")
+    try:
+        header = json.loads(content["header"])
+        recipe = Recipe.from_dict(header["recipe"])
+        head = Head(
+            header["dim"], len(header["classes"]), recipe.fusion, recipe.modality, recipe.hidden, recipe.dropout
+        )
+        head.load_state_dict(content["tensors"])
+        return Checkpoint(
+            head=head.eval().to(device),
+            classes=header["classes"],
+            dim=header["dim"],
+            recipe=recipe,
+            identity=header["identity"],
+            backbone=header["backbone"],
+            split=Split(**header["split"]),
+            best_epoch=header["best_epoch"],
+            made_from=header["made_from"],
+        )
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{path} is a best.pt of mmcli, but its content does not fit ({_first_line(error)}): was it changed by "
+            "hand, or written by a newer mmcli?"
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,174 @@
+"""Labels for pairs: listed ones, a folder of them, or a single one."""
+
+import csv
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..cache.atomic import write_text
+from ..cache.errors import CheckpointError, DataError
+from ..cache.labels import read_ids
+from ..cache.store import FeatureCache
+from ..featurize.dataset import Dataset, Pair
+from ..featurize.embed import embed_pairs
+from ..featurize.encode import Reject
+from .checkpoint import Checkpoint, load_checkpoint
+from .training import predict_logits
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a head says of some pairs.
+
+    Attributes
+    ----------
+    guids, labels
+        One of each per pair, in the order asked for.
+    classes
+        Names, in the order of the columns of ``probs``.
+    probs
+        (n, C) float32, rows sum to 1.
+    rejects
+        Pairs of a folder that could not be read.
+    """
+
+    guids: list[str]
+    labels: list[str]
+    classes: list[str]
+    probs: NDArray[np.float32]
+    rejects: list[Reject]
+
+    def to_csv(self, with_probs: bool = False) -> str:
+        """Return a CSV with header ``guid,tag``, and with ``with_probs`` a column per class."""
+        buffer = io.StringIO()
+        writer = csv.writer(buffer, lineterminator="\n")
+        writer.writerow(["guid", "tag", *(self.classes if with_probs else [])])
+        for guid, label, probs in zip(self.guids, self.labels, self.probs, strict=True):
+            writer.writerow([guid, label, *([f"{prob:.6f}" for prob in probs] if with_probs else [])])
+        return buffer.getvalue()
+
+    def write(self, path: str | Path, with_probs: bool = False) -> None:
+        """Write ``to_csv`` to a file, atomically."""
+        write_text(Path(path), self.to_csv(with_probs))
+
+
+def predict(
+    best_pt: str | Path,
+    ids: str | Path | None = None,
+    data: str | Path | None = None,
+    pair: tuple[str | Path, str] | None = None,
+    cache_path: str | Path | None = None,
+    backbone: str | None = None,
+    device: str = "auto",
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Predictions:
+    """Predict labels. Rows that the cache has come from it, the others are encoded.
+
+    Parameters
+    ----------
+    best_pt
+        A trained head.
+    ids
+        CSV with the column ``guid``: which pairs, in which order. Without ``data`` they are looked up in the cache,
+        then in the dataset that the cache was made from.
+    data
+        A folder or manifest of pairs. Without ``ids``: all of them, those that cannot be read in ``rejects``.
+    pair
+        (image file, text).
+    cache_path
+        Default: the cache that the head was trained with, if it is still there.
+    backbone
+        Where the backbone is now, if it was moved.
+    on_progress
+        Called with (pairs encoded, pairs to encode).
+
+    Raises
+    ------
+    DataError
+        A listed pair is nowhere, or cannot be read.
+    CheckpointError, CacheError, BackboneError
+        As they say.
+    """
+    checkpoint = load_checkpoint(best_pt)
+    cache = _open_cache(checkpoint, cache_path)
+    try:
+        source = checkpoint.backbone if backbone is None else {"name": backbone, "revision": None}
+        wanted = None if ids is None else read_ids(ids)
+        if pair is not None:
+            pairs, cached = [Pair("1", str(pair[0]), text=pair[1])], None
+        elif data is not None:
+            pairs, cached = _pairs_of(Dataset.open(data), wanted), cache
+        elif cache is not None and wanted is not None and all(guid in cache for guid in wanted):
+            image, text = cache.embeddings(wanted)
+            return _classify(checkpoint, wanted, image, text, [])
+        else:
+            pairs, cached = _pairs_of(_recorded_dataset(cache, best_pt), wanted), cache
+        guids, (image, text), rejects = embed_pairs(pairs, checkpoint.identity, source, cached, device, on_progress)
+    finally:
+        if cache is not None:
+            cache.close()
+    if rejects and (wanted is not None or not guids):
+        raise DataError(
+            f"{len(rejects)} of {len(pairs)} pairs cannot be read, the first is {rejects[0].guid!r} "
+            f"({rejects[0].reason}, {rejects[0].path}): mend them or take them out of the list"
+        )
+    return _classify(checkpoint, guids, image, text, rejects)
+
+
+def _open_cache(checkpoint: Checkpoint, path: str | Path | None) -> FeatureCache | None:
+    """Open the cache asked for, or the one of the training if it is still there and still of the same kind."""
+    if path is None:
+        default = Path(checkpoint.made_from["cache"])
+        if not default.is_file():
+            return None
+        cache = FeatureCache.open(default)
+        if cache.fingerprint != checkpoint.fingerprint:
+            cache.close()
+            return None
+        return cache
+    cache = FeatureCache.open(path)
+    try:
+        checkpoint.check_cache(cache)
+    except CheckpointError:
+        cache.close()
+        raise
+    return cache
+
+
+def _recorded_dataset(cache: FeatureCache | None, best_pt: str | Path) -> Dataset:
+    if cache is None:
+        raise DataError(
+            f"the cache that {best_pt} was trained with is gone or was made anew otherwise: give --data FOLDER with "
+            "the pairs, or --cache FILE"
+        )
+    return Dataset.open(cache.header.dataset["data"])
+
+
+def _pairs_of(dataset: Dataset, wanted: list[str] | None) -> list[Pair]:
+    if wanted is None:
+        return dataset.pairs
+    there = {pair.guid: pair for pair in dataset.pairs}
+    missing = [guid for guid in wanted if guid not in there]
+    if missing:
+        raise DataError(
+            f"{len(missing)} of {len(wanted)} listed pairs are not in {dataset.data}, the first is {missing[0]!r}"
+        )
+    return [there[guid] for guid in wanted]
+
+
+def _classify(
+    checkpoint: Checkpoint,
+    guids: list[str],
+    image: NDArray[np.float32],
+    text: NDArray[np.float32],
+    rejects: list[Reject],
+) -> Predictions:
+    logits = predict_logits(checkpoint.head, image, text).astype(np.float64)
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probs = (exponentials / exponentials.sum(axis=1, keepdims=True)).astype(np.float32)
+    labels = [checkpoint.classes[index] for index in logits.argmax(axis=1)]
+    return Predictions(guids, labels, checkpoint.classes, probs, rejects)

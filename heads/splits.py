@@ -1,0 +1,113 @@
+"""Train, validation and test rows: made once per run, written as CSV, reused with ``--split-dir``."""
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..cache.atomic import write_text
+from ..cache.errors import DataError
+from ..cache.labels import read_labels
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Guids of the training, validation and test rows."""
+
+    train: list[str]
+    val: list[str]
+    test: list[str]
+
+    def named(self) -> dict[str, list[str]]:
+        """Return the three lists by name."""
+        return {name: getattr(self, name) for name in SPLITS}
+
+
+def stratified_split(guids: Sequence[str], tags: Sequence[str], seed: int = 42) -> Split:
+    """Split 8:1:1, stratified by tag, in the order given.
+
+    Exactly scikit-learn's ``train_test_split(train_size=0.8)``, then ``train_test_split(test_size=0.5)`` on the rest,
+    both stratified and both with ``random_state=seed``.
+
+    Raises
+    ------
+    DataError
+        Naming a class of which a part would have no row.
+    """
+    from sklearn.model_selection import train_test_split
+
+    counts = Counter(tags)
+    if len(counts) < 2:
+        raise DataError(f"all {len(tags)} labelled pairs are {next(iter(counts), 'missing')!r}: two classes are needed")
+    try:
+        train, rest, _, rest_tags = train_test_split(
+            list(guids), list(tags), train_size=0.8, random_state=seed, stratify=list(tags)
+        )
+        val, test = train_test_split(rest, test_size=0.5, random_state=seed, stratify=rest_tags)
+    except ValueError as error:
+        name, count = min(counts.items(), key=lambda item: item[1])
+        raise DataError(
+            f"{len(tags)} labelled pairs cannot be split 8:1:1 with each class in each part: class {name!r} has "
+            f"{count}; label more of it, take it out, or give your own parts with --split-dir ({error})"
+        ) from error
+    split = Split(train, val, test)
+    check_classes(split, dict(zip(guids, tags, strict=True)))
+    return split
+
+
+def check_classes(split: Split, labels: dict[str, str]) -> None:
+    """Raise a DataError where a class of the labels has no row in one of the parts."""
+    classes = Counter(labels[guid] for guids in split.named().values() for guid in guids)
+    for name, guids in split.named().items():
+        missing = sorted(set(classes) - {labels[guid] for guid in guids})
+        if missing:
+            raise DataError(
+                f"class {missing[0]!r} has no row in the {name} part ({len(guids)} rows; the class has "
+                f"{classes[missing[0]]} in all): label more of it, take it out, or give your own parts with --split-dir"
+            )
+
+
+def write_split(folder: Path, split: Split, labels: dict[str, str]) -> None:
+    """Write ``train_split.csv``, ``val_split.csv`` and ``test_split.csv``, each with header ``guid,tag``."""
+    for name, guids in split.named().items():
+        buffer = io.StringIO()
+        writer = csv.writer(buffer, lineterminator="\n")
+        writer.writerow(["guid", "tag"])
+        writer.writerows([guid, labels[guid]] for guid in guids)
+        write_text(folder / f"{name}_split.csv", buffer.getvalue())
+
+
+def read_split(folder: str | Path, labels: dict[str, str]) -> Split:
+    """Read the three files that ``write_split`` wrote, or that somebody made like them.
+
+    Raises
+    ------
+    DataError
+        A file is missing; a guid is in two parts, is not among ``labels``, or has another tag there.
+    """
+    folder = Path(folder)
+    parts: dict[str, list[str]] = {}
+    seen: dict[str, str] = {}
+    for name in SPLITS:
+        path = folder / f"{name}_split.csv"
+        if not path.is_file():
+            raise DataError(f"no such file: {path}; a split folder holds {', '.join(f'{n}_split.csv' for n in SPLITS)}")
+        tags = read_labels(path)
+        for guid, tag in tags.items():
+            if guid in seen:
+                raise DataError(f"guid {guid!r} is in two parts of {folder}: {seen[guid]} and {name}")
+            if guid not in labels:
+                raise DataError(f"{path} names guid {guid!r}, which has no label or no features in the cache")
+            if tag != labels[guid]:
+                raise DataError(f"{path} says that {guid!r} is {tag!r}, the labels file says {labels[guid]!r}")
+            seen[guid] = name
+        if not tags:
+            raise DataError(f"{path} names no pair")
+        parts[name] = list(tags)
+    split = Split(**parts)
+    check_classes(split, labels)
+    return split

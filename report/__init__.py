@@ -1,0 +1,1 @@
+"""Figures from plain data. Imports nothing else of mmcli."""

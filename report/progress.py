@@ -1,0 +1,75 @@
+"""Progress on stderr: a bar with rate and remaining time on a terminal, a line now and then in a log."""
+
+import sys
+import time
+from datetime import timedelta
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+_LOG_EVERY = 15.0  # seconds
+
+
+class _RateColumn(ProgressColumn):
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self.unit = unit
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed or 0:.0f} {self.unit}/s")
+
+
+class ProgressLine:
+    """Call it with (done, total); it shows nothing before the first call.
+
+    Parameters
+    ----------
+    what
+        The work, in a word.
+    unit
+        Of what is counted.
+    """
+
+    def __init__(self, what: str, unit: str = "pairs") -> None:
+        self.what = what
+        self.unit = unit
+        self.started = self.last = 0.0
+        self.done = -1
+        self.bar: Progress | None = None
+
+    def __enter__(self) -> "ProgressLine":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: object, trace: TracebackType | None) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def __call__(self, done: int, total: int) -> None:
+        """Show that ``done`` of ``total`` are finished."""
+        now = time.monotonic()
+        first, self.done = self.done < 0, done
+        if first:
+            self.started = self.last = now
+        if sys.stderr.isatty():
+            self._show(done, total)
+        elif first or done >= total or now - self.last >= _LOG_EVERY:
+            self.last = now
+            rate = done / (now - self.started) if done else 0.0
+            left = f", {timedelta(seconds=round((total - done) / rate))} left" if rate else ""
+            print(f"{self.what}: {done}/{total} {self.unit}, {rate:.0f} {self.unit}/s{left}", file=sys.stderr)
+
+    def _show(self, done: int, total: int) -> None:
+        if self.bar is None:
+            self.bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                _RateColumn(self.unit),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+            )
+            self.bar.add_task(self.what, total=total)
+            self.bar.start()
+        self.bar.update(self.bar.task_ids[0], completed=done, total=total)
