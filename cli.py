@@ -31,6 +31,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instea
 Device = Annotated[Literal["auto", "cpu", "cuda", "mps"], typer.Option(help="Where to compute.")]
 CacheArgument = Annotated[Path, typer.Argument(help="The cache file.")]
 From = Annotated[Path, typer.Option("--from", help="A best.pt; default: that of the latest run.")]
+SPLITS = ["train", "val", "test"]
 Trained = "Default: what the head was trained with."
 
 
@@ -234,7 +235,7 @@ def train_head(
     if as_json:
         print_json(result)
     else:
-        parts = {name: result[name] for name in ("train", "val", "test") if name in result}
+        parts = {name: result[name] for name in SPLITS if name in result}
         where = "" if runs == RUNS else f"--from {runs / 'latest' / 'best.pt'} "
         next_command = f"mmcli predict {where}--ids FILE --out submission.txt"
         print_parts(scores_table(parts, result["classes"]), run_table(result, next_command))

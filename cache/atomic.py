@@ -10,8 +10,6 @@ from pathlib import Path
 from .errors import DiskFullError
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-# HDF5 reports a full disk in the text of its own error stack, not always in errno.
-_NO_ROOM_TEXT = ("No space left on device", "Disk quota exceeded", "File too large")
 
 
 @contextlib.contextmanager
@@ -19,9 +17,8 @@ def disk_full_is_clear(path: Path) -> Iterator[None]:
     """Turn an ``OSError`` for lack of room while writing ``path`` into a ``DiskFullError``."""
     try:
         yield
-    except (OSError, RuntimeError) as error:
-        number = getattr(error, "errno", None)
-        if number not in _NO_ROOM and not any(text in str(error) for text in _NO_ROOM_TEXT):
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
             raise
         free = shutil.disk_usage(path.parent).free
         raise DiskFullError(

@@ -5,7 +5,6 @@ disk, so whatever is there after a crash can be used.
 """
 
 import contextlib
-import io
 import shutil
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -17,8 +16,9 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from .atomic import atomic_path, write_bytes
+from .atomic import atomic_path
 from .errors import CacheError, DiskFullError
+from .hdf5 import new_hdf5
 from .schema import PER_ROW, Header
 from .store import FeatureCache
 
@@ -52,9 +52,9 @@ def write_part(folder: Path, number: int, block: Block, header: Header) -> Path:
     DiskFullError
         Where there is no room. Parts already written stay.
     """
-    # Built in memory: HDF5 meets a full disk with half-closed files, an ordinary write with an ordinary error.
-    buffer = io.BytesIO()
-    with h5py.File(buffer, "w") as file:
+    path = folder / f"part-{number:06d}.h5"
+    with atomic_path(path) as temporary, new_hdf5(temporary) as new:
+        file = new.file
         file.attrs.update(header.to_attributes())
         guids = [guid.encode() for guid in block.guids]
         file["guid"] = np.array(guids, dtype=h5py.string_dtype("utf-8", max(map(len, guids), default=1) or 1))
@@ -64,8 +64,6 @@ def write_part(folder: Path, number: int, block: Block, header: Header) -> Path:
             lengths = [len(tokens) for tokens in block.text_tokens]
             file["text_offsets"] = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
             file["text_tokens"] = np.concatenate(block.text_tokens)
-    path = folder / f"part-{number:06d}.h5"
-    write_bytes(path, buffer.getvalue())
     return path
 
 
@@ -128,7 +126,8 @@ def merge(target: Path, rows: Sequence[tuple[str, Path, int]], header: Header) -
     sources = _Sources()
     try:
         _check_room(target, {path for _, path, _ in rows})
-        with atomic_path(target) as temporary, h5py.File(temporary, "w") as file:
+        with atomic_path(target) as temporary, new_hdf5(temporary) as new:
+            file = new.file
             file.attrs.update(header.to_attributes())
             names = _create_datasets(file, sources.get(rows[0][1]), rows)
             offset = 0
@@ -142,6 +141,7 @@ def merge(target: Path, rows: Sequence[tuple[str, Path, int]], header: Header) -
                         _put(file[name], span, picked, values)
                 if "text_tokens" in file:
                     offset = _append_text_tokens(file, sources, chunk, start, offset)
+                new.check()
             sources.close()  # before the replace: target may be one of them
     finally:
         sources.close()

@@ -64,16 +64,28 @@ class FeatureCache:
             ) from error
         try:
             header = _read_header(path, file)
-            if expected is not None and header.fingerprint != fingerprint_of(expected):
-                raise CacheError(
-                    f"{path} holds features of {header.backbone['name']}, made otherwise than what was asked for ("
-                    + "; ".join(describe_difference(header.identity, expected))
-                    + "): ask for the same, or give another --out"
-                )
-            return cls(path, file, header)
+            cache = cls(path, file, header)
+            if expected is not None:
+                cache.check(expected)
+            return cache
         except BaseException:
             file.close()
             raise
+
+    def check(self, expected: dict[str, Any]) -> None:
+        """Refuse this cache where its identity is not ``expected``.
+
+        Raises
+        ------
+        CacheError
+            Naming what differs.
+        """
+        if self.fingerprint != fingerprint_of(expected):
+            raise CacheError(
+                f"{self.path} holds features of {self.header.backbone['name']}, made otherwise than what was asked for ("
+                + "; ".join(describe_difference(self.header.identity, expected))
+                + "): ask for the same, or give another --out"
+            )
 
     def close(self) -> None:
         """Close the file."""

