@@ -11,7 +11,6 @@ from typing import Annotated, Literal
 import typer
 
 from . import __version__
-from .cache.errors import MmcliError
 
 app = typer.Typer(
     name="mmcli",
@@ -128,7 +127,7 @@ def verify(
 
     Example: mmcli cache verify artifacts/features.h5
     """
-    from .cache import FeatureCache
+    from .cache import CacheError, FeatureCache
     from .cache.verify import verify as run
     from .featurize import Dataset
     from .report.tables import pairs_table
@@ -144,7 +143,7 @@ def verify(
         shown = {name: f"{len(guids)} {' '.join(guids[:10])}" for name, guids in found.items()}
         print_parts(pairs_table({"rows": report.rows, **shown}))
     if not report.sound:
-        raise MmcliError(f"{cache} has rows that do not agree with their sources: run `mmcli featurize` again")
+        raise CacheError(f"{cache} has rows that do not agree with their sources: run `mmcli featurize` again")
 
 
 @cache_app.command()
@@ -375,10 +374,18 @@ def demo(
 
 
 def main() -> None:
-    """Run the command line; the user's errors become one line on stderr and exit code 1."""
+    """Run the command line. Exit code 0 done, 1 ``MmcliError`` (one line on stderr), 2 usage, 130 interrupted."""
     try:
         app()
-    except MmcliError as error:
+    except SystemExit as stopped:
+        if stopped.code == 130:
+            sys.stderr.write("interrupted: what was finished is kept; run the same command again to go on\n")
+        raise
+    except Exception as error:
+        from .cache.errors import MmcliError  # here, because help must not wait for h5py
+
+        if not isinstance(error, MmcliError):
+            raise
         message = " ".join(str(error).split())
         sys.stderr.write(f"error: {message}\n")
         sys.exit(1)

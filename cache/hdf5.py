@@ -36,7 +36,7 @@ class _Sink(io.FileIO):
                 self.failure = error
         return size or 0
 
-    def readinto(self, buffer: Any, /) -> int:  # type: ignore[override]
+    def readinto(self, buffer: Any, /) -> int:
         view = memoryview(buffer).cast("B")
         count = super().readinto(view) or 0
         view[count:] = bytes(len(view) - count)  # HDF5 may read back what was dropped

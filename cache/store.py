@@ -82,7 +82,7 @@ class FeatureCache:
         """
         if self.fingerprint != fingerprint_of(expected):
             raise CacheError(
-                f"{self.path} holds features of {self.header.backbone['name']}, made otherwise than what was asked for ("
+                f"{self.path} holds features of {self.header.backbone['name']}, made otherwise than asked for ("
                 + "; ".join(describe_difference(self.header.identity, expected))
                 + "): ask for the same, or give another --out"
             )

@@ -152,7 +152,8 @@ def _encode_block(
             row.pixels = row.pixels[:0]  # the memory of one batch at a time
         rows += batch
         on_pairs(len(batch))
-    on_pairs(len(rejects))
+    if rejects:
+        on_pairs(len(rejects))
     ids, truncated = encoder.tokenize([row.text for row in rows]) if rows else ([], [])
     text, text_tokens = _encode_texts(encoder, ids, how)
     columns: dict[str, NDArray[Any]] = {**images.columns(), "text": text.astype(how.store)}

@@ -25,7 +25,7 @@ from .backbone import DEFAULT_BACKBONE, Backbone, choose_device, choose_dtype, o
 from .dataset import Dataset, Pair, natural_key
 from .encode import VIEW_SEED, How, Reject, encode_blocks, read_pair
 
-BLOCK_ROWS = 512  # what a crash can cost at most
+BLOCK_ROWS = 256  # what a crash can cost at most
 _LIBRARIES = ("torch", "transformers", "numpy", "h5py", "pillow")
 
 OnProgress = Callable[[int, int], None]
@@ -336,4 +336,3 @@ def _write_rejects(out: Path, rejects: Sequence[Reject]) -> None:
     writer.writerow(["guid", "reason", "path"])
     writer.writerows([reject.guid, reject.reason, reject.path] for reject in rejects)
     write_text(path, buffer.getvalue())
-

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,12 +106,14 @@ def load_checkpoint(path: str | Path, device: str = "cpu") -> Checkpoint:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"no such checkpoint: {path}; train a head with `mmcli train-head`")
+    if not zipfile.is_zipfile(path):  # what torch.save writes; a bare pickle is not even opened
+        raise CheckpointError(f"{path} is not a best.pt of mmcli, or is cut off: train one with `mmcli train-head`")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path} holds Python objects, which could run code when loaded, or is no checkpoint at all: it was not "
-            "loaded; use a best.pt that mmcli wrote"
+            f"{path} holds Python objects, which could run code when loaded: it was not loaded; use a best.pt that "
+            "mmcli wrote"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read, it may be cut off ({_first_line(error)})") from error

@@ -1,4 +1,4 @@
-"""Progress on stderr: a bar with rate and remaining time on a terminal, a line now and then in a log."""
+"""Progress through pairs on stderr: a bar with rate and remaining time on a terminal, a line now and then in a log."""
 
 import sys
 import time
@@ -13,12 +13,8 @@ _LOG_EVERY = 15.0  # seconds
 
 
 class _RateColumn(ProgressColumn):
-    def __init__(self, unit: str) -> None:
-        super().__init__()
-        self.unit = unit
-
     def render(self, task: Task) -> Text:
-        return Text(f"{task.speed or 0:.0f} {self.unit}/s")
+        return Text(f"{task.speed or 0:.0f} pairs/s")
 
 
 class ProgressLine:
@@ -28,13 +24,10 @@ class ProgressLine:
     ----------
     what
         The work, in a word.
-    unit
-        Of what is counted.
     """
 
-    def __init__(self, what: str, unit: str = "pairs") -> None:
+    def __init__(self, what: str) -> None:
         self.what = what
-        self.unit = unit
         self.started = self.last = 0.0
         self.done = -1
         self.bar: Progress | None = None
@@ -56,9 +49,9 @@ class ProgressLine:
             self._show(done, total)
         elif first or done >= total or now - self.last >= _LOG_EVERY:
             self.last = now
-            rate = done / (now - self.started) if done else 0.0
+            rate = done / max(now - self.started, 1e-9)
             left = f", {timedelta(seconds=round((total - done) / rate))} left" if rate else ""
-            print(f"{self.what}: {done}/{total} {self.unit}, {rate:.0f} {self.unit}/s{left}", file=sys.stderr)
+            print(f"{self.what}: {done}/{total} pairs, {rate:.0f} pairs/s{left}", file=sys.stderr)
 
     def _show(self, done: int, total: int) -> None:
         if self.bar is None:
@@ -66,7 +59,7 @@ class ProgressLine:
                 TextColumn("{task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),
-                _RateColumn(self.unit),
+                _RateColumn(),
                 TimeRemainingColumn(),
                 console=Console(stderr=True),
             )

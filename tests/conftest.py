@@ -11,7 +11,7 @@ from mmcli.cache.parts import Block, merge, write_part
 from mmcli.cache.schema import Header
 from PIL import Image
 
-WORDS = "sun rain love hate tree house fine bad good day night the a is was".split()
+WORDS = ["sun", "rain", "love", "hate", "tree", "house", "fine", "bad", "good", "day", "night", "the", "a", "is"]
 
 
 def write_pair(folder, guid, seed=None, size=(48, 40)):
@@ -70,9 +70,7 @@ def tiny_clip(tmp_path_factory):
     special |= {"pad_token": "<|endoftext|>", "tokenizer_class": "CLIPTokenizer", "model_max_length": 77}
     (folder / "tokenizer_config.json").write_text(json.dumps(special))
     size = {"size": {"shortest_edge": 64}, "crop_size": {"height": 64, "width": 64}}
-    (folder / "preprocessor_config.json").write_text(
-        json.dumps({"image_processor_type": "CLIPImageProcessor", **size})
-    )
+    (folder / "preprocessor_config.json").write_text(json.dumps({"image_processor_type": "CLIPImageProcessor", **size}))
     return folder
 
 
@@ -88,7 +86,6 @@ def cli(capsys, monkeypatch, tmp_path):
         capsys.readouterr()
         with pytest.raises(SystemExit) as stopped:
             main()
-            raise SystemExit(0)
         captured = capsys.readouterr()
         return stopped.value.code or 0, captured.out, captured.err
 

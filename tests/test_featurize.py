@@ -87,7 +87,7 @@ def test_only_edited_and_added_pairs_are_computed(pairs, tmp_path, free):
 
 
 def test_a_pair_that_is_gone_is_kept_until_pruned(pairs, tmp_path, free):
-    folder, labels = pairs(6)
+    folder, _ = pairs(6)
     out = tmp_path / "f.h5"
     featurize(folder, None, out, OPTIONS)
     for suffix in ("jpg", "txt"):

@@ -1,0 +1,190 @@
+"""Run folders and checkpoints: what train-head leaves, and what evaluate and predict make of it."""
+
+import csv
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import header, synthetic_block, write_cache
+from mmcli.cache import CheckpointError, DataError, FeatureCache, read_labels
+from mmcli.heads import Recipe, evaluate, load_checkpoint, predict, predict_logits, train_full, train_head
+from PIL import Image
+from sklearn.metrics import f1_score
+
+QUICK = Recipe(epochs=12, hidden=(16,), lr=5e-3)
+
+
+@pytest.fixture
+def run(learnable, tmp_path):
+    path, labels = learnable
+    return train_head(path, labels, QUICK, runs=tmp_path / "runs")
+
+
+def test_a_run_folder_holds_everything(run, tmp_path):
+    folder = tmp_path / "runs" / "latest"
+    assert folder.resolve() == (tmp_path / "runs" / run["run"]).resolve()
+    assert folder.resolve().name.endswith("-concat")
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert names == {
+        "best.pt", "config.json", "metrics.json", "history.csv", "curves.png", "confusion.png",
+        "splits/train_split.csv", "splits/val_split.csv", "splits/test_split.csv",
+    }  # fmt: skip
+    assert json.loads((folder / "metrics.json").read_text()) == run
+    assert json.loads((folder / "config.json").read_text())["recipe"] == QUICK.to_dict()
+    history = list(csv.DictReader((folder / "history.csv").open()))
+    assert len(history) == run["epochs"]
+    for name in ("curves.png", "confusion.png"):
+        with Image.open(folder / name) as image:
+            assert min(image.size) > 200
+            assert len(image.convert("RGB").getcolors(1 << 20)) > 20  # something is drawn
+    assert not [path for path in (tmp_path / "runs").iterdir() if path.name.startswith(".")]
+
+
+def test_the_scores_are_those_of_the_written_best_pt(run, learnable):
+    path, labels = learnable
+    checkpoint, tags = load_checkpoint(run["best_pt"]), read_labels(labels)
+    with FeatureCache.open(path) as cache:
+        for part, guids in checkpoint.split.named().items():
+            predicted = predict_logits(checkpoint.head, *cache.embeddings(guids)).argmax(axis=1)
+            names = [checkpoint.classes[index] for index in predicted]
+            expected = f1_score([tags[guid] for guid in guids], names, average="macro")
+            assert run[part]["macro_f1"] == pytest.approx(expected)
+    assert run["test"]["macro_f1"] > 0.6
+
+
+def test_evaluate_repeats_the_scores(run, learnable, tmp_path):
+    again = evaluate(run["best_pt"])
+    assert (again["val"], again["test"]) == (run["val"], run["test"])
+    extra = tmp_path / "extra.csv"
+    extra.write_text("guid,tag\n399,neutral\n")
+    with pytest.raises(DataError, match="rows have no label or no features"):
+        evaluate(run["best_pt"], labels_path=extra)
+    with pytest.raises(DataError, match="no new row to be scored"):
+        evaluate(run["best_pt"], on=["new"])
+
+
+def test_new_labels_are_scored_on_rows_that_the_run_has_not_seen(learnable, tmp_path):
+    path, labels = learnable
+    lines = labels.read_text().splitlines(keepends=True)
+    some = tmp_path / "some.csv"
+    some.write_text("".join(lines[:301]))
+    run = train_head(path, some, QUICK, runs=tmp_path / "runs")
+    assert evaluate(run["best_pt"], on=["new"], labels_path=labels)["new"]["n"] == 100
+    labels.write_text("".join(lines).replace("399,", "399,other"))
+    with pytest.raises(DataError, match="guid '399' has the label 'other"):
+        evaluate(run["best_pt"], on=["new"], labels_path=labels)
+
+
+def test_a_split_is_reused(run, learnable, tmp_path):
+    path, labels = learnable
+    again = train_head(path, labels, Recipe(epochs=1), f"{run['run']}/splits", runs=tmp_path / "runs")
+    first, second = (load_checkpoint(each["best_pt"]).split for each in (run, again))
+    assert first == second
+
+
+def test_the_same_seed_writes_the_same_best_pt(run, learnable, tmp_path):
+    path, labels = learnable
+    again = train_head(path, labels, QUICK, runs=tmp_path / "more")
+    with open(run["best_pt"], "rb") as first, open(again["best_pt"], "rb") as second:
+        assert first.read() == second.read()
+
+
+def test_full_trains_on_all_rows_with_the_recipe_and_epochs_of_a_run(run, learnable, tmp_path):
+    path, labels = learnable
+    full = train_full(run["best_pt"], path, labels, tmp_path / "runs")
+    checkpoint = load_checkpoint(full["best_pt"])
+    assert full["epochs"] == run["best_epoch"]
+    assert full["train"]["n"] == 400
+    assert not {"val", "test"} & set(full)
+    assert checkpoint.split.train == [str(guid) for guid in range(400)]
+    first, second = (Path(each["run"], "history.csv").read_text().splitlines()[1:] for each in (run, full))
+    assert [row.split(",")[1] for row in second] == [row.split(",")[1] for row in first[: run["best_epoch"]]]
+    with pytest.raises(DataError, match="it learned from all rows"):
+        evaluate(full["best_pt"])
+    with pytest.raises(CheckpointError, match="itself trained on all rows"):
+        train_full(full["best_pt"], path, labels, tmp_path / "runs")
+
+
+def test_labels_of_pairs_that_are_not_there(learnable, tmp_path):
+    path, labels = learnable
+    labels.write_text(labels.read_text() + "9999,neutral\n")
+    assert train_head(path, labels, Recipe(epochs=1), runs=tmp_path / "runs")["labels_without_features"] == 1
+    labels.write_text("guid,tag\n9998,neutral\n9999,positive\n")
+    with pytest.raises(DataError, match="none of the 2 labels"):
+        train_head(path, labels, runs=tmp_path / "runs")
+    with pytest.raises(DataError, match="give --labels FILE"):
+        train_head(path, None, runs=tmp_path / "runs")
+
+
+def test_a_failed_run_leaves_no_folder(learnable, tmp_path, monkeypatch):
+    path, labels = learnable
+    monkeypatch.setattr("mmcli.report.figures.confusion", lambda *arguments: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train_head(path, labels, Recipe(epochs=1), runs=tmp_path / "runs")
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_predictions_of_listed_rows_come_from_the_cache(run, learnable, tmp_path):
+    ids = tmp_path / "ids.csv"
+    ids.write_text("guid,tag\n7,null\n3,null\n250,null\n")
+    found = predict(run["best_pt"], ids=ids)
+    assert found.guids == ["7", "3", "250"]
+    assert np.allclose(found.probs.sum(axis=1), 1, atol=1e-6)
+    found.write(tmp_path / "submission.txt")
+    lines = (tmp_path / "submission.txt").read_text().splitlines()
+    assert lines[0] == "guid,tag"
+    assert [line.split(",")[0] for line in lines[1:]] == ["7", "3", "250"]
+    with_probs = found.to_csv(with_probs=True).splitlines()
+    assert with_probs[0] == "guid,tag,negative,neutral,positive"
+    checkpoint = load_checkpoint(run["best_pt"])
+    with FeatureCache.open(learnable[0]) as cache:
+        logits = torch.from_numpy(predict_logits(checkpoint.head, *cache.embeddings(found.guids)))
+    expected = torch.softmax(logits, dim=1).numpy()
+    assert np.allclose(found.probs, expected, atol=1e-6)
+    assert found.labels == [checkpoint.classes[index] for index in expected.argmax(axis=1)]
+
+
+class Exploit:
+    def __reduce__(self):
+        return print, ("code of a stranger was run",)
+
+
+def test_checkpoints_of_strangers(run, tmp_path, capsys):
+    path = tmp_path / "x.pt"
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
+        load_checkpoint(path)
+    torch.save({"format": "mmcli head 1", "header": Exploit()}, path)
+    with pytest.raises(CheckpointError, match="could run code"):
+        load_checkpoint(path)
+    path.write_bytes(pickle.dumps(Exploit()))
+    with pytest.raises(CheckpointError, match=r"not a best.pt of mmcli"):
+        load_checkpoint(path)
+    assert "stranger" not in capsys.readouterr().out
+    torch.save({"weights": torch.zeros(3)}, path)
+    with pytest.raises(CheckpointError, match=r"not a best.pt of mmcli"):
+        load_checkpoint(path)
+    for size in (0, 20, 3000):
+        with open(run["best_pt"], "rb") as file:
+            path.write_bytes(file.read()[:size])
+        with pytest.raises(CheckpointError, match="cut off"):
+            load_checkpoint(path)
+    content = torch.load(run["best_pt"], weights_only=True)
+    content["tensors"].popitem()
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match="content does not fit"):
+        load_checkpoint(path)
+
+
+def test_a_head_refuses_features_of_another_backbone(run, learnable, tmp_path):
+    other = write_cache(tmp_path / "other.h5", synthetic_block(["0", "1"], 16), header(dtype="bfloat16"))
+    ids = tmp_path / "ids.csv"
+    ids.write_text("guid\n0\n")
+    with pytest.raises(CheckpointError, match="dtype: bfloat16, not float32"):
+        evaluate(run["best_pt"], other)
+    with pytest.raises(CheckpointError, match="dtype: bfloat16, not float32"):
+        predict(run["best_pt"], ids=ids, cache_path=other)
+    with pytest.raises(CheckpointError, match="dtype: bfloat16, not float32"):
+        train_full(run["best_pt"], other, learnable[1], tmp_path / "runs")
