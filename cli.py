@@ -205,7 +205,7 @@ def train_head(
     Example: mmcli train-head --fusion concat --modality both
     """
     _recipe_or_full(context, full)
-    from .featurize.backbone import choose_device
+    from .featurize.loading import choose_device
     from .heads import Recipe
     from .heads import train_full as run_full
     from .heads import train_head as run
@@ -280,7 +280,7 @@ def evaluate(
 
     Example: mmcli evaluate --from artifacts/runs/latest/best.pt --on test
     """
-    from .featurize.backbone import choose_device
+    from .featurize.loading import choose_device
     from .heads import evaluate as run
     from .report.tables import scores_table
     from .report.terminal import print_json, print_parts

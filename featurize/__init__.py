@@ -3,8 +3,9 @@
 Imports ``cache`` only, and torch only when a model is loaded.
 """
 
-from .backbone import Backbone, Encoder, open_backbone
+from .backbone import Backbone, Encoder
 from .dataset import Dataset, Pair
+from .loading import open_backbone
 from .pipeline import FeaturizeOptions, FeaturizeSummary, featurize
 from .text import clean_text, decode_text
 

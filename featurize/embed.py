@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from ..cache.errors import BackboneError
 from ..cache.schema import describe_difference, fingerprint_of
 from ..cache.store import FeatureCache
-from .backbone import choose_device, open_backbone
 from .dataset import Pair
 from .encode import How, Reject, encode_blocks
+from .loading import choose_device, open_backbone
 from .pipeline import BLOCK_ROWS, identity_of
 
 Embeddings = tuple[NDArray[np.float32], NDArray[np.float32]]

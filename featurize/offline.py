@@ -76,4 +76,4 @@ class OfflineBackbone(Backbone):
 
         text_path, _ = _checked(*TEXT_WEIGHTS)
         image_path, _ = _checked(*IMAGE_WEIGHTS)
-        return OfflineEncoder(text_path.parent, image_path, device, dtype, resize)
+        return OfflineEncoder(text_path.parent, image_path, (DIM, PROJECTION_SEED), device, dtype, resize)

@@ -12,7 +12,6 @@ from PIL.Image import Image
 from torch import nn
 
 from .backbone import MAX_TOKENS, Encoded, Encoder
-from .offline import DIM, PROJECTION_SEED
 from .tensors import computing, low_precision, pad, to_float, to_half, tokenize
 
 IMAGE_SIZE = 224
@@ -30,9 +29,17 @@ def orthonormal_projection(rows: int, columns: int, seed: int) -> NDArray[np.flo
 
 
 class OfflineEncoder(Encoder):
-    """The two encoders, loaded."""
+    """The two encoders, loaded; ``projection`` is (length of an embedding, seed)."""
 
-    def __init__(self, text_folder: Path, image_weights: Path, device: str, dtype: str, resize: int | None) -> None:
+    def __init__(
+        self,
+        text_folder: Path,
+        image_weights: Path,
+        projection: tuple[int, int],
+        device: str,
+        dtype: str,
+        resize: int | None,
+    ) -> None:
         transformers.utils.logging.disable_progress_bar()
         transformers.utils.logging.set_verbosity_error()
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(text_folder, local_files_only=True)
@@ -48,8 +55,8 @@ class OfflineEncoder(Encoder):
             image_mean=IMAGE_MEAN,
             image_std=IMAGE_STD,
         )
-        self.text_projection = torch.from_numpy(orthonormal_projection(384, DIM, PROJECTION_SEED)).to(device)
-        self.image_projection = torch.from_numpy(orthonormal_projection(1280, DIM, PROJECTION_SEED)).to(device)
+        self.text_projection = torch.from_numpy(orthonormal_projection(384, *projection)).to(device)
+        self.image_projection = torch.from_numpy(orthonormal_projection(1280, *projection)).to(device)
         self.device = device
         self.dtype = dtype
 

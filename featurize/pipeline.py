@@ -21,9 +21,10 @@ from ..cache.lock import writer_lock
 from ..cache.parts import merge, parts_folder, read_parts, remove_parts, write_part
 from ..cache.schema import Header
 from ..cache.store import FeatureCache
-from .backbone import DEFAULT_BACKBONE, Backbone, choose_device, choose_dtype, open_backbone
+from .backbone import DEFAULT_BACKBONE, Backbone
 from .dataset import Dataset, Pair, natural_key
 from .encode import VIEW_SEED, How, Reject, encode_blocks, read_pair
+from .loading import choose_device, choose_dtype, open_backbone
 
 BLOCK_ROWS = 256  # what a crash can cost at most
 _LIBRARIES = ("torch", "transformers", "numpy", "h5py", "pillow")

@@ -1,0 +1,53 @@
+"""Which backbone, on which device, in which precision."""
+
+from pathlib import Path
+
+from ..cache.errors import BackboneError
+from .backbone import OFFLINE, Backbone
+from .huggingface import HuggingFaceBackbone, download
+from .offline import OfflineBackbone
+
+
+def open_backbone(name: str, revision: str | None = None) -> Backbone:
+    """Return the backbone that ``name`` means: ``offline``, a local folder, or a hub id.
+
+    Raises
+    ------
+    BackboneError
+        No such folder, hub not reachable, extra not installed. There is no fallback from one to another.
+    """
+    if name == OFFLINE:
+        return OfflineBackbone()
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return HuggingFaceBackbone(str(folder.absolute()), folder.absolute(), None)
+    if name.startswith(("/", ".", "~")) or name.count("/") > 1:
+        raise BackboneError(f"no such backbone folder: {name}")
+    snapshot, revision = download(name, revision)
+    return HuggingFaceBackbone(name, snapshot, revision)
+
+
+def choose_device(device: str) -> str:
+    """Resolve ``auto`` to cuda, mps or cpu; refuse what this machine does not have."""
+    import torch
+
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if device == "auto":
+        return "cuda" if available["cuda"] else "mps" if available["mps"] else "cpu"
+    if not available.get(device):
+        have = ", ".join(name for name, there in available.items() if there)
+        raise BackboneError(f"device {device} is not available here: choose auto or one of {have}")
+    return device
+
+
+def choose_dtype(dtype: str, device: str) -> str:
+    """Resolve ``auto``: bfloat16 where the processor computes in it natively, float32 elsewhere."""
+    if dtype != "auto":
+        return dtype
+    import torch
+
+    if device == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    if device == "cpu" and torch.cpu._is_avx512_bf16_supported():
+        return "bfloat16"
+    return "float32"
