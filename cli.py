@@ -384,9 +384,12 @@ def main() -> None:
     except Exception as error:
         from .cache.errors import MmcliError  # here, because help must not wait for h5py
 
-        if not isinstance(error, MmcliError):
+        if isinstance(error, MmcliError):
+            message = " ".join(str(error).split())
+        elif isinstance(error, OSError) and error.filename is not None:  # no permission, a folder where a file belongs
+            message = f"{error.filename}: {error.strerror}"
+        else:
             raise
-        message = " ".join(str(error).split())
         sys.stderr.write(f"error: {message}\n")
         sys.exit(1)
 

@@ -32,8 +32,8 @@ _SMALL_FILES = (
 
 def weight_files(names: Sequence[str]) -> list[str]:
     """Return the weight files among ``names``: safetensors where there are any, else PyTorch pickles."""
-    safe = sorted(name for name in names if name.endswith((".safetensors", ".safetensors.index.json")))
-    return safe or sorted(name for name in names if name.startswith("pytorch_model") and "/" not in name)
+    safe = [name for name in names if name.startswith("model") and ".safetensors" in name and "/" not in name]
+    return sorted(safe or [name for name in names if name.startswith("pytorch_model") and "/" not in name])
 
 
 def download(name: str, revision: str | None) -> tuple[Path, str]:

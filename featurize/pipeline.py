@@ -133,6 +133,8 @@ def featurize(
     started = time.perf_counter()
     options = options or FeaturizeOptions()
     out = Path(out).absolute()
+    if out.is_dir():
+        raise CacheError(f"{out} is a folder: give --out a file, such as {out / 'features.h5'}")
     dataset = Dataset.open(data, labels)
     with writer_lock(out):
         remove_leftovers(out)

@@ -168,6 +168,53 @@ def test_a_text_only_model_is_refused(tmp_path):
         open_backbone(str(tmp_path)).load("cpu", "float32", None)
 
 
+def test_weights_as_a_pickle_load_too(tiny_clip, tmp_path):
+    import shutil
+
+    from safetensors.torch import load_file
+
+    copy = shutil.copytree(tiny_clip, tmp_path / "copy")
+    torch.save(load_file(copy / "model.safetensors"), copy / "pytorch_model.bin")
+    (copy / "model.safetensors").unlink()
+    assert "pytorch_model.bin" in open_backbone(str(copy)).identity()["files"]
+    ids = [[5, 6, 7]]
+    ours, theirs = (open_backbone(str(each)).load("cpu", "float32", None) for each in (copy, tiny_clip))
+    assert np.allclose(ours.encode_texts(ids).pooled, theirs.encode_texts(ids).pooled, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["siglip", "chinese_clip"])
+def test_other_dual_encoders(kind, tiny_clip):
+    """Texts as each of them was trained: SigLIP padded to its full length and without a mask, Chinese-CLIP with one."""
+    import transformers
+    from mmcli.featurize.huggingface_encoder import HuggingFaceEncoder
+
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    tokenizer = AutoTokenizer.from_pretrained(tiny_clip)
+    ends = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": 1, "eos_token_id": tokenizer.eos_token_id}
+    text, vision = {"vocab_size": len(tokenizer), **ends, **small}, {"image_size": 64, "patch_size": 16, **small}
+    if kind == "siglip":
+        text["max_position_embeddings"] = 24
+        config = transformers.SiglipConfig(text_config=text, vision_config=vision)
+        model = transformers.SiglipModel(config).eval()
+    else:
+        config = transformers.ChineseCLIPConfig(text_config=text, vision_config=vision, projection_dim=16)
+        model = transformers.ChineseCLIPModel(config).eval()
+    encoder = HuggingFaceEncoder(model, None, tokenizer, "cpu", "float32", None)
+    texts = ["good", "a fine day, all in all", "x" * 90]
+    padding = {"padding": "max_length"} if kind == "siglip" else {"padding": True}
+    inputs = tokenizer(texts, truncation=True, max_length=encoder.max_tokens, return_tensors="pt", **padding)
+    if kind == "siglip":
+        del inputs["attention_mask"]
+    with torch.no_grad():
+        theirs = model.get_text_features(**inputs).pooler_output.numpy()
+        pixels = torch.rand(2, 3, 64, 64)
+        images = model.get_image_features(pixel_values=pixels).pooler_output.numpy()
+    ids, truncated = encoder.tokenize(texts)
+    assert truncated == [False, False, True]
+    assert np.allclose(encoder.encode_texts(ids).pooled, theirs, atol=1e-5)
+    assert np.allclose(encoder.encode_images(pixels.numpy()).pooled, images, atol=1e-5)
+
+
 class TestHub:
     def test_unreachable_says_so_at_once_and_names_two_ways_out(self, monkeypatch, tmp_path):
         import huggingface_hub
