@@ -3,7 +3,7 @@
 import hashlib
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..cache.errors import DataError
@@ -25,6 +25,11 @@ class Pair:
     text: str | None = None
     problem: str | None = None
 
+    @property
+    def absent(self) -> bool:
+        """Whether nothing of the pair is there, only a label that names it."""
+        return self.image is None and self.text_path is None and self.text is None
+
     def read_image(self) -> bytes:
         """Return the image file's bytes; DataError where there is none or it cannot be read."""
         if self.image is None:
@@ -40,7 +45,9 @@ class Pair:
         return _read(self.text_path, "text")
 
     def digests(self) -> tuple[bytes, bytes] | None:
-        """Return (sha256 of image bytes, sha256 of text bytes), or None where either cannot be read."""
+        """Return (sha256 of image bytes, sha256 of text bytes), or None where the pair cannot be read."""
+        if self.problem is not None:
+            return None
         try:
             return hashlib.sha256(self.read_image()).digest(), hashlib.sha256(self.read_text()).digest()
         except DataError:
@@ -151,7 +158,7 @@ def _read_manifest(path: Path) -> tuple[dict[str, Pair], dict[str, str | None]]:
         if not guid:
             raise DataError(f"{path} line {line}: the guid is empty")
         if guid in pairs:
-            pairs[guid] = Pair(guid, problem=f"guid given twice, again in line {line} of {path.name}")
+            pairs[guid] = replace(pairs[guid], problem=f"guid given twice, again in line {line} of {path.name}")
             continue
         text = row.get("text")
         pairs[guid] = Pair(

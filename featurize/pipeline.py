@@ -135,7 +135,7 @@ def featurize(
     out = Path(out).absolute()
     if out.is_dir():
         raise CacheError(f"{out} is a folder: give --out a file, such as {out / 'features.h5'}")
-    dataset = Dataset.open(data, labels)
+    dataset = Dataset.open(data, labels or _recorded_labels(out))
     with writer_lock(out):
         remove_leftovers(out)
         with FeatureCache.open(out) if out.exists() else contextlib.nullcontext() as cached:
@@ -175,6 +175,15 @@ def featurize(
     )
 
 
+def _recorded_labels(out: Path) -> Path | None:
+    """Return the labels file that an existing cache names, if it is still there."""
+    if not out.exists():
+        return None
+    with FeatureCache.open(out) as cached:
+        labels = cached.header.dataset["labels"]
+    return Path(labels) if labels is not None and Path(labels).is_file() else None
+
+
 def _header(dataset: Dataset, options: FeaturizeOptions, cached: FeatureCache | None) -> Header:
     backbone = open_backbone(options.backbone, options.revision)
     dtype = options.dtype
@@ -182,8 +191,6 @@ def _header(dataset: Dataset, options: FeaturizeOptions, cached: FeatureCache | 
         dtype = str(cached.header.identity["dtype"])  # adding pairs elsewhere must not need a flag
     dtype = choose_dtype(dtype, choose_device(options.device)) if dtype == "auto" else dtype
     labels = dataset.labels_path
-    if labels is None and cached is not None and cached.header.dataset["data"] == str(dataset.data):
-        labels = cached.header.dataset["labels"]
     return Header(
         identity=identity_of(backbone, dtype, options.clean, options.resize),
         backbone={"name": backbone.name, "revision": backbone.revision},
@@ -205,7 +212,7 @@ def _how(options: FeaturizeOptions, header: Header, cached: FeatureCache | None)
 
 def _plan(out: Path, dataset: Dataset, header: Header, how: How, cached: FeatureCache | None, prune: bool) -> _Plan:
     plan = _Plan()
-    there = {pair.guid: pair for pair in dataset.pairs}
+    there = {pair.guid: pair for pair in dataset.pairs if not pair.absent}
     if cached is not None:
         cached.check(header.identity)
         complete = cached.n_views == how.views and cached.has_tokens == how.tokens
@@ -226,7 +233,7 @@ def _plan(out: Path, dataset: Dataset, header: Header, how: How, cached: Feature
                 f"{dataset.data}: bring them back, drop them with --prune, or give another --out"
             )
     todo = [pair for pair in dataset.pairs if pair.guid not in plan.rows]
-    in_parts = _resume(out, header, how, there)
+    in_parts = _resume(out, header, how, {pair.guid: pair for pair in todo})
     plan.resumed = len(in_parts)
     plan.rows |= in_parts
     # Blocks are cut before the finished rows are taken out: a block that is computed again after a crash, or whose

@@ -6,6 +6,7 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+_MOST_NAMED = 15  # classes whose names and counts can still be read
 _TRAIN, _VAL, _MARK = "#4c72b0", "#dd8452", "#555555"
 
 
@@ -25,13 +26,14 @@ def curves(history: Sequence[dict[str, float]], best_epoch: int, path: Path) -> 
 
 
 def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], part: str, path: Path) -> None:
-    """Draw a confusion matrix: counts, shaded by the share of the true class."""
-    size = 2.2 + 0.9 * len(classes)
+    """Draw a confusion matrix: counts, shaded by the share of the true class; of many classes, the shades alone."""
+    few = len(classes) <= _MOST_NAMED
+    size = 2.2 + 0.9 * min(len(classes), _MOST_NAMED)
     figure = Figure(figsize=(size + 0.8, size), layout="constrained")
     axes = figure.subplots()
     shares = [[count / max(sum(row), 1) for count in row] for row in matrix]
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for row, counts in enumerate(matrix):
+    for row, counts in enumerate(matrix if few else []):
         for column, count in enumerate(counts):
             share = shares[row][column]
             axes.text(
@@ -42,9 +44,9 @@ def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], part: str
                 va="center",
                 color="white" if share > 0.5 else "black",
             )
-    ticks = range(len(classes))
-    axes.set_xticks(ticks, classes)
-    axes.set_yticks(ticks, classes)
+    if few:
+        axes.set_xticks(range(len(classes)), classes, rotation=45 if len(classes) > 4 else 0)
+        axes.set_yticks(range(len(classes)), classes)
     axes.set(xlabel="predicted", ylabel="true", title=f"Confusion, {part} rows")
     figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
     FigureCanvasAgg(figure).print_png(path)

@@ -59,12 +59,13 @@ def runs_table(runs: Mapping[str, Mapping[str, Any]]) -> Table:
 def featurize_table(summary: Mapping[str, Any], next_command: str) -> Table:
     """Show what ``featurize`` did, and what to type next."""
     rejects = f"{summary['rejects']:,}"
+    rate = f", {summary['pairs_per_second']:.0f} pairs/s" if summary["computed"] else ""
     rows = {
         "rows": f"{summary['rows']:,} ({summary['labelled']:,} labelled, {summary['unlabelled']:,} without a label)",
         "computed now": f"{summary['computed']:,} ({summary['resumed']:,} from an interrupted run, "
         f"{summary['unchanged']:,} unchanged)",
         "rejects": rejects + (f", see {summary['rejects_file']}" if summary["rejects"] else ""),
-        "time": f"{summary['seconds']:.1f} s, {summary['pairs_per_second']:.0f} pairs/s",
+        "time": f"{summary['seconds']:.1f} s" + rate,
         "file": f"{summary['out']}, {summary['bytes'] / 1e6:.1f} MB",
         "backbone": f"{summary['backbone']}, {summary['dtype']}",
         "fingerprint": summary["fingerprint"][:16],

@@ -62,7 +62,7 @@ def test_a_second_run_computes_nothing_and_loads_nothing(pairs, tmp_path, free):
     featurize(folder, labels, out, OPTIONS)
     stamp = out.stat().st_mtime_ns
     summary = featurize(folder, None, out, OPTIONS)
-    assert (summary.computed, summary.unchanged) == (0, 12)
+    assert (summary.computed, summary.unchanged, summary.labelled) == (0, 12, 12)
     assert len(free.loaded) == 1
     assert out.stat().st_mtime_ns == stamp
     with FeatureCache.open(out) as cache:
@@ -87,15 +87,17 @@ def test_only_edited_and_added_pairs_are_computed(pairs, tmp_path, free):
 
 
 def test_a_pair_that_is_gone_is_kept_until_pruned(pairs, tmp_path, free):
-    folder, _ = pairs(6)
+    folder, labels = pairs(6)
     out = tmp_path / "f.h5"
-    featurize(folder, None, out, OPTIONS)
+    featurize(folder, labels, out, OPTIONS)
     for suffix in ("jpg", "txt"):
         (folder / f"3.{suffix}").unlink()
     summary = featurize(folder, None, out, OPTIONS)
     assert (summary.rows, summary.gone, summary.pruned) == (6, 1, 0)
-    summary = featurize(folder, None, out, FeaturizeOptions(dtype="float32", prune=True))
-    assert (summary.rows, summary.gone, summary.pruned) == (5, 1, 1)
+    assert summary.rejects == 0  # though a label names it
+    prune = FeaturizeOptions(dtype="float32", prune=True, max_reject_rate=0.5)
+    summary = featurize(folder, None, out, prune)
+    assert (summary.rows, summary.gone, summary.pruned, summary.rejects) == (5, 1, 1, 1)
     assert "3" not in content(out)
 
 
@@ -203,6 +205,28 @@ def test_other_data_does_not_replace_a_cache(pairs, tmp_path, free):
     assert (summary.computed, summary.unchanged) == (0, 6)
     with FeatureCache.open(out) as cache:
         assert cache.header.dataset["data"] == str(moved)
+
+
+def test_a_guid_that_is_given_twice_later_is_left_out(pairs, tmp_path, free):
+    folder, _ = pairs(30)
+    out = tmp_path / "f.h5"
+    featurize(folder, None, out, OPTIONS)
+    (folder / "6.png").write_bytes((folder / "6.jpg").read_bytes())
+    assert featurize(folder, None, out, OPTIONS).rows == 29
+    assert "given twice" in rejects(out)["6"]
+
+
+def test_parts_of_a_merge_that_was_finished_are_not_merged_again(pairs, tmp_path, free, monkeypatch):
+    folder, _ = pairs(12)
+    out = tmp_path / "f.h5"
+    monkeypatch.setattr(pipeline, "remove_parts", lambda *arguments: None)
+    featurize(folder, None, out, OPTIONS)
+    stamp = out.stat().st_mtime_ns
+    monkeypatch.undo()
+    monkeypatch.setattr(pipeline, "open_backbone", lambda name, revision=None: free)
+    summary = featurize(folder, None, out, OPTIONS)
+    assert (summary.resumed, summary.unchanged, out.stat().st_mtime_ns) == (0, 12, stamp)
+    assert not list(tmp_path.glob("f.h5.parts*"))
 
 
 def test_views_and_tokens_are_added_later_and_not_lost(pairs, tmp_path, free):
