@@ -4,10 +4,10 @@ import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from .errors import DiskFullError
+from .errors import DiskFullError, MmcliError
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -66,6 +66,33 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def refuse_to_overwrite(path: Path, magic: bytes, inputs: Iterable[str | Path] = ()) -> None:
+    """Refuse an output path that is one of the inputs, a folder, or an existing file of another kind.
+
+    Parameters
+    ----------
+    path
+        Where something is to be written.
+    magic
+        How a file of the kind that will be written begins.
+    inputs
+        Files that are read for it.
+
+    Raises
+    ------
+    MmcliError
+        Saying which.
+    """
+    if path.is_dir():
+        raise MmcliError(f"{path} is a folder: give a file")
+    if any(path.resolve() == Path(each).resolve() for each in inputs):
+        raise MmcliError(f"{path} is an input of this very command: write to another file")
+    if path.is_file() and path.stat().st_size:
+        with path.open("rb") as file:
+            if file.read(len(magic)) != magic:
+                raise MmcliError(f"{path} is there and is another kind of file: remove it first, or write elsewhere")
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write ``content`` to ``path`` atomically."""
     with atomic_path(path) as temporary:
@@ -79,5 +106,5 @@ def write_text(path: Path, content: str) -> None:
 
 def remove_leftovers(path: Path) -> None:
     """Delete temporary files that a killed writer of ``path`` left. Call it only while holding the lock."""
-    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
+    for leftover in path.parent.glob(f".{path.name}.[0-9]*.tmp"):
         leftover.unlink(missing_ok=True)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .atomic import atomic_path, write_text
+from .atomic import atomic_path, refuse_to_overwrite, write_text
 from .errors import MmcliError
 from .store import FeatureCache
 
@@ -23,12 +23,11 @@ def export_npy(cache: FeatureCache, folder: str | Path) -> list[Path]:
             continue
         source = cache.file[name]
         path = folder / f"{name}.npy"
-        with atomic_path(path) as temporary:
-            target = np.lib.format.open_memmap(temporary, mode="w+", dtype=source.dtype, shape=source.shape)
+        header = {"descr": np.lib.format.dtype_to_descr(source.dtype), "fortran_order": False, "shape": source.shape}
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
             for rows in _blocks(len(cache)):
-                target[rows] = cache.read(name, rows)
-            target.flush()
-            del target
+                file.write(cache.read(name, rows).tobytes())
         written.append(path)
     write_text(folder / "guids.txt", "".join(f"{guid}\n" for guid in cache.guids))
     return [*written, folder / "guids.txt"]
@@ -46,8 +45,9 @@ def export_parquet(cache: FeatureCache, path: str | Path) -> list[Path]:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError as error:
-        raise MmcliError("Parquet needs one more package: pip install 'mmcli[export]'") from error
+        raise MmcliError("Parquet needs one more package: pip install pyarrow") from error
     path = Path(path)
+    refuse_to_overwrite(path, b"PAR1", [cache.path])
     embedding = pa.list_(pa.float32(), cache.dim)
     schema = pa.schema([("guid", pa.string()), ("image", embedding), ("text", embedding)])
     with atomic_path(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:

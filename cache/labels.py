@@ -19,7 +19,7 @@ def read_table(path: Path) -> tuple[list[str], Iterator[tuple[int, dict[str, Any
     Returns
     -------
     columns : list of str
-        The header (for JSONL: the keys of the first line).
+        The header (for JSONL: all keys).
     rows : iterator of (line number, dict)
 
     Raises
@@ -38,8 +38,11 @@ def read_table(path: Path) -> tuple[list[str], Iterator[tuple[int, dict[str, Any
     if path.suffix == ".jsonl":
         return _read_jsonl(path, content)
     csv.field_size_limit(_LONGEST_CELL)
-    reader = csv.reader(io.StringIO(content, newline=""))
-    header = [cell.strip() for cell in next(reader, [])]
+    reader = csv.reader(io.StringIO(content, newline=""), strict=True)
+    try:
+        header = [cell.strip() for cell in next(reader, [])]
+    except csv.Error as error:
+        raise DataError(f"{path} line 1: {error}") from error
     if not header:
         raise DataError(f"{path} is empty: expected a header line such as guid,tag")
     return header, _csv_rows(path, reader, header)
@@ -74,7 +77,7 @@ def _read_jsonl(path: Path, content: str) -> tuple[list[str], Iterator[tuple[int
         rows.append((number, row))
     if not rows:
         raise DataError(f"{path} is empty")
-    return list(rows[0][1]), iter(rows)
+    return list(dict.fromkeys(key for _, row in rows for key in row)), iter(rows)
 
 
 def _read_parquet(path: Path) -> tuple[list[str], Iterator[tuple[int, dict[str, Any]]]]:
@@ -82,10 +85,10 @@ def _read_parquet(path: Path) -> tuple[list[str], Iterator[tuple[int, dict[str, 
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise DataError(f"{path}: Parquet needs one more package: pip install 'mmcli[export]'") from error
+        raise DataError(f"{path}: Parquet needs one more package: pip install pyarrow") from error
     try:
         table = pyarrow.parquet.read_table(path)
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path} is not a readable Parquet file: {error}") from error
     return table.column_names, enumerate(table.to_pylist(), 1)
 
@@ -103,7 +106,7 @@ def read_labels(path: str | Path) -> dict[str, str | None]:
     Returns
     -------
     dict
-        Label by guid, in the file's order; None where the tag is empty or ``null``: unlabelled.
+        Label by guid, in the file's order; None where the tag is empty, ``null`` or ``nan``: unlabelled.
 
     Raises
     ------
@@ -117,7 +120,8 @@ def read_labels(path: str | Path) -> dict[str, str | None]:
     elif header == ["guid", "tag"]:
         column = "tag"
     else:
-        raise DataError(f"{path}: expected the header guid,tag, found {','.join(header)[:80]}")
+        hint = ": save it with commas" if ";" in header[0] else ""
+        raise DataError(f"{path}: expected the header guid,tag, found {','.join(header)[:80]}{hint}")
     labels: dict[str, str | None] = {}
     lines: dict[str, int] = {}
     for line, row in rows:
@@ -126,13 +130,15 @@ def read_labels(path: str | Path) -> dict[str, str | None]:
             raise DataError(f"{path} line {line}: the guid is empty")
         if guid in labels and column == "tag":
             raise DataError(f"{path}: guid {guid!r} stands twice, in lines {lines[guid]} and {line}: keep one")
-        labels[guid] = None if guid in labels or label in ("", "null") else label
+        labels[guid] = None if guid in labels or label.lower() in ("", "null", "nan") else label
         lines[guid] = line
+    if not labels:
+        raise DataError(f"{path} has a header, but names no pair")
     return labels
 
 
 def read_ids(path: str | Path) -> list[str]:
-    """Read a list of guids: a CSV whose first column is ``guid`` (other columns are ignored).
+    """Read a list of guids: a table with the column ``guid`` (other columns are ignored).
 
     Raises
     ------

@@ -68,14 +68,12 @@ def write_part(folder: Path, number: int, block: Block, header: Header) -> Path:
 
 
 def read_parts(folder: Path, header: Header) -> list[Path]:
-    """Return the usable parts in ``folder``, oldest number first; delete those that cannot be read."""
+    """Return the usable parts in ``folder``, oldest number first. Others are left: the trouble may pass."""
     usable = []
     for path in sorted(folder.glob("part-*.h5")):
-        try:
+        with contextlib.suppress(CacheError):
             FeatureCache.open(path, expected=header.identity).close()
             usable.append(path)
-        except CacheError:
-            path.unlink()
     return usable
 
 
@@ -135,6 +133,8 @@ def merge(target: Path, rows: Sequence[tuple[str, Path, int]], header: Header) -
                 chunk = rows[start : start + _CHUNK_ROWS]
                 span = slice(start, start + len(chunk))
                 for cache, picked, numbers in _by_source(sources, chunk):
+                    if [cache.guids[row] for row in numbers] != [chunk[place][0] for place in picked]:
+                        raise CacheError(f"{cache.path} was changed while it was being merged: run the command again")
                     for name in names:
                         # Rows of one source are neighbours but for edits, so most writes are one slice.
                         values = cache.read(name, numbers)
@@ -160,7 +160,8 @@ def _check_room(target: Path, sources: set[Path]) -> None:
 
 def _create_datasets(file: h5py.File, like: FeatureCache, rows: Sequence[tuple[str, Path, int]]) -> list[str]:
     guids = [guid.encode() for guid, _, _ in rows]
-    file["guid"] = np.array(guids, dtype=h5py.string_dtype("utf-8", max(map(len, guids))))
+    text = np.array(guids, dtype=h5py.string_dtype("utf-8", max(map(len, guids))))
+    file.create_dataset("guid", data=text, chunks=(min(4096, len(rows)),), fletcher32=True)
     names = [*like.embedding_names(), *PER_ROW]
     for name in names:
         source = like.file[name]
@@ -168,7 +169,7 @@ def _create_datasets(file: h5py.File, like: FeatureCache, rows: Sequence[tuple[s
         row_bytes = source.dtype.itemsize * int(np.prod(source.shape[1:], dtype=np.int64))
         chunk_rows = max(1, min(_CHUNK_ROWS, len(rows), _CHUNK_BYTES // row_bytes))  # whole rows, near 1 MiB
         chunks = (chunk_rows, *source.shape[1:])
-        file.create_dataset(name, shape, source.dtype, chunks=chunks, fletcher32=source.dtype.kind in "fu")
+        file.create_dataset(name, shape, source.dtype, chunks=chunks, fletcher32=True)
     if like.has_tokens:
         width = like.file["text_tokens"].shape[1]
         file.create_dataset("text_offsets", (len(rows) + 1,), np.int64)

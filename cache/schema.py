@@ -47,6 +47,8 @@ def describe_difference(found: dict[str, Any], expected: dict[str, Any], prefix:
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, dict):
+        return "there"
     text = "absent" if value is None else str(value)
     return text if len(text) <= 20 else text[:12] + "…"
 

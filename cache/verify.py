@@ -46,12 +46,16 @@ def verify(cache: FeatureCache, digests_now: Callable[[str], Digests | None]) ->
         Where a stored checksum says that the file itself is damaged.
     """
     report = VerifyReport(len(cache))
+    digests = cache.digests()
     with ThreadPoolExecutor() as pool:
-        for guid, stored, now in zip(cache.guids, cache.digests(), pool.map(digests_now, cache.guids), strict=True):
-            if now is None:
-                report.gone.append(guid)
-            elif now != stored:
-                report.changed.append(guid)
+        for start in range(0, len(cache), _BLOCK_ROWS):  # a pool queues all that it is given
+            block = cache.guids[start : start + _BLOCK_ROWS]
+            stored_block = digests[start : start + _BLOCK_ROWS]
+            for guid, stored, now in zip(block, stored_block, pool.map(digests_now, block), strict=True):
+                if now is None:
+                    report.gone.append(guid)
+                elif now != stored:
+                    report.changed.append(guid)
     for start in range(0, len(cache), _BLOCK_ROWS):
         rows = np.arange(start, min(start + _BLOCK_ROWS, len(cache)))
         finite, zero = np.ones(len(rows), dtype=bool), np.zeros(len(rows), dtype=bool)

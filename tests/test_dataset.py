@@ -31,6 +31,9 @@ def test_labels_are_read_in_order_and_null_is_unlabelled(tmp_path, text):
         ("guid,tag\n1,a\n2,b\n1,c\n", "guid '1' stands twice, in lines 2 and 4"),
         ("guid,tag\n1,a,b\n", "line 2: 3 cells"),
         ("guid,tag\n,a\n", "line 2: the guid is empty"),
+        ("guid,tag\n", "names no pair"),
+        ("guid;tag\n1;a\n", "save it with commas"),
+        ('guid,tag\n1,a\n2,"b\n3,a\n', "unexpected end of data"),
     ],
 )
 def test_malformed_labels(tmp_path, text, words):
@@ -123,6 +126,31 @@ def test_a_manifest(tmp_path, suffix):
     assert "given twice, again in line" in by_guid["1"].problem
     assert found.labels == {"1": None, "2": None, "3": "down"}
     assert found.labels_path == path
+
+
+def test_jsonl_keys_may_come_late(tmp_path):
+    first = {"guid": "1", "image": "1.jpg", "text": "a"}
+    lines = [json.dumps(first), json.dumps(first | {"guid": "2", "label": "up"})]
+    assert Dataset.open(write(tmp_path / "p.jsonl", "\n".join(lines))).labels == {"1": None, "2": "up"}
+
+
+def test_names_and_texts_that_are_not_clean_unicode(tmp_path, pairs):
+    folder, _ = pairs(2)
+    (folder / b"caf\xe9.jpg".decode(errors="surrogateescape")).write_bytes(b"x")
+    found = Dataset.open(folder).pairs
+    assert [pair.problem for pair in found] == [None, None, "the file's name is not UTF-8"]
+    assert all(pair.guid.encode() for pair in found)
+    line = '{"guid": "1", "image": "a\\u0000.jpg", "text": "half \\ud83d"}'
+    (pair,) = Dataset.open(write(tmp_path / "p.jsonl", line)).pairs
+    assert pair.read_text() == b"half ?"
+    with pytest.raises(DataError, match="cannot be read"):
+        pair.read_image()
+
+
+def test_labels_of_other_pairs(tmp_path, pairs):
+    folder, _ = pairs(2)
+    with pytest.raises(DataError, match=r"none of the 1 guids in .* is it the right file"):
+        Dataset.open(folder, write(tmp_path / "labels.csv", "guid,tag\n99,a\n"))
 
 
 def test_a_manifest_with_text_files_and_one_without_the_columns(tmp_path):
