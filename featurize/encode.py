@@ -87,14 +87,17 @@ def _load(pair: Pair, encoder: Encoder, how: How) -> _Loaded | Reject:
     if isinstance(read, Reject):
         return read
     raw_image, raw_text, image = read
-    views = [image, *(augment(image, VIEW_SEED, pair.guid, view) for view in range(how.views))]
-    pixels = np.stack([encoder.prepare_image(view) for view in views])
+    try:
+        views = [image, *(augment(image, VIEW_SEED, pair.guid, view) for view in range(how.views))]
+        pixels = np.stack([encoder.prepare_image(view) for view in views])
+    except Exception as error:  # one odd image must not end the work on 100,000
+        return Reject(pair.guid, f"image cannot be prepared: {error}", pair.image or "")
     text, codec = load_text(raw_text, how.clean)
     digests = hashlib.sha256(raw_image).digest(), hashlib.sha256(raw_text).digest()
     return _Loaded(pair, pixels, text, codec, digests)
 
 
-def _prefetch(function: Callable[[Any], Any], items: Iterable[Any], ahead: int) -> Iterator[Any]:
+def prefetch(function: Callable[[Any], Any], items: Iterable[Any], ahead: int) -> Iterator[Any]:
     """Map in threads, in order, at most ``ahead`` results waiting."""
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         pending: deque[Future[Any]] = deque()
@@ -130,7 +133,7 @@ def encode_blocks(
     block, rejects
         The block's rows, without those that were rejected.
     """
-    loaded = _prefetch(
+    loaded = prefetch(
         lambda pair: _load(pair, encoder, how), (pair for block in blocks for pair in block), 2 * how.batch_size
     )
     try:

@@ -6,6 +6,8 @@ return is already projected.
 
 from __future__ import annotations
 
+import errno
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,8 +34,25 @@ _SMALL_FILES = (
 
 def weight_files(names: Sequence[str]) -> list[str]:
     """Return the weight files among ``names``: safetensors where there are any, else PyTorch pickles."""
-    safe = [name for name in names if name.startswith("model") and ".safetensors" in name and "/" not in name]
-    return sorted(safe or [name for name in names if name.startswith("pytorch_model") and "/" not in name])
+    for kind in (r"model(-\d+-of-\d+)?\.safetensors", r"pytorch_model(-\d+-of-\d+)?\.bin"):
+        found = sorted(name for name in names if re.fullmatch(kind + r"(\.index\.json)?", name))
+        if found:
+            return found
+    return []
+
+
+def small_files(names: Sequence[str]) -> list[str]:
+    """Return the configuration and tokenizer files among ``names`` that are really loaded."""
+    unused = {"vocab.json", "vocab.txt", "merges.txt"} if "tokenizer.json" in names else set()
+    return [name for name in _SMALL_FILES if name in names and name not in unused]
+
+
+def is_whole(names: Sequence[str]) -> bool:
+    """Whether a folder with these files can be loaded."""
+    tokenizers = {"tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model"}
+    processors = {"preprocessor_config.json", "processor_config.json"}
+    there = set(names)
+    return "config.json" in there and bool(weight_files(names) and tokenizers & there and processors & there)
 
 
 def download(name: str, revision: str | None) -> tuple[Path, str]:
@@ -50,11 +69,12 @@ def download(name: str, revision: str | None) -> tuple[Path, str]:
         HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
+        RevisionNotFoundError,
     )
 
     try:
         snapshot = Path(huggingface_hub.snapshot_download(name, revision=revision, local_files_only=True))
-        if (snapshot / "config.json").is_file() and weight_files([path.name for path in snapshot.iterdir()]):
+        if is_whole([path.name for path in snapshot.iterdir()]):
             return snapshot, snapshot.name
     except LocalEntryNotFoundError:
         pass  # not fetched yet
@@ -64,14 +84,20 @@ def download(name: str, revision: str | None) -> tuple[Path, str]:
         # One quick question first: the download itself would retry for minutes.
         info = huggingface_hub.HfApi().model_info(name, revision=revision, timeout=_HUB_TIMEOUT)
         files = [sibling.rfilename for sibling in info.siblings or []]
-        wanted = [file for file in files if file in _SMALL_FILES] + weight_files(files)
+        wanted = small_files(files) + weight_files(files)
         snapshot = Path(huggingface_hub.snapshot_download(name, revision=info.sha, allow_patterns=wanted))
     except GatedRepoError as error:
         raise BackboneError(
             f"{name} is gated: log in with `hf auth login` and accept its terms, or {WAYS_OUT}"
         ) from error
+    except RevisionNotFoundError as error:
+        raise BackboneError(f"the hub's {name} has no revision {revision!r}: leave --revision out") from error
     except RepositoryNotFoundError as error:
         raise BackboneError(f"the hub has no model {name!r} (or it is private): {WAYS_OUT}") from error
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise BackboneError(f"no room to download {name}: free some space in the hub's cache folder") from error
+        raise BackboneError(f"the hub cannot be reached for {name} ({error}): {WAYS_OUT}") from error
     except Exception as error:  # whatever the hub client's transport raises: all mean that it cannot be had now
         raise BackboneError(f"the hub cannot be reached for {name} ({error}): {WAYS_OUT}") from error
     return snapshot, snapshot.name
@@ -94,7 +120,7 @@ class HuggingFaceBackbone(Backbone):
                 f"{self.folder} is not a model folder: expected config.json, preprocessor_config.json, tokenizer files "
                 "and model.safetensors, as save_pretrained writes them"
             )
-        files = [name for name in _SMALL_FILES if name in there] + weights
+        files = small_files(there) + weights
         return {
             "kind": "huggingface",
             "files": {name: sha256_of_file(self.folder / name) for name in files},

@@ -10,7 +10,7 @@ from PIL.Image import Image
 from torch import nn
 
 from .backbone import MAX_TOKENS, Encoded, Encoder
-from .tensors import computing, low_precision, pad, to_float, to_half, tokenize
+from .tensors import checked_resize, computing, low_precision, pad, to_float, to_half, tokenize
 
 
 class HuggingFaceEncoder(Encoder):
@@ -22,7 +22,7 @@ class HuggingFaceEncoder(Encoder):
         self.tokenizer = tokenizer
         self.device = device
         self.dtype = dtype
-        self.size = {} if resize is None else {"size": {"shortest_edge": resize}}
+        self.size = {} if resize is None else {"size": {"shortest_edge": checked_resize(processor, resize)}}
         text_config = model.config.text_config
         self.max_tokens = min(MAX_TOKENS, text_config.max_position_embeddings)
         # SigLIP was trained on texts padded to its full length, without a mask, and pools the last position.
@@ -30,7 +30,8 @@ class HuggingFaceEncoder(Encoder):
 
     def prepare_image(self, image: Image) -> NDArray[np.float32]:
         """Prepare one RGB image with the model's own processor."""
-        prepared = self.processor(image, return_tensors="np", **self.size)
+        # Said explicitly: of a picture three pixels high, the processor would take the rows for channels.
+        prepared = self.processor(image, return_tensors="np", input_data_format="channels_last", **self.size)
         return np.asarray(prepared["pixel_values"][0], dtype=np.float32)
 
     def tokenize(self, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
@@ -59,7 +60,8 @@ class HuggingFaceEncoder(Encoder):
 
     def text_layers(self) -> list[nn.Module]:
         """Return the transformer layers of the text tower."""
-        return list(self.model.text_model.encoder.layers)
+        stack = self.model.text_model.encoder
+        return list(stack.layers if hasattr(stack, "layers") else stack.layer)  # layer: the BERT of Chinese-CLIP
 
     def vision_layers(self) -> list[nn.Module]:
         """Return the transformer layers of the image tower."""

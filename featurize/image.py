@@ -4,11 +4,14 @@ import hashlib
 import io
 from random import Random
 
+import numpy as np
 from PIL import Image, ImageEnhance, ImageOps, UnidentifiedImageError
 
 from ..cache.errors import DataError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+# What a file may really be, whatever its name says. Not EPS: Pillow would hand it to Ghostscript.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 WIDEST = 100  # long side over short side
 
 
@@ -24,15 +27,21 @@ def decode_image(raw: bytes) -> Image.Image:
     if not raw:
         raise DataError("image file is empty")
     try:
-        with Image.open(io.BytesIO(raw)) as image:
+        with Image.open(io.BytesIO(raw), formats=FORMATS) as image:
             if max(image.size) > WIDEST * min(image.size):  # resizing its short side would need gigabytes
                 raise DataError(f"image too narrow: {image.size[0]} x {image.size[1]} pixels")
-            return ImageOps.exif_transpose(image).convert("RGB")
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith("I") and np.asarray(upright).max() > 255:
+                # 16 bits of grey, which Pillow would clip to white
+                upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+            return upright.convert("RGB")
+    except DataError:
+        raise
     except UnidentifiedImageError as error:
         raise DataError("not an image") from error
     except Image.DecompressionBombError as error:
         raise DataError(f"image too large (decompression bomb): {error}") from error
-    except (OSError, SyntaxError, ValueError, MemoryError) as error:  # what Pillow's decoders raise on damage
+    except Exception as error:  # Pillow's decoders raise whatever damaged bytes lead them to
         raise DataError(f"image damaged or cut off: {error}") from error
 
 

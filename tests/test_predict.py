@@ -75,12 +75,17 @@ def test_listed_pairs_that_were_added_since_are_encoded(trained, tmp_path, encod
     ids.write_text("guid\n41\n2\n")
     assert predict(best_pt, ids=ids).guids == ["41", "2"]
     assert encoded == ["41"]
+    (folder / "2.txt").write_text("edited, and the cache does not know")  # listed alone or not: the cached row counts
+    ids.write_text("guid\n2\n")
+    alone = predict(best_pt, ids=ids)
+    ids.write_text("guid\n41\n2\n")
+    assert np.allclose(predict(best_pt, ids=ids).probs[1], alone.probs[0], atol=1e-6)
     ids.write_text("guid\n2\n42\n")
-    with pytest.raises(DataError, match=r"1 of 2 listed pairs are not in .*'42'"):
+    with pytest.raises(DataError, match=r"1 of 1 listed pairs are not in .*'42'"):
         predict(best_pt, ids=ids)
     (folder / "41.jpg").write_bytes(b"")
     ids.write_text("guid\n41\n")
-    with pytest.raises(DataError, match=r"cannot be read, the first is '41' \(image file is empty"):
+    with pytest.raises(DataError, match=r"1 of 1 pairs cannot be read: '41' \(image file is empty"):
         predict(best_pt, ids=ids)
 
 
