@@ -1,5 +1,6 @@
 """best.pt: tensors and a JSON header, nothing that runs code when it is loaded."""
 
+import io
 import json
 import pickle
 import zipfile
@@ -9,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..cache.atomic import atomic_path
+from ..cache.atomic import write_bytes
 from ..cache.errors import CheckpointError
 from ..cache.schema import describe_difference, fingerprint_of
 from ..cache.store import FeatureCache
@@ -42,6 +43,8 @@ class Checkpoint:
         Whose weights these are.
     made_from
         ``{"cache", "labels"}``: absolute paths at the time of training, the defaults of later commands.
+    path
+        The file it was read from.
     """
 
     head: Head
@@ -53,6 +56,7 @@ class Checkpoint:
     split: Split
     best_epoch: int
     made_from: dict[str, str]
+    path: Path | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -91,12 +95,13 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "versions": {"torch": torch.__version__},
     }
     tensors = {name: tensor.detach().cpu() for name, tensor in checkpoint.head.state_dict().items()}
-    with atomic_path(path) as temporary:
-        torch.save({"format": FORMAT, "header": json.dumps(header, sort_keys=True), "tensors": tensors}, temporary)
+    buffer = io.BytesIO()  # torch's own writing says RuntimeError where the disk is full
+    torch.save({"format": FORMAT, "header": json.dumps(header, sort_keys=True), "tensors": tensors}, buffer)
+    write_bytes(path, buffer.getvalue())
 
 
 def load_checkpoint(path: str | Path, device: str = "cpu") -> Checkpoint:
-    """Read a best.pt. No code in it is run: ``torch.load(weights_only=True)``.
+    """Read a best.pt, given by its name or by its run folder. No code in it is run: ``torch.load(weights_only=True)``.
 
     Raises
     ------
@@ -104,6 +109,8 @@ def load_checkpoint(path: str | Path, device: str = "cpu") -> Checkpoint:
         No such file; a pickle with code in it; not a checkpoint of mmcli; cut off.
     """
     path = Path(path)
+    if path.is_dir():
+        path = path / "best.pt"
     if not path.is_file():
         raise CheckpointError(f"no such checkpoint: {path}; train a head with `mmcli train-head`")
     if not zipfile.is_zipfile(path):  # what torch.save writes; a bare pickle is not even opened
@@ -118,7 +125,7 @@ def load_checkpoint(path: str | Path, device: str = "cpu") -> Checkpoint:
     except (RuntimeError, EOFError, OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read, it may be cut off ({_first_line(error)})") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is not a best.pt of mmcli ({FORMAT!r}): train one with `mmcli train-head`")
+        raise CheckpointError(f"{path} is not a best.pt of mmcli: train one with `mmcli train-head`")
     try:
         header = json.loads(content["header"])
         recipe = Recipe.from_dict(header["recipe"])
@@ -136,6 +143,7 @@ def load_checkpoint(path: str | Path, device: str = "cpu") -> Checkpoint:
             split=Split(**header["split"]),
             best_epoch=header["best_epoch"],
             made_from=header["made_from"],
+            path=path.resolve(),
         )
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(

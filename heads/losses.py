@@ -24,6 +24,8 @@ def class_weights(counts: NDArray[np.int64], kind: str) -> NDArray[np.float32]:
     MmcliError
         For a kind that is none of these.
     """
+    if (counts == 0).any():
+        raise MmcliError(f"class number {int(np.argmin(counts))} has no training row")
     rows = counts.astype(np.float64)
     if kind == "none":
         weights = np.ones_like(rows)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 REPLICATES = 2000
 LEVEL = 0.95
+_BOOTSTRAP_CELLS = 4_000_000  # cells of all matrices drawn at once
 
 
 def confusion_matrix(true: NDArray[np.int64], predicted: NDArray[np.int64], n_classes: int) -> NDArray[np.int64]:
@@ -23,17 +24,20 @@ def confusion_matrix(true: NDArray[np.int64], predicted: NDArray[np.int64], n_cl
 def f1_per_class(confusion: NDArray[Any]) -> NDArray[np.float64]:
     """F1 of each class, (..., C) float64, from confusion matrices (..., C, C).
 
-    F1 = 2 TP / (2 TP + FP + FN), and 0 for a class that neither occurs nor is predicted, as scikit-learn's
-    ``f1_score(zero_division=0)``.
+    F1 = 2 TP / (2 TP + FP + FN), and NaN for a class that neither occurs nor is predicted, as scikit-learn's
+    ``f1_score(zero_division=nan)``.
     """
     hits = np.diagonal(confusion, axis1=-2, axis2=-1)
     total = confusion.sum(axis=-1) + confusion.sum(axis=-2)
-    return 2 * hits / np.maximum(total, 1)
+    return np.where(total > 0, 2 * hits / np.maximum(total, 1), np.nan)
 
 
 def macro_f1(confusion: NDArray[Any]) -> NDArray[np.float64]:
-    """Mean of the classes' F1, (...,) float64, from confusion matrices (..., C, C)."""
-    return f1_per_class(confusion).mean(axis=-1)
+    """Mean of the F1 of the classes that occur or are predicted, (...,) float64, from (..., C, C).
+
+    A bootstrap replicate that misses a rare class says nothing about it; counting it as 0 would bend the interval.
+    """
+    return np.nanmean(f1_per_class(confusion), axis=-1)
 
 
 def accuracy(confusion: NDArray[Any]) -> NDArray[np.float64]:
@@ -53,10 +57,22 @@ def bootstrap_confusions(confusion: NDArray[np.int64], replicates: int, seed: in
     return draws.reshape(replicates, *confusion.shape)
 
 
+def bootstrap_scores(confusion: NDArray[np.int64], seed: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """F1 per class, (R, C), and accuracy, (R,), of the bootstrap replicates, in bounded memory."""
+    n_classes = len(confusion)
+    at_once = max(1, min(REPLICATES, _BOOTSTRAP_CELLS // n_classes**2))
+    f1, hits = [], []
+    for start in range(0, REPLICATES, at_once):
+        drawn = bootstrap_confusions(confusion, min(at_once, REPLICATES - start), seed + start)
+        f1.append(f1_per_class(drawn))
+        hits.append(accuracy(drawn))
+    return np.concatenate(f1), np.concatenate(hits)
+
+
 def interval(values: NDArray[np.float64], level: float = LEVEL) -> list[float]:
     """Percentile interval [low, high] of bootstrap replicates (R,)."""
     tail = (1 - level) / 2
-    return [float(np.quantile(values, tail)), float(np.quantile(values, 1 - tail))]
+    return [float(np.nanquantile(values, tail)), float(np.nanquantile(values, 1 - tail))]
 
 
 def score(
@@ -77,24 +93,25 @@ def score(
     -------
     dict
         ``n``, ``macro_f1``, ``macro_f1_ci``, ``accuracy``, ``accuracy_ci`` (95 % percentile bootstrap over rows),
-        ``per_class`` (precision, recall, f1, f1_ci, support), ``confusion`` (rows true, columns predicted).
+        ``per_class`` (precision, recall, f1, f1_ci, support; None for the F1 of a class that neither occurs nor is
+        predicted), ``confusion`` (rows true, columns predicted).
     """
     confusion = confusion_matrix(true, predicted, len(classes))
-    replicates = bootstrap_confusions(confusion, REPLICATES, seed)
+    f1_replicates, accuracy_replicates = bootstrap_scores(confusion, seed)
     hits, support, called = np.diagonal(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
-    f1, f1_replicates = f1_per_class(confusion), f1_per_class(replicates)
+    f1 = f1_per_class(confusion)
     return {
         "n": int(confusion.sum()),
         "macro_f1": float(macro_f1(confusion)),
-        "macro_f1_ci": interval(macro_f1(replicates)),
+        "macro_f1_ci": interval(np.nanmean(f1_replicates, axis=1)),
         "accuracy": float(accuracy(confusion)),
-        "accuracy_ci": interval(accuracy(replicates)),
+        "accuracy_ci": interval(accuracy_replicates),
         "per_class": {
             name: {
                 "precision": float(hits[k] / max(called[k], 1)),
                 "recall": float(hits[k] / max(support[k], 1)),
-                "f1": float(f1[k]),
-                "f1_ci": interval(f1_replicates[:, k]),
+                "f1": None if np.isnan(f1[k]) else float(f1[k]),
+                "f1_ci": None if np.isnan(f1[k]) else interval(f1_replicates[:, k]),
                 "support": int(support[k]),
             }
             for k, name in enumerate(classes)

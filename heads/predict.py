@@ -34,6 +34,8 @@ class Predictions:
         (n, C) float32, rows sum to 1.
     rejects
         Pairs of a folder that could not be read.
+    head
+        Which head said so: its file, fusion and modality.
     """
 
     guids: list[str]
@@ -41,6 +43,7 @@ class Predictions:
     classes: list[str]
     probs: NDArray[np.float32]
     rejects: list[Reject]
+    head: str
 
     def to_csv(self, with_probs: bool = False) -> str:
         """Return a CSV with header ``guid,tag``, and with ``with_probs`` a column per class."""
@@ -94,29 +97,47 @@ def predict(
         As they say.
     """
     checkpoint = load_checkpoint(best_pt)
-    cache = _open_cache(checkpoint, cache_path)
+    cache = None if pair is not None else _open_cache(checkpoint, cache_path)
     try:
         source = checkpoint.backbone if backbone is None else {"name": backbone, "revision": None}
         wanted = None if ids is None else read_ids(ids)
         if pair is not None:
-            pairs, cached = [Pair("1", str(pair[0]), text=pair[1])], None
+            pairs = [Pair(Path(pair[0]).stem, str(pair[0]), text=pair[1])]
         elif data is not None:
-            pairs, cached = _pairs_of(Dataset.open(data), wanted), cache
+            pairs = _pairs_of(Dataset.open(data), wanted)
         elif cache is not None and wanted is not None and all(guid in cache for guid in wanted):
-            image, text = cache.embeddings(wanted)
-            return _classify(checkpoint, wanted, image, text, [])
+            return _classify(checkpoint, wanted, *cache.embeddings(wanted), [])
         else:
-            pairs, cached = _pairs_of(_recorded_dataset(cache, best_pt), wanted), cache
-        guids, (image, text), rejects = embed_pairs(pairs, checkpoint.identity, source, cached, device, on_progress)
+            dataset, wanted = _recorded_dataset(cache, best_pt), wanted or []
+            pairs = _pairs_of(dataset, [guid for guid in wanted if cache is None or guid not in cache])
+        guids, (image, text), rejects = embed_pairs(pairs, checkpoint.identity, source, cache, device, on_progress)
+        if cache is not None and data is None and wanted is not None and not rejects:
+            image, text = _in_order(cache, wanted, guids, image, text)
+            guids = wanted
     finally:
         if cache is not None:
             cache.close()
     if rejects and (wanted is not None or not guids):
         raise DataError(
-            f"{len(rejects)} of {len(pairs)} pairs cannot be read, the first is {rejects[0].guid!r} "
-            f"({rejects[0].reason}, {rejects[0].path}): mend them or take them out of the list"
+            f"{len(rejects)} of {len(pairs)} pairs cannot be read: "
+            + ", ".join(f"{reject.guid!r} ({reject.reason}, {reject.path})" for reject in rejects[:10])
+            + (", …" if len(rejects) > 10 else "")
+            + ": mend them or take them out of the list"
         )
     return _classify(checkpoint, guids, image, text, rejects)
+
+
+def _in_order(
+    cache: FeatureCache, wanted: list[str], guids: list[str], image: NDArray[np.float32], text: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return embeddings of ``wanted``: cached rows as they are cached, the others as they were just encoded."""
+    cached = [guid for guid in wanted if guid in cache]
+    place = {guid: row for row, guid in enumerate([*guids, *cached])}
+    order = [place[guid] for guid in wanted]
+    old_image, old_text = cache.embeddings(cached)
+    if cached:
+        image, text = np.concatenate([image, old_image]), np.concatenate([text, old_text])
+    return image[order], text[order]
 
 
 def _open_cache(checkpoint: Checkpoint, path: str | Path | None) -> FeatureCache | None:
@@ -171,4 +192,5 @@ def _classify(
     exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
     probs = (exponentials / exponentials.sum(axis=1, keepdims=True)).astype(np.float32)
     labels = [checkpoint.classes[index] for index in logits.argmax(axis=1)]
-    return Predictions(guids, labels, checkpoint.classes, probs, rejects)
+    head = f"{checkpoint.path} ({checkpoint.recipe.modality}, {checkpoint.recipe.fusion})"
+    return Predictions(guids, labels, checkpoint.classes, probs, rejects, head)

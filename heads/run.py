@@ -1,5 +1,6 @@
 """``train_head`` and ``evaluate``: from a cache and labels to a run folder, and back from its best.pt."""
 
+import contextlib
 import csv
 import io
 import json
@@ -25,6 +26,8 @@ from .metrics import score
 from .splits import Split, read_split, stratified_split, write_split
 from .training import Fit, Recipe, Rows, fit, predict_logits
 
+_DRAFT = ".unfinished-"
+
 OnEpoch = Callable[[dict[str, float]], None]
 
 
@@ -39,6 +42,8 @@ def labels_of(cache: FeatureCache, path: str | Path | None) -> tuple[Path, dict[
     found = path if path is not None else cache.header.dataset["labels"]
     if found is None:
         raise DataError(f"{cache.path} was made without labels: give --labels FILE, a CSV with header guid,tag")
+    if not Path(found).is_file():
+        raise DataError(f"no such labels file: {found}; say with --labels where it is")
     labelled = {guid: tag for guid, tag in read_labels(found).items() if tag is not None}
     labels = {guid: tag for guid, tag in labelled.items() if guid in cache}
     if not labels:
@@ -47,6 +52,13 @@ def labels_of(cache: FeatureCache, path: str | Path | None) -> tuple[Path, dict[
             f"{cache.header.dataset['data']}?"
         )
     return Path(found).absolute(), labels, len(labelled) - len(labels)
+
+
+def _check_writable(runs: Path) -> None:
+    """Find out before training, not after it, that nothing can be written; an ``OSError`` says why."""
+    runs.mkdir(parents=True, exist_ok=True)
+    with disk_full_is_clear(runs), tempfile.TemporaryDirectory(prefix=_DRAFT, dir=runs):
+        pass
 
 
 def rows_of(cache: FeatureCache, guids: list[str], labels: dict[str, str], classes: list[str]) -> Rows:
@@ -100,6 +112,7 @@ def train_head(
     """
     started = time.perf_counter()
     recipe = recipe or Recipe()
+    _check_writable(Path(runs))
     with FeatureCache.open(cache_path) as cache:
         labels_file, labels, absent = labels_of(cache, labels_path)
         if split_dir is not None:
@@ -118,7 +131,7 @@ def train_head(
 
 def train_full(
     source: str | Path,
-    cache_path: str | Path,
+    cache_path: str | Path | None = None,
     labels_path: str | Path | None = None,
     runs: str | Path = "artifacts/runs",
     device: str = "cpu",
@@ -135,20 +148,24 @@ def train_full(
         As ``train_head``, with ``train`` only.
     """
     started = time.perf_counter()
-    source = Path(source)
     earlier = load_checkpoint(source)
+    source = earlier.path or Path(source)
+    _check_writable(Path(runs))
     if not earlier.split.val:
         raise CheckpointError(f"{source} was itself trained on all rows: give the run that held some out")
-    history = source.resolve().parent / "history.csv"
+    history = source.parent / "history.csv"
     if not history.is_file():
         raise CheckpointError(f"no {history.name} beside {source}: give a best.pt inside its run folder")
     with history.open(newline="") as file:
         schedule = [float(row["lr"]) for row in csv.DictReader(file)][: earlier.best_epoch]
-    with FeatureCache.open(cache_path) as cache:
+    with FeatureCache.open(cache_path or earlier.made_from["cache"]) as cache:
         earlier.check_cache(cache)
-        labels_file, labels, absent = labels_of(cache, labels_path)
+        labels_file, labels, absent = labels_of(cache, labels_path or earlier.made_from["labels"])
         split = Split(list(labels), [], [])
         rows = rows_of(cache, split.train, labels, earlier.classes)
+        missing = sorted(set(earlier.classes) - set(labels.values()))
+        if missing:
+            raise DataError(f"{labels_file} has no row of class {missing[0]!r}, which the run of {source} knows")
         trained = fit(earlier.recipe, len(earlier.classes), rows, schedule=schedule, device=device, on_epoch=on_epoch)
         recipe = replace(earlier.recipe, epochs=len(schedule))
         checkpoint = _checkpoint(cache, trained, recipe, earlier.classes, split, labels_file)
@@ -176,21 +193,28 @@ def evaluate(
     Returns
     -------
     dict
-        ``best_pt``, ``classes``, and a score (see ``metrics.score``) by part.
+        ``best_pt``, ``classes``, ``fusion``, ``modality``, ``labels_without_features``, and a score (see
+        ``metrics.score``) by part.
     """
     checkpoint = load_checkpoint(best_pt, device)
     with FeatureCache.open(cache_path or checkpoint.made_from["cache"]) as cache:
         checkpoint.check_cache(cache)
-        _, labels, _ = labels_of(cache, labels_path or checkpoint.made_from["labels"])
-        result: dict[str, Any] = {"best_pt": str(Path(best_pt).resolve()), "classes": checkpoint.classes}
+        _, labels, absent = labels_of(cache, labels_path or checkpoint.made_from["labels"])
+        result: dict[str, Any] = {"best_pt": str(checkpoint.path), "classes": checkpoint.classes}
+        result |= {"fusion": checkpoint.recipe.fusion, "modality": checkpoint.recipe.modality}
+        result["labels_without_features"] = absent
         parts = checkpoint.split.named()
         seen = {guid for guids in parts.values() for guid in guids}
         parts["new"] = [guid for guid in labels if guid not in seen]
-        for name in on:
+        for name in [on] if isinstance(on, str) else on:
             guids = parts[name]
             if not guids:
-                why = "give --labels FILE with labels of other pairs" if name == "new" else "it learned from all rows"
-                raise DataError(f"{best_pt} has no {name} row to be scored on: {why}")
+                why = (
+                    "give --labels FILE with labels of other pairs"
+                    if name == "new"
+                    else "it learned from all rows; give --from the run that held some out"
+                )
+                raise DataError(f"{checkpoint.path} has no {name} row to be scored on: {why}")
             unlabelled = [guid for guid in guids if guid not in labels]
             if unlabelled:
                 raise DataError(
@@ -249,8 +273,10 @@ def _write_run(
 ) -> dict[str, Any]:
     """Write the run folder under a temporary name, then rename it and point ``latest`` at it."""
     runs.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(runs)
     with disk_full_is_clear(runs):
-        draft = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=runs))
+        draft = Path(tempfile.mkdtemp(prefix=_DRAFT, dir=runs))
+    folder = _reserve_name(runs, checkpoint.recipe)
     try:
         draft.chmod(0o755)
         with disk_full_is_clear(draft):
@@ -261,7 +287,6 @@ def _write_run(
             shown = "test" if "test" in metrics else "train"
             figures.confusion(metrics[shown]["confusion"], checkpoint.classes, shown, draft / "confusion.png")
             write_text(draft / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
-            folder = _free_name(runs, checkpoint.recipe)
             result = {
                 "run": str(folder.absolute()),
                 "best_pt": str(folder.absolute() / "best.pt"),
@@ -275,27 +300,43 @@ def _write_run(
                 "seconds": time.perf_counter() - started,
             }
             write_text(draft / "metrics.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-        os.rename(draft, folder)
+        os.replace(draft, folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # only a reserved name that was not used is empty
     _point_latest(runs, folder.name)
     return result
 
 
-def _free_name(runs: Path, recipe: Recipe) -> Path:
+def _reserve_name(runs: Path, recipe: Recipe) -> Path:
+    """Make an empty folder that no other run, of the same second or not, can take."""
     what = recipe.fusion if recipe.modality == "both" else recipe.modality
     name = f"{datetime.now():%Y%m%d-%H%M%S}-{what}"
     folder, number = runs / name, 2
-    while folder.exists():
-        folder, number = runs / f"{name}-{number}", number + 1
-    return folder
+    while True:
+        try:
+            folder.mkdir()
+            return folder
+        except FileExistsError:
+            folder, number = runs / f"{name}-{number}", number + 1
+
+
+def _remove_abandoned(runs: Path) -> None:
+    """Delete the drafts of runs that were killed more than a day ago."""
+    for draft in runs.glob(f"{_DRAFT}*"):
+        if time.time() - draft.stat().st_mtime > 86_400:
+            shutil.rmtree(draft, ignore_errors=True)
 
 
 def _point_latest(runs: Path, name: str) -> None:
     pointer = runs / f".latest.{os.getpid()}.tmp"
     pointer.unlink(missing_ok=True)
-    pointer.symlink_to(name, target_is_directory=True)
-    os.replace(pointer, runs / "latest")
+    try:
+        pointer.symlink_to(name, target_is_directory=True)
+        os.replace(pointer, runs / "latest")
+    finally:
+        pointer.unlink(missing_ok=True)
 
 
 def _history_csv(history: list[dict[str, float]]) -> str:

@@ -52,7 +52,7 @@ def stratified_split(guids: Sequence[str], tags: Sequence[str], seed: int = 42) 
         name, count = min(counts.items(), key=lambda item: item[1])
         raise DataError(
             f"{len(tags)} labelled pairs cannot be split 8:1:1 with each class in each part: class {name!r} has "
-            f"{count}; label more of it, take it out, or give your own parts with --split-dir ({error})"
+            f"{count}; label more of it, take it out, or give your own parts with --split-dir"
         ) from error
     split = Split(train, val, test)
     check_classes(split, dict(zip(guids, tags, strict=True)))
@@ -62,6 +62,8 @@ def stratified_split(guids: Sequence[str], tags: Sequence[str], seed: int = 42) 
 def check_classes(split: Split, labels: dict[str, str]) -> None:
     """Raise a DataError where a class of the labels has no row in one of the parts."""
     classes = Counter(labels[guid] for guids in split.named().values() for guid in guids)
+    if len(classes) < 2:
+        raise DataError(f"all {sum(classes.values())} pairs of the split are {min(classes)!r}: two classes are needed")
     for name, guids in split.named().items():
         missing = sorted(set(classes) - {labels[guid] for guid in guids})
         if missing:

@@ -1,5 +1,7 @@
 """Training a head on embeddings in memory."""
 
+import contextlib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -55,9 +57,9 @@ class Recipe:
     seed: int = 42
 
     def __post_init__(self) -> None:
-        for name in ("lr", "batch_size", "epochs", "patience"):
-            if getattr(self, name) <= 0:
-                raise MmcliError(f"{name} must be above 0, found {getattr(self, name)}")
+        for name, least in (("lr", 0), ("batch_size", 1), ("epochs", 0), ("patience", 0)):
+            if not least < getattr(self, name) < math.inf:  # so that NaN is refused, too
+                raise MmcliError(f"{name} must be above {least}, found {getattr(self, name)}")
         if not 0 <= self.dropout < 1:
             raise MmcliError(f"dropout must be in [0, 1), found {self.dropout}")
 
@@ -132,9 +134,22 @@ def fit(
     on_epoch
         Called with each entry of the history.
     """
-    with torch.random.fork_rng(devices=[device] if device == "cuda" else []):
+    if len(train) < 2:
+        raise MmcliError(f"{len(train)} training row: at least two are needed")
+    with _one_thread(), torch.random.fork_rng(devices=[device] if device == "cuda" else []):
         torch.manual_seed(recipe.seed)
         return _fit(recipe, n_classes, train, val, schedule, device, on_epoch)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute on one thread: the matrices are small, and threads that wait for a busy core cost ten times as much."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _fit(
@@ -151,6 +166,7 @@ def _fit(
     raw = [torch.from_numpy(array).to(device) for array in (train.image, train.text)]
     head.learn_inputs(*raw)
     inputs, classes = head.standardised(*raw), torch.from_numpy(train.classes).to(device)
+    del raw
     held_out = None if val is None else [torch.from_numpy(array).to(device) for array in (val.image, val.text)]
     weights = class_weights(np.bincount(train.classes, minlength=n_classes), recipe.class_weights)
     weight = torch.from_numpy(weights).to(device)
@@ -158,7 +174,7 @@ def _fit(
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
         optimizer, mode="max", factor=recipe.lr_factor, patience=recipe.lr_patience
     )
-    result, best, best_state = Fit(head), (-1.0, 0.0), head.state_dict()
+    result, best, best_state, last_rise = Fit(head), (-1.0, 0.0), head.state_dict(), 0
     for epoch in range(1, (recipe.epochs if schedule is None else len(schedule)) + 1):
         if schedule is not None:
             optimizer.param_groups[0]["lr"] = schedule[epoch - 1]
@@ -169,6 +185,8 @@ def _fit(
             for batch in _batches(len(train), recipe.batch_size, device)
         ]
         record["train_loss"] = float(torch.stack(losses).mean())
+        if not math.isfinite(record["train_loss"]):
+            raise MmcliError(f"training diverged in epoch {epoch} (loss {record['train_loss']}): lower --lr")
         head.eval()
         with torch.inference_mode():
             record["train_macro_f1"] = _scores(head.classify(*inputs), train.classes, n_classes)[0]
@@ -184,11 +202,13 @@ def _fit(
             result.best_epoch = epoch
             continue
         plateau.step(record["val_macro_f1"])
+        if record["val_macro_f1"] > best[0]:
+            last_rise = epoch
         reached = (record["val_macro_f1"], -record["val_loss"])  # of equal F1, the lower loss
         if reached > best:
             best, result.best_epoch = reached, epoch
             best_state = {name: tensor.detach().clone() for name, tensor in head.state_dict().items()}
-        elif epoch - result.best_epoch >= recipe.patience:
+        if epoch - last_rise >= recipe.patience:
             break
     if held_out is not None:
         head.load_state_dict(best_state)
@@ -222,7 +242,7 @@ def _scores(logits: Tensor, classes: NDArray[np.int64], n_classes: int) -> tuple
 def predict_logits(head: Head, image: NDArray[np.float32], text: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return logits, (n, C) float32, of embeddings, (n, d) each."""
     device = next(head.parameters()).device
-    with torch.inference_mode():
+    with _one_thread(), torch.inference_mode():
         logits = head(torch.from_numpy(image).to(device), torch.from_numpy(text).to(device))
     array: NDArray[np.float32] = logits.float().cpu().numpy()
     return array

@@ -1,1 +1,1 @@
-"""Figures from plain data. Imports nothing else of mmcli."""
+"""Figures, tables and progress from plain data. Imports nothing else of mmcli."""

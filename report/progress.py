@@ -49,9 +49,12 @@ class ProgressLine:
             self._show(done, total)
         elif first or done >= total or now - self.last >= _LOG_EVERY:
             self.last = now
-            rate = done / max(now - self.started, 1e-9)
-            left = f", {timedelta(seconds=round((total - done) / rate))} left" if rate else ""
-            print(f"{self.what}: {done}/{total} pairs, {rate:.0f} pairs/s{left}", file=sys.stderr)
+            line = f"{self.what}: {done}/{total} pairs"
+            elapsed = now - self.started
+            if done and elapsed >= 1:  # a rate over less is noise
+                left = timedelta(seconds=round((total - done) * elapsed / done))
+                line += f", {done / elapsed:.0f} pairs/s" + (f", {left} left" if done < total else "")
+            print(line, file=sys.stderr)
 
     def _show(self, done: int, total: int) -> None:
         if self.bar is None:

@@ -21,21 +21,35 @@ def pairs_table(rows: Mapping[str, object]) -> Table:
     return table
 
 
-def scores_table(parts: Mapping[str, Mapping[str, Any]], classes: Sequence[str]) -> Table:
-    """One row per part (train, val, test): macro-F1 and accuracy with intervals, F1 of each class."""
-    table = Table(title="scores with 95 % bootstrap intervals", title_justify="left")
-    table.add_column("rows of")
-    for name in ("n", "macro-F1", "accuracy", *(f"F1 {name}" for name in classes)):
-        table.add_column(name, justify="right")
+def score_tables(parts: Mapping[str, Mapping[str, Any]], classes: Sequence[str]) -> tuple[Table, Table]:
+    """One row per part (train, val, test) with macro-F1 and accuracy; one row per class with its F1 in each part."""
+    overall = Table(title="scores with 95 % bootstrap intervals", title_justify="left")
+    overall.add_column("rows of")
+    for name in ("n", "macro-F1", "accuracy"):
+        overall.add_column(name, justify="right")
     for name, scores in parts.items():
-        table.add_row(
+        overall.add_row(
             name,
             str(scores["n"]),
             with_interval(scores["macro_f1"], scores["macro_f1_ci"]),
             with_interval(scores["accuracy"], scores["accuracy_ci"]),
-            *(f"{scores['per_class'][each]['f1']:.3f}" for each in classes),
         )
-    return table
+    by_class = Table()
+    by_class.add_column("F1 of class")
+    for name in parts:
+        by_class.add_column(name, justify="right")
+    for each in classes:
+        found = [scores["per_class"][each] for scores in parts.values()]
+        by_class.add_row(
+            each, *("no row" if one["f1"] is None else with_interval(one["f1"], one["f1_ci"]) for one in found)
+        )
+    return overall, by_class
+
+
+def counted(guids: Sequence[str], shown: int = 10) -> str:
+    """Format a list of guids: how many, then the first few."""
+    listed = ", ".join(guids[:shown]) + (", …" if len(guids) > shown else "")
+    return f"{len(guids)}: {listed}" if guids else "0"
 
 
 def runs_table(runs: Mapping[str, Mapping[str, Any]]) -> Table:

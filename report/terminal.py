@@ -6,6 +6,8 @@ from typing import Any
 
 from rich.console import Console
 
+_PIPE_COLUMNS = 160
+
 
 def print_json(result: Any) -> None:
     """Print ``result`` as one JSON document."""
@@ -13,10 +15,16 @@ def print_json(result: Any) -> None:
 
 
 def print_parts(*parts: Any) -> None:
-    """Print text and tables; a pipe gets as many columns as they need."""
-    console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
-    for part in parts:
-        console.print(part)
+    """Print text and tables, text to the letter; a pipe gets wide tables and no trailing spaces."""
+    terminal = sys.stdout.isatty()
+    console = Console(
+        highlight=False, markup=False, emoji=False, soft_wrap=True, width=None if terminal else _PIPE_COLUMNS
+    )
+    with console.capture() as captured:
+        for part in parts:
+            console.print(part)
+    for line in captured.get().splitlines():
+        sys.stdout.write(line.rstrip() + "\n")
 
 
 def note(text: str) -> None:

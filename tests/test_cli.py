@@ -33,7 +33,7 @@ def test_the_whole_job_by_default_places(cli, featurized, tmp_path):
     assert "test" in out
     code, out, _ = cli("evaluate", "--json")
     result = json.loads(out)
-    assert set(result) == {"best_pt", "classes", "val", "test"}
+    assert set(result) == {"best_pt", "classes", "fusion", "modality", "labels_without_features", "val", "test"}
     ids = tmp_path / "ids.txt"
     ids.write_text("guid,tag\n5,null\n2,null\n")
     code, out, _ = cli("predict", "--ids", ids, "--out", "submission.txt", "--probs")
@@ -82,7 +82,7 @@ def test_cache_commands(cli, featurized, tmp_path):
     assert code == 1
     assert "rows that do not agree" in one_line(err)
     shown = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line.strip()}
-    assert (shown["changed"], shown["gone"]) == (["1", "1"], ["1", "2"])
+    assert (shown["changed"], shown["gone"]) == (["1:", "1"], ["1:", "2"])
 
 
 BAD = [
@@ -188,10 +188,10 @@ def test_a_corrupt_pair_is_counted_and_listed(cli, pairs, tiny_clip, tmp_path):
     assert "features.h5.rejects.csv" in out
     assert "7,not an image," in (tmp_path / "artifacts" / "features.h5.rejects.csv").read_text()
     code, _, err = cli("train-head", "--epochs", "1")
-    assert (code, "note: 1 labels are of pairs that are not in" in err) == (0, True)
+    assert (code, "note: 1 labels are of pairs without features" in err) == (0, True)
 
 
-def test_a_label_the_head_does_not_know(cli, featurized, tmp_path):
+def test_labels_of_rows_that_the_run_has_seen_are_not_new(cli, featurized, tmp_path):
     assert cli("train-head", "--epochs", "1")[0] == 0
     write_pair(featurized[0], 61)
     (tmp_path / "new.csv").write_text("guid,tag\n3,furious\n")

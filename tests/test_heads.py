@@ -88,7 +88,8 @@ def test_the_best_epoch_is_kept_and_patience_ends_it():
     trained = fit(replace(QUICK, epochs=200, patience=4), 3, rows(seed=0), rows(seed=1))
     best = max(record["val_macro_f1"] for record in trained.history)
     assert trained.history[trained.best_epoch - 1]["val_macro_f1"] == best
-    assert len(trained.history) == trained.best_epoch + 4
+    scores = [record["val_macro_f1"] for record in trained.history]
+    assert len(scores) == scores.index(best) + 1 + 4
     val = rows(seed=1)
     found = (predict_logits(trained.head, val.image, val.text).argmax(axis=1) == val.classes).mean()
     assert found == pytest.approx(trained.history[trained.best_epoch - 1]["val_accuracy"])
@@ -132,3 +133,47 @@ def test_names_and_numbers_that_do_not_exist(change, words):
 
 def test_every_fusion_says_its_formula():
     assert all(fusion.formula and fusion.__doc__ for fusion in FUSIONS.values())
+
+
+def weights_after(recipe, train, val):
+    state = fit(recipe, 3, train, val).head.state_dict()
+    return torch.cat([state[name].float().ravel() for name in sorted(state)])
+
+
+@pytest.mark.parametrize(
+    "change", [{"weight_decay": 0.0}, {"dropout": 0.0}, {"class_weights": "none"}, {"lr": 2e-2}, {"batch_size": 16}]
+)
+def test_every_setting_of_the_recipe_matters(change):
+    skewed = rows(150)
+    keep = (skewed.classes > 0) | (np.arange(150) % 5 == 0)
+    train = Rows(skewed.image[keep], skewed.text[keep], skewed.classes[keep])
+    recipe = replace(QUICK, epochs=2)
+    assert not torch.equal(
+        weights_after(recipe, train, rows(seed=1)), weights_after(replace(recipe, **change), train, rows(seed=1))
+    )
+
+
+def test_the_learning_rate_falls_on_a_plateau():
+    recipe = replace(QUICK, epochs=30, patience=30, lr=0.05, lr_patience=1, lr_factor=0.1)
+    trained = fit(recipe, 3, rows(seed=0), rows(20, seed=1))
+    rates = [record["lr"] for record in trained.history]
+    assert rates[0] == 0.05
+    assert rates[-1] < 0.006
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_the_inputs_are_standardised_by_the_training_rows_alone():
+    train, val = rows(seed=0), rows(seed=1)
+    head = fit(replace(QUICK, epochs=1), 3, train, val).head
+    unit = train.image / np.linalg.norm(train.image, axis=1, keepdims=True)
+    assert np.allclose(head.image_input.mean, unit.mean(axis=0), atol=1e-6)
+
+
+def test_a_class_without_training_rows_and_a_loss_that_runs_away_are_errors():
+    few = rows(60)
+    with pytest.raises(MmcliError, match="class number 3 has no training row"):
+        fit(replace(QUICK, epochs=1), 4, few, few)
+    with pytest.raises(MmcliError, match=r"training diverged in epoch .*lower --lr"):
+        fit(replace(QUICK, lr=1e30, epochs=5), 3, few, few)
+    with pytest.raises(MmcliError, match="lr must be above 0, found nan"):
+        replace(QUICK, lr=float("nan"))

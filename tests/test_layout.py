@@ -107,7 +107,8 @@ def test_choices_of_the_command_line_are_those_of_the_code():
     assert len(shared) > 8
     for name in shared:
         assert parameters[name].default == recipe[name], name
-    assert inspect.signature(cli.featurize).parameters["backbone"].default == DEFAULT_BACKBONE
+    backbone = get_args(inspect.signature(cli.featurize).parameters["backbone"].annotation)[1]
+    assert DEFAULT_BACKBONE in backbone.help
 
 
 def test_the_two_commands_of_the_readme():

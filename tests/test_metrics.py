@@ -22,14 +22,16 @@ ROWS = st.integers(1, 60).flatmap(
 def test_scores_equal_scikit_learn(rows):
     true, predicted = (np.array(row, dtype=np.int64) for row in rows)
     found = score(true, predicted, ["a", "b", "c", "d"])
-    known = {"labels": range(4), "zero_division": 0}
+    known = {"labels": range(4), "zero_division": np.nan}
     assert found["confusion"] == witness.confusion_matrix(true, predicted, labels=range(4)).tolist()
     assert found["macro_f1"] == pytest.approx(witness.f1_score(true, predicted, average="macro", **known))
     assert found["accuracy"] == pytest.approx(witness.accuracy_score(true, predicted))
     theirs = witness.precision_recall_fscore_support(true, predicted, **known)
     for index, ours in enumerate(found["per_class"].values()):
         for name, values in zip(("precision", "recall", "f1", "support"), theirs, strict=True):
-            assert ours[name] == pytest.approx(values[index])
+            undefined = np.isnan(values[index])
+            expected = values[index] if not undefined else None if name == "f1" else 0
+            assert ours[name] == (expected if expected is None else pytest.approx(expected))
 
 
 def test_the_bootstrap_equals_resampling_rows():
@@ -57,8 +59,14 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     assert 0.90 <= covered <= 0.99
 
 
-def test_an_empty_class_counts_as_zero():
-    assert f1_per_class(np.array([[3, 0], [0, 0]])).tolist() == [1.0, 0.0]
+def test_an_absent_class_does_not_count():
+    assert np.array_equal(f1_per_class(np.array([[3, 0], [0, 0]])), [1.0, np.nan], equal_nan=True)
+    assert macro_f1(np.array([[3, 0], [0, 0]])) == 1
+
+
+def test_a_perfect_head_has_no_interval_below_one_though_resamples_miss_a_class():
+    classes = np.array([0] * 5 + [1] * 4 + [2])
+    assert score(classes, classes, ["a", "b", "c"])["macro_f1_ci"] == [1, 1]
 
 
 @pytest.mark.parametrize(

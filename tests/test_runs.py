@@ -3,6 +3,8 @@
 import csv
 import json
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 import torch
 from conftest import header, synthetic_block, write_cache
 from mmcli.cache import CheckpointError, DataError, FeatureCache, read_labels
-from mmcli.heads import Recipe, evaluate, load_checkpoint, predict, predict_logits, train_full, train_head
+from mmcli.heads import Recipe, evaluate, load_checkpoint, predict, predict_logits, train_full, train_head, write_split
 from PIL import Image
 from sklearn.metrics import f1_score
 
@@ -188,3 +190,74 @@ def test_a_head_refuses_features_of_another_backbone(run, learnable, tmp_path):
         predict(run["best_pt"], ids=ids, cache_path=other)
     with pytest.raises(CheckpointError, match="dtype: bfloat16, not float32"):
         train_full(run["best_pt"], other, learnable[1], tmp_path / "runs")
+
+
+def test_the_test_rows_decide_nothing(run, learnable, tmp_path):
+    """Other labels and other features of the test rows leave every weight and the best epoch as they were."""
+    path, labels = learnable
+    split = load_checkpoint(run["best_pt"]).split
+    tags = read_labels(labels)
+    with FeatureCache.open(path) as cache:
+        image, text = cache.embeddings()
+        guids = cache.guids
+    block = synthetic_block(guids, image.shape[1])
+    block.columns |= {"image": image.copy(), "text": text.copy()}
+    rotated = dict(zip(split.test, split.test[1:] + split.test[:1], strict=True))
+    for guid, other in rotated.items():
+        block.columns["image"][guids.index(guid)] = -image[guids.index(other)]
+    changed = write_cache(tmp_path / "changed.h5", block)
+    lines = [f"{guid},{tags[rotated.get(guid, guid)]}" for guid in tags]
+    (tmp_path / "changed.csv").write_text("guid,tag\n" + "\n".join(lines) + "\n")
+    folder = tmp_path / "same-split"
+    write_split(folder, split, {guid: tags[rotated.get(guid, guid)] for guid in tags})
+    again = train_head(changed, tmp_path / "changed.csv", QUICK, folder, runs=tmp_path / "runs")
+    first, second = (load_checkpoint(each["best_pt"]).head.state_dict() for each in (run, again))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert again["best_epoch"] == run["best_epoch"]
+    assert again["test"] != run["test"]
+
+
+def test_full_uses_the_cache_and_labels_of_its_run(run, learnable, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert train_full(run["run"], runs=tmp_path / "runs")["train"]["n"] == 400
+
+
+def test_runs_of_one_second_do_not_take_each_others_name(learnable, tmp_path):
+    path, labels = learnable
+    quick = Recipe(epochs=1, hidden=(4,))
+    made = {train_head(path, labels, quick, runs=tmp_path / "runs")["run"] for _ in range(4)}
+    assert len(made) == 4
+    assert all(Path(folder, "best.pt").is_file() for folder in made)
+
+
+def test_class_names_that_look_like_markup(learnable, tmp_path, capsys):
+    from mmcli.report.tables import score_tables
+    from mmcli.report.terminal import print_parts
+
+    path, labels = learnable
+    odd = {"negative": "$10k_$20k", "neutral": "[/neg]", "positive": ":smile: 好"}
+    text = labels.read_text()
+    for plain, name in odd.items():
+        text = text.replace(plain, name)
+    labels.write_text(text)
+    made = train_head(path, labels, Recipe(epochs=1), runs=tmp_path / "runs")
+    print_parts(*score_tables({"test": made["test"]}, made["classes"]))
+    out = capsys.readouterr().out
+    assert all(name in out for name in odd.values())
+
+
+def test_a_disk_that_fills_up_while_a_run_is_written(learnable, tmp_path):
+    """The kernel refuses files above 20 kB, as a full disk would: one clear error, and no half run."""
+    path, labels = learnable
+    code = (
+        "import resource, sys\n"
+        "from mmcli.cache import DiskFullError\n"
+        "from mmcli.heads import Recipe, train_head\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+        "try: train_head(sys.argv[1], sys.argv[2], Recipe(epochs=1), runs=sys.argv[3])\n"
+        "except DiskFullError as error: print(error)\n"
+    )
+    command = [sys.executable, "-c", code, str(path), str(labels), str(tmp_path / "runs")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "no room to write" in done.stdout
+    assert list((tmp_path / "runs").iterdir()) == []
