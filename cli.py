@@ -30,6 +30,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instea
 Device = Annotated[Literal["auto", "cpu", "cuda", "mps"], typer.Option(help="Where to compute.")]
 CacheArgument = Annotated[Path, typer.Argument(help="The cache file.")]
 From = Annotated[Path, typer.Option("--from", help="A best.pt; default: that of the latest run.")]
+MAX_SEED = 2**32 - 1  # what scikit-learn takes
 SPLITS = ["train", "val", "test"]
 Trained = "Default: what the head was trained with."
 
@@ -53,14 +54,21 @@ def _root(
 def featurize(
     data: Annotated[Path, typer.Argument(help="Folder of <guid>.jpg + <guid>.txt, or manifest .csv .jsonl .parquet.")],
     labels: Annotated[Path | None, typer.Option(help="CSV with header guid,tag; its place is recorded.")] = None,
-    backbone: Annotated[str, typer.Option(help="Hub id, local folder, or `offline`.")] = "openai/clip-vit-base-patch32",
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            help="Hub id, local folder, or `offline`; default: the cache's, else openai/clip-vit-base-patch32."
+        ),
+    ] = None,
     revision: Annotated[str | None, typer.Option(help="Commit or tag of the hub model.")] = None,
     out: Annotated[Path, typer.Option(help="The cache file to make or to add to.")] = CACHE,
     dtype: Annotated[Literal["auto", "float32", "bfloat16"], typer.Option(help="Precision of the encoder.")] = "auto",
     views: Annotated[int, typer.Option(min=0, help="Also keep K augmented views of each image.")] = 0,
     tokens: Annotated[bool, typer.Option("--tokens", help="Also keep the towers' last hidden states.")] = False,
     clean_text: Annotated[bool, typer.Option(help="Drop URLs and mentions, unwrap hashtags, lower-case.")] = True,
-    resize: Annotated[int | None, typer.Option(min=1, help="Short side in pixels before the centre crop.")] = None,
+    resize: Annotated[
+        int | None, typer.Option(min=1, max=4096, help="Short side in pixels before the centre crop.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images, or texts, per call of the encoder.")] = 64,
     max_reject_rate: Annotated[float, typer.Option(min=0, max=1, help="Fail where more cannot be read.")] = 0.05,
     prune: Annotated[bool, typer.Option("--prune", help="Drop cached pairs that are no longer in DATA.")] = False,
@@ -75,7 +83,7 @@ def featurize(
     from .featurize import featurize as run
     from .report.progress import ProgressLine
     from .report.tables import featurize_table
-    from .report.terminal import print_json, print_parts
+    from .report.terminal import note, print_json, print_parts
 
     options = FeaturizeOptions(
         backbone=backbone,
@@ -90,8 +98,12 @@ def featurize(
         max_reject_rate=max_reject_rate,
         prune=prune,
     )
-    with ProgressLine("featurize") as progress:
-        summary = asdict(run(data, labels, out, options, progress))
+    try:
+        with ProgressLine("featurize") as progress:
+            summary = asdict(run(data, labels, out, options, progress))
+    except KeyboardInterrupt:
+        note("interrupted: what was finished is kept; run the same command again to go on")
+        raise typer.Exit(130) from None
     if as_json:
         print_json(summary)
     else:
@@ -130,7 +142,7 @@ def verify(
     from .cache import CacheError, FeatureCache
     from .cache.verify import verify as run
     from .featurize import Dataset
-    from .report.tables import pairs_table
+    from .report.tables import counted, pairs_table
     from .report.terminal import print_json, print_parts
 
     with FeatureCache.open(cache) as opened:
@@ -140,10 +152,12 @@ def verify(
     if as_json:
         print_json({"rows": report.rows, "sound": report.sound, **found})
     else:
-        shown = {name: f"{len(guids)} {' '.join(guids[:10])}" for name, guids in found.items()}
-        print_parts(pairs_table({"rows": report.rows, **shown}))
+        print_parts(pairs_table({"rows": report.rows} | {name: counted(guids) for name, guids in found.items()}))
     if not report.sound:
-        raise CacheError(f"{cache} has rows that do not agree with their sources: run `mmcli featurize` again")
+        raise CacheError(
+            f"{cache} has rows that do not agree with their sources: run `mmcli featurize` again, with --prune to drop "
+            "those whose source is gone"
+        )
 
 
 @cache_app.command()
@@ -176,9 +190,11 @@ def export(
 @app.command("train-head")
 def train_head(
     context: typer.Context,
-    cache: Annotated[Path, typer.Option(help="What featurize wrote.")] = CACHE,
+    cache: Annotated[
+        Path | None, typer.Option(help=f"What featurize wrote; default: {CACHE}, with --full that of the run.")
+    ] = None,
     labels: Annotated[Path | None, typer.Option(help="CSV guid,tag; default: the one recorded in the cache.")] = None,
-    fusion: Annotated[str, typer.Option(help="How image and text are joined.")] = "concat",
+    fusion: Annotated[str, typer.Option(help="How image and text are joined: concat.")] = "concat",
     modality: Annotated[Literal["both", "text", "image"], typer.Option(help="What the head sees.")] = "both",
     epochs: Annotated[int, typer.Option(min=1, help="At most this many.")] = 60,
     patience: Annotated[int, typer.Option(min=1, help="Epochs without a better validation macro-F1.")] = 12,
@@ -189,13 +205,13 @@ def train_head(
     class_weights: Annotated[
         Literal["none", "inverse", "sqrt", "effective"], typer.Option(help="Against imbalance.")
     ] = "sqrt",
-    seed: Annotated[int, typer.Option(help="Of weights, order and dropout.")] = 42,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of weights, order and dropout.")] = 42,
     split_dir: Annotated[Path | None, typer.Option(help="Reuse the splits/ folder of another run.")] = None,
-    split_seed: Annotated[int, typer.Option(help="Of the 8:1:1 split.")] = 42,
+    split_seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of the 8:1:1 split.")] = 42,
     full: Annotated[
         bool, typer.Option("--full", help="Train the run of --from again on all labelled rows, for its best epochs.")
     ] = False,
-    source: From = BEST,
+    source: Annotated[Path | None, typer.Option("--from", help="With --full; default: the latest of --runs.")] = None,
     runs: Annotated[Path, typer.Option(help="Where the run folder goes.")] = RUNS,
     device: Device = "auto",
     as_json: Json = False,
@@ -209,12 +225,12 @@ def train_head(
     from .heads import Recipe
     from .heads import train_full as run_full
     from .heads import train_head as run
-    from .report.tables import run_table, scores_table
+    from .report.tables import run_table, score_tables
     from .report.terminal import note, print_json, print_parts
 
     where = choose_device(device)
     if full:
-        result = run_full(source, cache, labels, runs, where)
+        result = run_full(source or runs / "latest", cache, labels, runs, where)
     else:
         recipe = Recipe(
             fusion=fusion,
@@ -228,16 +244,16 @@ def train_head(
             class_weights=class_weights,
             seed=seed,
         )
-        result = run(cache, labels, recipe, split_dir, split_seed, runs, where)
+        result = run(cache or CACHE, labels, recipe, split_dir, split_seed, runs, where)
     if result["labels_without_features"]:
-        note(f"note: {result['labels_without_features']} labels are of pairs that are not in {cache}; left out")
+        note(f"note: {result['labels_without_features']} labels are of pairs without features; left out")
     if as_json:
         print_json(result)
     else:
         parts = {name: result[name] for name in SPLITS if name in result}
         where = "" if runs == RUNS else f"--from {runs / 'latest' / 'best.pt'} "
         next_command = f"mmcli predict {where}--ids FILE --out submission.txt"
-        print_parts(scores_table(parts, result["classes"]), run_table(result, next_command))
+        print_parts(*score_tables(parts, result["classes"]), run_table(result, next_command))
 
 
 def _recipe_or_full(context: typer.Context, full: bool) -> None:
@@ -282,15 +298,18 @@ def evaluate(
     """
     from .featurize.loading import choose_device
     from .heads import evaluate as run
-    from .report.tables import scores_table
-    from .report.terminal import print_json, print_parts
+    from .report.tables import score_tables
+    from .report.terminal import note, print_json, print_parts
 
     parts: list[str] = ["val", "test"] if on == "held-out" else [on]
     result = run(source, cache, parts, labels, choose_device(device))
+    if result["labels_without_features"]:
+        note(f"note: {result['labels_without_features']} labels are of pairs without features; left out")
     if as_json:
         print_json(result)
     else:
-        print_parts(scores_table({name: result[name] for name in parts}, result["classes"]))
+        print_parts(f"{result['modality']}, {result['fusion']}: {result['best_pt']}")
+        print_parts(*score_tables({name: result[name] for name in parts}, result["classes"]))
 
 
 @app.command()
@@ -315,13 +334,18 @@ def predict(
         raise typer.BadParameter("--image and --text go together")
     if (image is None) == (ids is None and data is None):
         raise typer.BadParameter("give --ids FILE, or --data FOLDER (with or without --ids), or --image with --text")
+    from .cache.atomic import refuse_to_overwrite
     from .heads import predict as run
     from .report.progress import ProgressLine
     from .report.terminal import note, print_json, print_parts
 
     pair = None if image is None or text is None else (image, text)
+    if out is not None:
+        refuse_to_overwrite(out, b"guid", [source, *(path for path in (ids, data, image, cache) if path)])
+        out.parent.mkdir(parents=True, exist_ok=True)
     with ProgressLine("encode") as progress:
         found = run(source, ids, data, pair, cache, backbone, device, progress)
+    note(f"head: {found.head}")
     for reject in found.rejects:
         note(f"left out {reject.guid}: {reject.reason}")
     if out is not None:
@@ -329,7 +353,9 @@ def predict(
     if as_json:
         rows = zip(found.guids, found.labels, found.probs.tolist(), strict=True)
         listed = [{"guid": guid, "tag": tag, "probs": each} for guid, tag, each in rows]
-        print_json({"classes": found.classes, "predictions": listed, "out": None if out is None else str(out)})
+        left_out = [asdict(reject) for reject in found.rejects]
+        place = None if out is None else str(out)
+        print_json({"classes": found.classes, "predictions": listed, "left_out": left_out, "out": place})
     elif out is not None:
         print_parts(f"{out}: {len(found.guids)} predictions")
     elif pair is not None:
@@ -343,7 +369,7 @@ def predict(
 def demo(
     out: Annotated[Path, typer.Option(help="Where the sample dataset and the runs go.")] = Path("artifacts/demo"),
     pairs: Annotated[int, typer.Option(min=60, help="Size of the sample dataset.")] = 360,
-    seed: Annotated[int, typer.Option(help="Of the sample dataset.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the sample dataset.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Make a small dataset, featurize it, train on text, on image and on both, and show the scores.
@@ -364,7 +390,8 @@ def demo(
         return
     print_parts(
         runs_table(result["runs"]),
-        "\nIn this sample neither the text nor the picture alone tells every label. On your own pairs, with a folder",
+        f"\nFeatures: {out}/features.h5; a folder with scores and figures per head: {out}/runs/",
+        "In this sample neither the text nor the picture alone tells every label. On your own pairs, with a folder",
         "DATA of <guid>.jpg and <guid>.txt and a CSV with header guid,tag:\n",
         "  mmcli featurize DATA --labels labels.csv --backbone offline    (or a CLIP folder, or a hub id)",
         "  mmcli train-head --fusion concat",
@@ -377,17 +404,13 @@ def main() -> None:
     """Run the command line. Exit code 0 done, 1 ``MmcliError`` (one line on stderr), 2 usage, 130 interrupted."""
     try:
         app()
-    except SystemExit as stopped:
-        if stopped.code == 130:
-            sys.stderr.write("interrupted: what was finished is kept; run the same command again to go on\n")
-        raise
     except Exception as error:
         from .cache.errors import MmcliError  # here, because help must not wait for h5py
 
         if isinstance(error, MmcliError):
             message = " ".join(str(error).split())
-        elif isinstance(error, OSError) and error.filename is not None:  # no permission, a folder where a file belongs
-            message = f"{error.filename}: {error.strerror}"
+        elif isinstance(error, OSError) and error.errno is not None:  # no permission, a closed pipe, a full disk
+            message = f"{error.strerror}" if error.filename is None else f"{error.filename}: {error.strerror}"
         else:
             raise
         sys.stderr.write(f"error: {message}\n")

@@ -1,0 +1,5 @@
+"""``python -m mmcli``."""
+
+from .cli import main
+
+main()
