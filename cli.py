@@ -298,7 +298,7 @@ def evaluate(
     """
     from .featurize.loading import choose_device
     from .heads import evaluate as run
-    from .report.tables import score_tables
+    from .report.tables import score_tables, shown_path
     from .report.terminal import note, print_json, print_parts
 
     parts: list[str] = ["val", "test"] if on == "held-out" else [on]
@@ -308,7 +308,7 @@ def evaluate(
     if as_json:
         print_json(result)
     else:
-        print_parts(f"{result['modality']}, {result['fusion']}: {result['best_pt']}")
+        print_parts(f"{result['modality']}, {result['fusion']}: {shown_path(result['best_pt'])}")
         print_parts(*score_tables({name: result[name] for name in parts}, result["classes"]))
 
 

@@ -1,9 +1,16 @@
 """Results as tables for the terminal, from plain data."""
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
+
+
+def shown_path(path: str) -> str:
+    """Shorten a path that is below the current folder."""
+    relative = os.path.relpath(path)
+    return path if relative.startswith("..") else relative
 
 
 def with_interval(value: float, bounds: Sequence[float]) -> str:
@@ -78,9 +85,9 @@ def featurize_table(summary: Mapping[str, Any], next_command: str) -> Table:
         "rows": f"{summary['rows']:,} ({summary['labelled']:,} labelled, {summary['unlabelled']:,} without a label)",
         "computed now": f"{summary['computed']:,} ({summary['resumed']:,} from an interrupted run, "
         f"{summary['unchanged']:,} unchanged)",
-        "rejects": rejects + (f", see {summary['rejects_file']}" if summary["rejects"] else ""),
+        "rejects": rejects + (f", see {shown_path(summary['rejects_file'])}" if summary["rejects"] else ""),
         "time": f"{summary['seconds']:.1f} s" + rate,
-        "file": f"{summary['out']}, {summary['bytes'] / 1e6:.1f} MB",
+        "file": f"{shown_path(summary['out'])}, {summary['bytes'] / 1e6:.1f} MB",
         "backbone": f"{summary['backbone']}, {summary['dtype']}",
         "fingerprint": summary["fingerprint"][:16],
     }
@@ -97,7 +104,7 @@ def run_table(result: Mapping[str, Any], next_command: str) -> Table:
             "epochs": f"{result['epochs']}, best {result['best_epoch']}",
             "parameters": f"{result['parameters']:,}",
             "time": f"{result['seconds']:.1f} s",
-            "run": result["run"],
+            "run": shown_path(result["run"]),
             "next": next_command,
         }
     )
