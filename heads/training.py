@@ -20,7 +20,7 @@ from .model import Head
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides how a head is trained. The defaults are what validation showed to be best.
+    """Everything that decides how a head is trained. The defaults: docs/decisions.md.
 
     Attributes
     ----------
