@@ -258,21 +258,10 @@ def train_head(
 
 def _recipe_or_full(context: typer.Context, full: bool) -> None:
     """Refuse options of the recipe beside --full, which takes its recipe from a run, and --from without it."""
-    recipe = [
-        "fusion",
-        "modality",
-        "epochs",
-        "patience",
-        "batch_size",
-        "lr",
-        "weight_decay",
-        "dropout",
-        "class_weights",
-        "seed",
-        "split_dir",
-        "split_seed",
-    ]
-    for name in recipe if full else ["source"]:
+    recipe = (
+        "fusion modality epochs patience batch_size lr weight_decay dropout class_weights seed split_dir split_seed"
+    )
+    for name in recipe.split() if full else ["source"]:
         given = context.get_parameter_source(name)
         if given is not None and given.name == "COMMANDLINE":
             option = "--from" if name == "source" else "--" + name.replace("_", "-")
@@ -378,26 +367,16 @@ def demo(
     """
     from .heads.demo import run_demo
     from .report.progress import ProgressLine
-    from .report.tables import runs_table
+    from .report.tables import demo_hints, runs_table
     from .report.terminal import note, print_json, print_parts
 
-    note(f"drawing {pairs} pairs into {out}, then: mmcli featurize {out}/data --labels {out}/labels.csv "
-         f"--backbone offline --out {out}/features.h5")  # fmt: skip
+    note(f"{pairs} pairs into {out}; mmcli featurize {out}/data --labels {out}/labels.csv --backbone offline")
     with ProgressLine("featurize") as progress:
         result = run_demo(out, pairs, seed, progress)
     if as_json:
         print_json(result)
         return
-    print_parts(
-        runs_table(result["runs"]),
-        f"\nFeatures: {out}/features.h5; a folder with scores and figures per head: {out}/runs/",
-        "In this sample neither the text nor the picture alone tells every label. On your own pairs, with a folder",
-        "DATA of <guid>.jpg and <guid>.txt and a CSV with header guid,tag:\n",
-        "  mmcli featurize DATA --labels labels.csv --backbone offline    (or a CLIP folder, or a hub id)",
-        "  mmcli train-head --fusion concat",
-        "  mmcli evaluate --on test",
-        "  mmcli predict --data MORE --out predictions.csv --probs",
-    )
+    print_parts(runs_table(result["runs"]), *demo_hints(out))
 
 
 def main() -> None:

@@ -115,3 +115,16 @@ def flat(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {flat(each)}" for key, each in value.items())
     return str(value)
+
+
+def demo_hints(folder: object) -> list[str]:
+    """Say after the demo where things are and what to try next."""
+    return [
+        f"\nFeatures: {folder}/features.h5; a folder with scores and figures per head: {folder}/runs/",
+        "In this sample neither the text nor the picture alone tells every label. On your own pairs, with a folder",
+        "DATA of <guid>.jpg and <guid>.txt and a CSV with header guid,tag:\n",
+        "  mmcli featurize DATA --labels labels.csv --backbone offline    (or a CLIP folder, or a hub id)",
+        "  mmcli train-head --fusion concat",
+        "  mmcli evaluate --on test",
+        "  mmcli predict --data MORE --out predictions.csv --probs",
+    ]

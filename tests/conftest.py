@@ -7,8 +7,11 @@ from random import Random
 
 import numpy as np
 import pytest
+from free_backbone import FreeBackbone
+from mmcli.cache import FeatureCache
 from mmcli.cache.parts import Block, merge, write_part
 from mmcli.cache.schema import Header
+from mmcli.featurize import pipeline
 from PIL import Image
 
 WORDS = ["sun", "rain", "love", "hate", "tree", "house", "fine", "bad", "good", "day", "night", "the", "a", "is"]
@@ -140,3 +143,23 @@ def learnable(tmp_path):
     labels = tmp_path / "labels.csv"
     labels.write_text("guid,tag\n" + "".join(f"{guid},{names[classes[guid]]}\n" for guid in range(n)))
     return path, labels
+
+
+@pytest.fixture
+def free(monkeypatch):
+    """Make every backbone the free one, and blocks small."""
+    backbone = FreeBackbone()
+    monkeypatch.setattr(pipeline, "open_backbone", lambda name, revision=None: backbone)
+    monkeypatch.setattr(pipeline, "BLOCK_ROWS", 5)
+    return backbone
+
+
+def content(path):
+    """Return {guid: all that the file holds of it}."""
+    with FeatureCache.open(path) as cache:
+        names = [*cache.embedding_names(), "row/image_sha256", "row/text_sha256", "row/codec"]
+        rows = {guid: [cache.file[name][row].tobytes() for name in names] for row, guid in enumerate(cache.guids)}
+        if cache.has_tokens:
+            for row, guid in enumerate(cache.guids):
+                rows[guid].append(cache.text_tokens(row).tobytes())
+        return rows
