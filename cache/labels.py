@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,15 @@ def _read_parquet(path: Path) -> tuple[list[str], Iterator[tuple[int, dict[str, 
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path} is not a readable Parquet file: {error}") from error
     return table.column_names, enumerate(table.to_pylist(), 1)
+
+
+def table_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Return a small table as the text of a CSV file."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return buffer.getvalue()
 
 
 def cell_text(value: Any) -> str:

@@ -1,6 +1,5 @@
 """Embeddings of given pairs, for prediction: from the cache where it has them, encoded where it has not."""
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -88,17 +87,7 @@ def _encode(
         )
     encoder = source.load(choose_device(device), identity["dtype"], resize)
     how = How(clean=clean, store=np.float16 if identity["dtype"] == "bfloat16" else np.float32)
-    done = 0
-
-    def on_pairs(count: int) -> None:
-        nonlocal done
-        done += count
-        if on_progress is not None:
-            on_progress(done, len(pairs))
-
     blocks = [pairs[start : start + BLOCK_ROWS] for start in range(0, len(pairs), BLOCK_ROWS)]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's on odd but readable images
-        for block, rejects in encode_blocks(blocks, encoder, how, on_pairs):
-            image, text = (block.columns[name].astype(np.float32) for name in ("image", "text"))
-            yield block.guids, image, text, rejects
+    for block, rejects in encode_blocks(blocks, encoder, how, on_progress):
+        image, text = (block.columns[name].astype(np.float32) for name in ("image", "text"))
+        yield block.guids, image, text, rejects

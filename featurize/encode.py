@@ -1,9 +1,11 @@
 """From raw pairs to blocks of embeddings: reading in threads, encoding in batches, bad pairs set aside."""
 
+import contextlib
 import hashlib
 import os
+import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -97,7 +99,7 @@ def _load(pair: Pair, encoder: Encoder, how: How) -> _Loaded | Reject:
     return _Loaded(pair, pixels, text, codec, digests)
 
 
-def prefetch(function: Callable[[Any], Any], items: Iterable[Any], ahead: int) -> Iterator[Any]:
+def prefetch(function: Callable[[Any], Any], items: Iterable[Any], ahead: int) -> Generator[Any, None, None]:
     """Map in threads, in order, at most ``ahead`` results waiting."""
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         pending: deque[Future[Any]] = deque()
@@ -113,7 +115,10 @@ def prefetch(function: Callable[[Any], Any], items: Iterable[Any], ahead: int) -
 
 
 def encode_blocks(
-    blocks: Sequence[Sequence[Pair]], encoder: Encoder, how: How, on_pairs: Callable[[int], None] | None = None
+    blocks: Sequence[Sequence[Pair]],
+    encoder: Encoder,
+    how: How,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[tuple[Block, list[Reject]]]:
     """Encode each block of pairs, in order.
 
@@ -125,22 +130,29 @@ def encode_blocks(
         Pairs to encode together.
     encoder, how
         What computes, and what is computed.
-    on_pairs
-        Called with the number of pairs that came through since the last call.
+    on_progress
+        Called with (pairs that came through, pairs to do).
 
     Yields
     ------
     block, rejects
         The block's rows, without those that were rejected.
     """
+    total, done = sum(len(block) for block in blocks), 0
+
+    def on_pairs(count: int) -> None:
+        nonlocal done
+        done += count
+        if on_progress is not None:
+            on_progress(done, total)
+
     loaded = prefetch(
         lambda pair: _load(pair, encoder, how), (pair for block in blocks for pair in block), 2 * how.batch_size
     )
-    try:
+    with warnings.catch_warnings(), contextlib.closing(loaded):
+        warnings.simplefilter("ignore")  # Pillow's on odd but readable images
         for pairs in blocks:
-            yield _encode_block((next(loaded) for _ in pairs), encoder, how, on_pairs or (lambda count: None))
-    finally:
-        loaded.close()  # type: ignore[attr-defined]
+            yield _encode_block((next(loaded) for _ in pairs), encoder, how, on_pairs)
 
 
 def _encode_block(

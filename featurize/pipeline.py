@@ -1,12 +1,9 @@
 """``featurize``: find what is missing in the cache, encode it block by block, merge."""
 
 import contextlib
-import csv
-import io
 import os
 import platform
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -17,6 +14,7 @@ import numpy as np
 
 from ..cache.atomic import remove_leftovers, write_text
 from ..cache.errors import CacheError, DataError
+from ..cache.labels import table_text
 from ..cache.lock import writer_lock
 from ..cache.parts import merge, parts_folder, read_parts, remove_parts, write_part
 from ..cache.schema import Header
@@ -141,11 +139,12 @@ def featurize(
         with FeatureCache.open(out) if out.exists() else contextlib.nullcontext() as cached:
             if dataset.labels_path is None and cached is not None:
                 dataset = Dataset.open(data, _recorded_labels(cached))
-            header = _header(dataset, options, cached)
+            backbone = _backbone(options, cached)
+            header = _header(dataset, backbone, options, cached)
             how = _how(options, header, cached)
             plan = _plan(out, dataset, header, how, cached, options.prune)
             as_it_was = cached is not None and cached.header.dataset == header.dataset and len(cached)
-        computed, rejects = _compute(out, plan, header, how, dataset, options, on_progress)
+        computed, rejects = _compute(out, plan, backbone, header, how, dataset, options, on_progress)
         if not plan.rows:
             raise DataError(f"no pair of {dataset.data} could be read; see {_rejects_path(out)}")
         if len(plan.rows) != as_it_was or any(path != out for path, _ in plan.rows.values()):
@@ -190,8 +189,7 @@ def _backbone(options: FeaturizeOptions, cached: FeatureCache | None) -> Backbon
     return open_backbone(options.backbone or DEFAULT_BACKBONE, options.revision)
 
 
-def _header(dataset: Dataset, options: FeaturizeOptions, cached: FeatureCache | None) -> Header:
-    backbone = _backbone(options, cached)
+def _header(dataset: Dataset, backbone: Backbone, options: FeaturizeOptions, cached: FeatureCache | None) -> Header:
     dtype = options.dtype
     if dtype == "auto" and cached is not None:
         dtype = str(cached.header.identity["dtype"])  # adding pairs elsewhere must not need a flag
@@ -280,6 +278,7 @@ def _resume(out: Path, header: Header, how: How, there: dict[str, Pair]) -> dict
 def _compute(
     out: Path,
     plan: _Plan,
+    backbone: Backbone,
     header: Header,
     how: How,
     dataset: Dataset,
@@ -296,14 +295,7 @@ def _compute(
 
     folder = parts_folder(out, header.fingerprint)
     number = 1 + max((int(path.stem[5:]) for path in folder.glob("part-*.h5")), default=-1)
-    computed = done = 0
-    report = on_progress or (lambda finished, total: None)
-
-    def on_pairs(count: int) -> None:
-        nonlocal done
-        done += count
-        report(done, len(todo))
-
+    computed = 0
     known = [item for item in map(read_pair, filter(Pair.cannot_be_whole, todo)) if isinstance(item, Reject)]
     if too_many(known):  # said before hours of encoding, not after
         _write_rejects(out, known)
@@ -313,20 +305,18 @@ def _compute(
     if len(rejects) < len(todo):
         rejects = []
         device = choose_device(options.device)
-        backbone = open_backbone(header.backbone["name"], header.backbone["revision"])
         encoder = backbone.load(device, header.identity["dtype"], options.resize)
-        report(0, len(todo))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's on odd but readable images
-            for block, rejected in encode_blocks(plan.blocks, encoder, how, on_pairs):
-                rejects += rejected
-                if block.guids:
-                    path = write_part(folder, number, block, header)
-                    plan.rows |= {guid: (path, row) for row, guid in enumerate(block.guids)}
-                    number += 1
-                computed += len(block.guids)
-                if too_many(rejects):
-                    break
+        if on_progress is not None:
+            on_progress(0, len(todo))
+        for block, rejected in encode_blocks(plan.blocks, encoder, how, on_progress):
+            rejects += rejected
+            if block.guids:
+                path = write_part(folder, number, block, header)
+                plan.rows |= {guid: (path, row) for row, guid in enumerate(block.guids)}
+                number += 1
+            computed += len(block.guids)
+            if too_many(rejects):
+                break
     _write_rejects(out, rejects)
     if too_many(rejects):
         raise DataError(_too_many(out, dataset, rejects, options))
@@ -359,8 +349,5 @@ def _write_rejects(out: Path, rejects: Sequence[Reject]) -> None:
     if not rejects:
         path.unlink(missing_ok=True)
         return
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["guid", "reason", "path"])
-    writer.writerows([reject.guid, reject.reason, reject.path] for reject in rejects)
-    write_text(path, buffer.getvalue())
+    rows = ([reject.guid, reject.reason, reject.path] for reject in rejects)
+    write_text(path, table_text(["guid", "reason", "path"], rows))

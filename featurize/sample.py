@@ -4,11 +4,12 @@ The text has a mood and the picture has a mood; the label is the sign of their s
 annotator got wrong. So a glum text under a sunny picture is neutral, and neither side alone tells such a label.
 """
 
-import csv
 from pathlib import Path
 from random import Random
 
 from PIL import Image, ImageDraw, ImageFilter
+
+from ..cache.labels import table_text
 
 LABEL_NOISE = 0.1  # share of labels drawn at random
 LABELS = {-1: "negative", 0: "neutral", 1: "positive"}
@@ -64,10 +65,7 @@ def make_sample(folder: str | Path, pairs: int = 360, seed: int = 0) -> tuple[Pa
         total = text_mood + image_mood
         mood = random.choice((-1, 0, 1)) if random.random() < LABEL_NOISE else (total > 0) - (total < 0)
         rows.append((guid, LABELS[mood]))
-    with (folder / "labels.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["guid", "tag"])
-        writer.writerows(rows)
+    (folder / "labels.csv").write_text(table_text(["guid", "tag"], rows), encoding="utf-8")
     return data, folder / "labels.csv"
 
 

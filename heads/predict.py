@@ -1,7 +1,5 @@
 """Labels for pairs: listed ones, a folder of them, or a single one."""
 
-import csv
-import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +9,7 @@ from numpy.typing import NDArray
 
 from ..cache.atomic import write_text
 from ..cache.errors import CheckpointError, DataError
-from ..cache.labels import read_ids
+from ..cache.labels import read_ids, table_text
 from ..cache.store import FeatureCache
 from ..featurize.dataset import Dataset, Pair
 from ..featurize.embed import embed_pairs
@@ -47,12 +45,11 @@ class Predictions:
 
     def to_csv(self, with_probs: bool = False) -> str:
         """Return a CSV with header ``guid,tag``, and with ``with_probs`` a column per class."""
-        buffer = io.StringIO()
-        writer = csv.writer(buffer, lineterminator="\n")
-        writer.writerow(["guid", "tag", *(self.classes if with_probs else [])])
-        for guid, label, probs in zip(self.guids, self.labels, self.probs, strict=True):
-            writer.writerow([guid, label, *([f"{prob:.6f}" for prob in probs] if with_probs else [])])
-        return buffer.getvalue()
+        rows = zip(self.guids, self.labels, self.probs, strict=True)
+        return table_text(
+            ["guid", "tag", *(self.classes if with_probs else [])],
+            ([guid, tag, *([f"{prob:.6f}" for prob in probs] if with_probs else [])] for guid, tag, probs in rows),
+        )
 
     def write(self, path: str | Path, with_probs: bool = False) -> None:
         """Write ``to_csv`` to a file, atomically."""

@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import io
 import json
 import os
 import shutil
@@ -18,7 +17,7 @@ import numpy as np
 
 from ..cache.atomic import disk_full_is_clear, write_text
 from ..cache.errors import CheckpointError, DataError
-from ..cache.labels import read_labels
+from ..cache.labels import read_labels, table_text
 from ..cache.store import FeatureCache
 from ..report import figures
 from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -170,7 +169,7 @@ def train_full(
         recipe = replace(earlier.recipe, epochs=len(schedule))
         checkpoint = _checkpoint(cache, trained, recipe, earlier.classes, split, labels_file)
         metrics = {"train": _score(checkpoint, rows), "labels_without_features": absent}
-        config = _config(cache, labels_file, recipe, None, None) | {"full": True, "epochs_from": str(source.resolve())}
+        config = _config(cache, labels_file, recipe, None, None) | {"full": True, "epochs_from": str(source)}
         return _write_run(Path(runs), checkpoint, trained, metrics, config, labels, started)
 
 
@@ -272,7 +271,6 @@ def _write_run(
     started: float,
 ) -> dict[str, Any]:
     """Write the run folder under a temporary name, then rename it and point ``latest`` at it."""
-    runs.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(runs)
     with disk_full_is_clear(runs):
         draft = Path(tempfile.mkdtemp(prefix=_DRAFT, dir=runs))
@@ -281,7 +279,9 @@ def _write_run(
         draft.chmod(0o755)
         with disk_full_is_clear(draft):
             save_checkpoint(draft / "best.pt", checkpoint)
-            write_text(draft / "history.csv", _history_csv(trained.history))
+            columns = list(trained.history[0])
+            rows = ([record[name] for name in columns] for record in trained.history)
+            write_text(draft / "history.csv", table_text(columns, rows))
             write_split(draft / "splits", checkpoint.split, labels)
             figures.curves(trained.history, trained.best_epoch, draft / "curves.png")
             shown = "test" if "test" in metrics else "train"
@@ -337,11 +337,3 @@ def _point_latest(runs: Path, name: str) -> None:
         os.replace(pointer, runs / "latest")
     finally:
         pointer.unlink(missing_ok=True)
-
-
-def _history_csv(history: list[dict[str, float]]) -> str:
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(history[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(history)
-    return buffer.getvalue()

@@ -1,7 +1,5 @@
 """Train, validation and test rows: made once per run, written as CSV, reused with ``--split-dir``."""
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +7,7 @@ from pathlib import Path
 
 from ..cache.atomic import write_text
 from ..cache.errors import DataError
-from ..cache.labels import read_labels
+from ..cache.labels import read_labels, table_text
 
 SPLITS = ("train", "val", "test")
 
@@ -76,11 +74,8 @@ def check_classes(split: Split, labels: dict[str, str]) -> None:
 def write_split(folder: Path, split: Split, labels: dict[str, str]) -> None:
     """Write ``train_split.csv``, ``val_split.csv`` and ``test_split.csv``, each with header ``guid,tag``."""
     for name, guids in split.named().items():
-        buffer = io.StringIO()
-        writer = csv.writer(buffer, lineterminator="\n")
-        writer.writerow(["guid", "tag"])
-        writer.writerows([guid, labels[guid]] for guid in guids)
-        write_text(folder / f"{name}_split.csv", buffer.getvalue())
+        rows = ([guid, labels[guid]] for guid in guids)
+        write_text(folder / f"{name}_split.csv", table_text(["guid", "tag"], rows))
 
 
 def read_split(folder: str | Path, labels: dict[str, str]) -> Split:
