@@ -12,6 +12,7 @@ from .errors import (
     LockedError,
     MmcliError,
 )
+from .features import Features, PaddedTokens, StoredTokens, Tokens
 from .labels import read_ids, read_labels
 from .store import FeatureCache
 
@@ -22,8 +23,12 @@ __all__ = [
     "DataError",
     "DiskFullError",
     "FeatureCache",
+    "Features",
     "LockedError",
     "MmcliError",
+    "PaddedTokens",
+    "StoredTokens",
+    "Tokens",
     "read_ids",
     "read_labels",
 ]

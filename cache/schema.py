@@ -8,6 +8,7 @@
     /text_tokens    (sum L, w_t) only with tokens: last hidden states of each text's own tokens, float16
     /text_offsets   (N + 1,)    row i's text tokens are text_tokens[text_offsets[i]:text_offsets[i + 1]]
     /row/image_sha256, /row/text_sha256  (N, 32) uint8: of the raw bytes
+    /row/cleaned_sha256  (N, 32) uint8: of the cleaned text, by which duplicates are found
     /row/codec      (N,)        utf-8: how the text's bytes were decoded
     /row/truncated  (N,)        bool: the text had more tokens than the backbone takes
 
@@ -23,7 +24,7 @@ SCHEMA = 1
 
 # Columns of a row, in the order in which they are written. text_tokens is ragged and handled by name.
 EMBEDDINGS = ("image", "text", "image_views", "image_tokens")
-PER_ROW = ("row/image_sha256", "row/text_sha256", "row/codec", "row/truncated")
+PER_ROW = ("row/image_sha256", "row/text_sha256", "row/cleaned_sha256", "row/codec", "row/truncated")
 
 
 def fingerprint_of(identity: dict[str, Any]) -> str:

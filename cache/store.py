@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import CacheError
+from .features import Features, StoredTokens, Tokens, open_hdf5, read_tokens, tokens_bytes
 from .schema import EMBEDDINGS, SCHEMA, Header, describe_difference, fingerprint_of
 
 _WINDOW_ROWS = 4096
@@ -60,7 +61,7 @@ class FeatureCache:
                 f"no feature cache at {path}: make it with `mmcli featurize DATA --out {path}`, or say where it is"
             )
         try:
-            file = h5py.File(path, "r")
+            file = open_hdf5(path)
         except OSError as error:
             raise CacheError(
                 f"{path} is not a readable HDF5 file, or is cut off ({error}): put it aside and run "
@@ -123,6 +124,18 @@ class FeatureCache:
         return "image_tokens" in self.file
 
     @property
+    def token_widths(self) -> tuple[int, int]:
+        """Return (w_i, w_t): widths of the last hidden states, 0 where they are not kept."""
+        if not self.has_tokens:
+            return 0, 0
+        return int(self.file["image_tokens"].shape[2]), int(self.file["text_tokens"].shape[1])
+
+    @property
+    def has_cleaned(self) -> bool:
+        """Whether there are digests of cleaned texts; files of the first version of mmcli have none."""
+        return "row/cleaned_sha256" in self.file
+
+    @property
     def fingerprint(self) -> str:
         """The sha256 (hex) of everything the embeddings depend on."""
         return self.header.fingerprint
@@ -159,6 +172,45 @@ class FeatureCache:
         rows = np.arange(len(self)) if guids is None else self.rows(guids)
         return self.read("image", rows).astype(np.float32), self.read("text", rows).astype(np.float32)
 
+    def features(
+        self, guids: Sequence[str], tokens: bool = False, views: bool = False, max_bytes: int | None = None
+    ) -> Features:
+        """Return what a head may look at, in the order of ``guids``.
+
+        Parameters
+        ----------
+        guids
+            Which rows.
+        tokens, views
+            Whether token states, and embeddings of augmented images, are wanted too.
+        max_bytes
+            Token states that take more than this stay in the file and are read as they are needed.
+
+        Raises
+        ------
+        CacheError
+            Tokens or views are wanted and not there; a guid is not there; the file is damaged.
+        """
+        data = self.header.dataset["data"]
+        if tokens and not self.has_tokens:
+            raise CacheError(
+                f"{self.path} holds no token states: run `mmcli featurize {data} --out {self.path} --tokens`"
+            )
+        if views and not self.n_views:
+            raise CacheError(
+                f"{self.path} holds no augmented views: run `mmcli featurize {data} --out {self.path} --views 4`"
+            )
+        rows = self.rows(guids)
+        image, text = self.embeddings(guids)
+        kept: Tokens | StoredTokens | None = None
+        if tokens:
+            share = len(rows) / max(len(self), 1)
+            if max_bytes is not None and tokens_bytes(self.file) * share > max_bytes:
+                kept = StoredTokens(self.path.absolute(), rows, max_bytes)
+            else:
+                kept = read_tokens(self.file, self.path, rows)
+        return Features(image, text, kept, self.read("image_views", rows).astype(np.float32) if views else None)
+
     def read(self, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
         """Return dataset ``name`` at ``rows`` (any order, repeats allowed), first axis (n,).
 
@@ -182,8 +234,11 @@ class FeatureCache:
 
     def text_tokens(self, row: int) -> NDArray[np.float16]:
         """Return the last hidden states of one text, (L, w_t) float16."""
-        start, stop = self.file["text_offsets"][row : row + 2]
-        return self.file["text_tokens"][int(start) : int(stop)]
+        try:
+            start, stop = self.file["text_offsets"][row : row + 2]
+            return self.file["text_tokens"][int(start) : int(stop)]
+        except OSError as error:
+            raise self._damaged("text_tokens", error) from error
 
     def digests(self) -> list[tuple[bytes, bytes]]:
         """Return each row's (sha256 of image bytes, sha256 of text bytes), 32 bytes each."""

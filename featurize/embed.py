@@ -1,12 +1,14 @@
-"""Embeddings of given pairs, for prediction: from the cache where it has them, encoded where it has not."""
+"""Features of given pairs, for prediction: from the cache where it has them, encoded where it has not."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..cache.errors import BackboneError
+from ..cache.features import Features, Tokens
+from ..cache.parts import Block
 from ..cache.schema import describe_difference, fingerprint_of
 from ..cache.store import FeatureCache
 from .dataset import Pair
@@ -14,7 +16,14 @@ from .encode import How, Reject, encode_blocks
 from .loading import choose_device, open_backbone
 from .pipeline import BLOCK_ROWS, identity_of
 
-Embeddings = tuple[NDArray[np.float32], NDArray[np.float32]]
+
+@dataclass(frozen=True)
+class Embedded:
+    """Features of some of the pairs asked for, and those that could not be read."""
+
+    guids: list[str]
+    features: Features
+    rejects: list[Reject]
 
 
 def embed_pairs(
@@ -22,10 +31,11 @@ def embed_pairs(
     identity: dict[str, Any],
     backbone: dict[str, Any],
     cache: FeatureCache | None = None,
+    tokens: bool = False,
     device: str = "auto",
     on_progress: Callable[[int, int], None] | None = None,
-) -> tuple[list[str], Embeddings, list[Reject]]:
-    """Return embeddings of ``pairs`` as ``identity`` says, in the same order, without those that cannot be read.
+) -> Iterator[Embedded]:
+    """Yield the features of ``pairs`` as ``identity`` says, a block at a time: cached ones first.
 
     Parameters
     ----------
@@ -35,47 +45,43 @@ def embed_pairs(
         Of the features that a head was trained on.
     cache
         Rows whose raw bytes are the same are taken from it. Its fingerprint must be that of ``identity``.
+    tokens
+        Whether token states are wanted; a cache without them is then not looked at.
     device
         For encoding.
     on_progress
         Called with (pairs encoded, pairs to encode).
-
-    Returns
-    -------
-    guids, (image, text), rejects
-        image and text (n, d) float32.
 
     Raises
     ------
     BackboneError
         The backbone cannot be had, or is not the one of ``identity``.
     """
-    found: dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
-    if cache is not None:
+    same: list[str] = []
+    if cache is not None and (cache.has_tokens or not tokens):
         known = [pair for pair in pairs if pair.guid in cache]
         stored = cache.digests()
         same = [pair.guid for pair in known if pair.digests() == stored[cache.row_of[pair.guid]]]
-        found = {guid: (image, text) for guid, image, text in zip(same, *cache.embeddings(same), strict=True)}
-    missing = [pair for pair in pairs if pair.guid not in found]
-    rejects: list[Reject] = []
+        for guids in _blocks(same):
+            yield Embedded(guids, cache.features(guids, tokens), [])
+    there = set(same)
+    missing = [pair for pair in pairs if pair.guid not in there]
     if missing:
-        for guids, images, texts, rejected in _encode(missing, identity, backbone, device, on_progress):
-            found |= {guid: (image, text) for guid, image, text in zip(guids, images, texts, strict=True)}
-            rejects += rejected
-    kept = [pair.guid for pair in pairs if pair.guid in found]
-    if not kept:
-        return [], (np.zeros((0, 0), np.float32), np.zeros((0, 0), np.float32)), rejects
-    image, text = (np.stack([found[guid][side] for guid in kept]) for side in (0, 1))
-    return kept, (image, text), rejects
+        yield from _encode(missing, identity, backbone, tokens, device, on_progress)
+
+
+def _blocks(items: list[Any]) -> list[list[Any]]:
+    return [items[start : start + BLOCK_ROWS] for start in range(0, len(items), BLOCK_ROWS)]
 
 
 def _encode(
-    pairs: Sequence[Pair],
+    pairs: list[Pair],
     identity: dict[str, Any],
     backbone: dict[str, Any],
+    tokens: bool,
     device: str,
     on_progress: Callable[[int, int], None] | None,
-) -> Any:
+) -> Iterator[Embedded]:
     source = open_backbone(backbone["name"], backbone["revision"])
     resize, clean = identity["image"]["resize"], identity["text"]["cleaning"] > 0
     here = identity_of(source, identity["dtype"], clean, resize)
@@ -86,8 +92,16 @@ def _encode(
             + "): give the folder of the right one with --backbone"
         )
     encoder = source.load(choose_device(device), identity["dtype"], resize)
-    how = How(clean=clean, store=np.float16 if identity["dtype"] == "bfloat16" else np.float32)
-    blocks = [pairs[start : start + BLOCK_ROWS] for start in range(0, len(pairs), BLOCK_ROWS)]
-    for block, rejects in encode_blocks(blocks, encoder, how, on_progress):
-        image, text = (block.columns[name].astype(np.float32) for name in ("image", "text"))
-        yield block.guids, image, text, rejects
+    store = np.float16 if identity["dtype"] == "bfloat16" else np.float32
+    for block, rejects in encode_blocks(_blocks(pairs), encoder, How(clean, tokens=tokens, store=store), on_progress):
+        yield Embedded(block.guids, _features(block), rejects)
+
+
+def _features(block: Block) -> Features:
+    image, text = (block.columns[name].astype(np.float32) for name in ("image", "text"))
+    if not block.text_tokens:
+        return Features(image, text)
+    offsets = np.concatenate([[0], np.cumsum([len(each) for each in block.text_tokens])]).astype(np.int64)
+    rows = np.arange(len(block.guids))
+    tokens = Tokens(block.columns["image_tokens"], np.concatenate(block.text_tokens), offsets, rows)
+    return Features(image, text, tokens)

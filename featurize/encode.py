@@ -64,7 +64,7 @@ class _Loaded:
     pixels: NDArray[np.float32]  # (1 + views, 3, H, W)
     text: str
     codec: str
-    digests: tuple[bytes, bytes]
+    digests: tuple[bytes, bytes, bytes]  # of the raw image, the raw text, the cleaned text
 
 
 def load_text(raw: bytes, clean: bool) -> tuple[str, str]:
@@ -95,8 +95,10 @@ def _load(pair: Pair, encoder: Encoder, how: How) -> _Loaded | Reject:
     except Exception as error:  # one odd image must not end the work on 100,000
         return Reject(pair.guid, f"image cannot be prepared: {error}", pair.image or "")
     text, codec = load_text(raw_text, how.clean)
-    digests = hashlib.sha256(raw_image).digest(), hashlib.sha256(raw_text).digest()
-    return _Loaded(pair, pixels, text, codec, digests)
+    image_sha, text_sha, cleaned_sha = (
+        hashlib.sha256(content).digest() for content in (raw_image, raw_text, clean_text(text).encode())
+    )
+    return _Loaded(pair, pixels, text, codec, (image_sha, text_sha, cleaned_sha))
 
 
 def prefetch(function: Callable[[Any], Any], items: Iterable[Any], ahead: int) -> Generator[Any, None, None]:
@@ -172,7 +174,7 @@ def _encode_block(
     ids, truncated = encoder.tokenize([row.text for row in rows]) if rows else ([], [])
     text, text_tokens = _encode_texts(encoder, ids, how)
     columns: dict[str, NDArray[Any]] = {**images.columns(), "text": text.astype(how.store)}
-    for side, name in enumerate(("row/image_sha256", "row/text_sha256")):
+    for side, name in enumerate(("row/image_sha256", "row/text_sha256", "row/cleaned_sha256")):
         joined = b"".join(row.digests[side] for row in rows)
         columns[name] = np.frombuffer(joined, dtype=np.uint8).reshape(len(rows), 32)
     columns["row/codec"] = np.array([row.codec.encode() for row in rows], dtype="S8")

@@ -219,7 +219,7 @@ def _plan(out: Path, dataset: Dataset, header: Header, how: How, cached: Feature
     there = {pair.guid: pair for pair in dataset.pairs if not pair.absent}
     if cached is not None:
         cached.check(header.identity, header.backbone["name"])
-        complete = cached.n_views == how.views and cached.has_tokens == how.tokens
+        complete = _holds_what_is_asked(cached, how)
         same = _unchanged(cached, there)
         _refuse_other_dataset(cached, dataset, same)
         for row, guid in enumerate(cached.guids):
@@ -233,8 +233,9 @@ def _plan(out: Path, dataset: Dataset, header: Header, how: How, cached: Feature
                 plan.unchanged += 1
         if not complete and plan.gone > plan.pruned:
             raise CacheError(
-                f"{out} would be encoded again for views or tokens, but {plan.gone} of its pairs are no longer in "
-                f"{dataset.data}: bring them back, drop them with --prune, or give another --out"
+                f"{out} would be encoded again (views, tokens or digests of cleaned texts are new), but {plan.gone} of "
+                f"its pairs are no longer in {dataset.data}: bring them back, drop them with --prune, or give another "
+                "--out"
             )
     todo = [pair for pair in dataset.pairs if pair.guid not in plan.rows]
     in_parts = _resume(out, header, how, {pair.guid: pair for pair in todo})
@@ -247,6 +248,10 @@ def _plan(out: Path, dataset: Dataset, header: Header, how: How, cached: Feature
         if block:
             plan.blocks.append(block)
     return plan
+
+
+def _holds_what_is_asked(cached: FeatureCache, how: How) -> bool:
+    return cached.n_views == how.views and cached.has_tokens == how.tokens and cached.has_cleaned
 
 
 def _unchanged(cached: FeatureCache, there: dict[str, Pair]) -> set[str]:
@@ -269,7 +274,7 @@ def _resume(out: Path, header: Header, how: How, there: dict[str, Pair]) -> dict
     rows: dict[str, tuple[Path, int]] = {}
     for path in read_parts(parts_folder(out, header.fingerprint), header):
         with FeatureCache.open(path) as part:
-            if part.n_views == how.views and part.has_tokens == how.tokens:
+            if _holds_what_is_asked(part, how):
                 same = _unchanged(part, there)
                 rows |= {guid: (path, row) for row, guid in enumerate(part.guids) if guid in same}
     return rows

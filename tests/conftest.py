@@ -112,6 +112,7 @@ def synthetic_block(guids, dim=8, seed=0, store=np.float32):
             "text": random.standard_normal((n, dim)).astype(store),
             "row/image_sha256": random.integers(0, 256, (n, 32), dtype=np.uint8),
             "row/text_sha256": random.integers(0, 256, (n, 32), dtype=np.uint8),
+            "row/cleaned_sha256": random.integers(0, 256, (n, 32), dtype=np.uint8),
             "row/codec": np.array([b"utf-8"] * n, dtype="S8"),
             "row/truncated": np.zeros(n, dtype=bool),
         },

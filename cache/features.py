@@ -1,0 +1,195 @@
+"""Features of some rows, in memory or left in the file until they are needed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import CacheError
+
+
+class PaddedTokens(NamedTuple):
+    """Token states of a batch: image (b, P, w_i) float16, text (b, L, w_t) float16, mask (b, L) bool."""
+
+    image: NDArray[np.float16]
+    text: NDArray[np.float16]
+    mask: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Last hidden states of n rows, in memory. Rows are picked without copying.
+
+    Attributes
+    ----------
+    image
+        (N, P, w_i) float16, of all rows that are in memory.
+    text, offsets
+        (sum L, w_t) float16 and (N + 1,) int64: text i is ``text[offsets[i]:offsets[i + 1]]``.
+    rows
+        (n,) int64: which of the N rows these are, in which order.
+    """
+
+    image: NDArray[np.float16]
+    text: NDArray[np.float16]
+    offsets: NDArray[np.int64]
+    rows: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """Return (w_i, w_t)."""
+        return int(self.image.shape[2]), int(self.text.shape[1])
+
+    @property
+    def at_once(self) -> int:
+        """How many rows may be loaded at once."""
+        return len(self.rows)
+
+    def take(self, rows: NDArray[np.int64]) -> Tokens:
+        """Return the rows numbered ``rows``."""
+        return Tokens(self.image, self.text, self.offsets, self.rows[rows])
+
+    def load(self) -> Tokens:
+        """Return these rows in memory."""
+        return self
+
+    def padded(self) -> PaddedTokens:
+        """Return these rows as one batch, texts padded with zeros on the right."""
+        starts, lengths = self.offsets[self.rows], np.diff(self.offsets)[self.rows]
+        places = np.arange(max(int(lengths.max(initial=0)), 1))
+        mask = places < lengths[:, None]
+        text = np.zeros((*mask.shape, self.text.shape[1]), np.float16)
+        text[mask] = self.text[(starts[:, None] + places)[mask]]
+        return PaddedTokens(self.image[self.rows], text, mask)
+
+
+@dataclass(frozen=True)
+class StoredTokens:
+    """Last hidden states of n rows that stay in the cache file until ``load``.
+
+    Attributes
+    ----------
+    path
+        The cache file; opened when it is first read, in whichever process that is.
+    rows
+        (n,) int64: rows of the file.
+    max_bytes
+        How much may be in memory at once: one block that is in use and one that is being read.
+    """
+
+    path: Path
+    rows: NDArray[np.int64]
+    max_bytes: int
+    _opened: list[h5py.File] = field(default_factory=list, repr=False, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_opened": []}
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def _file(self) -> h5py.File:
+        if not self._opened:
+            self._opened.append(open_hdf5(self.path))
+        return self._opened[0]
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """Return (w_i, w_t)."""
+        return int(self._file["image_tokens"].shape[2]), int(self._file["text_tokens"].shape[1])
+
+    @cached_property
+    def at_once(self) -> int:
+        """How many rows may be loaded at once."""
+        return max(1, int(self.max_bytes / 2 / (tokens_bytes(self._file) / max(len(self._file["guid"]), 1))))
+
+    def take(self, rows: NDArray[np.int64]) -> StoredTokens:
+        """Return the rows numbered ``rows``, still in the file."""
+        return StoredTokens(self.path, self.rows[rows], self.max_bytes, self._opened)
+
+    def load(self) -> Tokens:
+        """Read these rows into memory, in the order of the file, so that the disk reads ahead."""
+        return read_tokens(self._file, self.path, self.rows)
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a head may look at: n rows.
+
+    Attributes
+    ----------
+    image, text
+        Embeddings, (n, d) float32.
+    tokens
+        Last hidden states; None unless asked for.
+    views
+        (n, K, d) float32, embeddings of augmented images; None unless asked for.
+    """
+
+    image: NDArray[np.float32]
+    text: NDArray[np.float32]
+    tokens: Tokens | StoredTokens | None = None
+    views: NDArray[np.float32] | None = None
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def take(self, rows: NDArray[np.int64]) -> Features:
+        """Return the rows numbered ``rows``, in that order."""
+        return Features(
+            self.image[rows],
+            self.text[rows],
+            None if self.tokens is None else self.tokens.take(rows),
+            None if self.views is None else self.views[rows],
+        )
+
+
+def open_hdf5(path: Path) -> h5py.File:
+    """Open a cache file for reading, with room for the chunks of text tokens, which are larger than HDF5's default."""
+    return h5py.File(path, "r", rdcc_nbytes=16 << 20)
+
+
+def tokens_bytes(file: h5py.File) -> int:
+    """Size of all token states of a cache file."""
+    return sum(int(file[name].size) * 2 for name in ("image_tokens", "text_tokens"))
+
+
+def read_tokens(file: h5py.File, path: Path, rows: NDArray[np.int64]) -> Tokens:
+    """Read the token states of ``rows`` (any order), each stored chunk once.
+
+    Raises
+    ------
+    CacheError
+        Where a stored checksum says that the file is damaged.
+    """
+    there, back = np.unique(rows, return_inverse=True)
+    images, bounds = file["image_tokens"], file["text_offsets"][:].astype(np.int64)
+    chunk = there // (images.chunks or (256,))[0]
+    # Neighbouring chunks are read together, up to 64 at a time; a chunk of which no row is wanted is skipped.
+    cuts = np.flatnonzero((np.diff(chunk) > 1) | (np.diff(chunk // 64) > 0)) + 1
+    image = np.empty((len(there), *images.shape[1:]), np.float16)
+    texts: list[NDArray[np.float16]] = []
+    try:
+        for places in np.split(np.arange(len(there)), cuts) if len(there) else []:
+            low, high = int(there[places[0]]), int(there[places[-1]]) + 1
+            image[places] = images[low:high][there[places] - low]
+            text = file["text_tokens"][int(bounds[low]) : int(bounds[high])]
+            texts += [text[bounds[row] - bounds[low] : bounds[row + 1] - bounds[low]] for row in there[places]]
+    except OSError as error:
+        raise CacheError(
+            f"{path} is damaged: token states cannot be read ({error}); restore a copy, or put it aside and run "
+            "`mmcli featurize` again"
+        ) from error
+    offsets = np.concatenate([[0], np.cumsum([len(text) for text in texts], dtype=np.int64)]).astype(np.int64)
+    joined = np.concatenate(texts) if texts else np.zeros((0, file["text_tokens"].shape[1]), np.float16)
+    return Tokens(image, joined, offsets, back.astype(np.int64).reshape(-1))
