@@ -11,19 +11,20 @@ from typing import Any
 import torch
 
 from ..cache.atomic import write_bytes
-from ..cache.errors import CheckpointError
+from ..cache.errors import CheckpointError, MmcliError
 from ..cache.schema import describe_difference, fingerprint_of
 from ..cache.store import FeatureCache
-from .model import Head
+from .fusions import Sizes
+from .model import Ensemble, Head
+from .recipe import Recipe
 from .splits import Split
-from .training import Recipe
 
-FORMAT = "mmcli head 1"
+FORMAT = "mmcli head 2"
 
 
 @dataclass
 class Checkpoint:
-    """A trained head and what is needed to use it on other pairs.
+    """A trained head, or an ensemble of them, and what is needed to use it on other pairs.
 
     Attributes
     ----------
@@ -31,30 +32,33 @@ class Checkpoint:
         In evaluation mode.
     classes
         Names, in the order of the logits.
-    dim
-        Length of an embedding.
+    sizes
+        Lengths of embeddings, widths of token states.
     recipe
-        How it was trained.
+        How it was trained; its seed is the first of ``seeds``.
+    seeds
+        One for each head.
     identity, backbone
         Of the features it was trained on (see ``cache.schema.Header``).
     split
         Guids of the rows it was trained, stopped and tested on.
-    best_epoch
-        Whose weights these are.
+    best_epochs
+        Whose weights these are, for each head.
     made_from
         ``{"cache", "labels"}``: absolute paths at the time of training, the defaults of later commands.
     path
         The file it was read from.
     """
 
-    head: Head
+    head: Ensemble
     classes: list[str]
-    dim: int
+    sizes: Sizes
     recipe: Recipe
+    seeds: list[int]
     identity: dict[str, Any]
     backbone: dict[str, Any]
     split: Split
-    best_epoch: int
+    best_epochs: list[int]
     made_from: dict[str, str]
     path: Path | None = None
 
@@ -84,13 +88,14 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write ``path`` atomically."""
     header = {
         "classes": checkpoint.classes,
-        "dim": checkpoint.dim,
+        "sizes": checkpoint.sizes._asdict(),
         "recipe": checkpoint.recipe.to_dict(),
+        "seeds": checkpoint.seeds,
         "identity": checkpoint.identity,
         "backbone": checkpoint.backbone,
         "fingerprint": checkpoint.fingerprint,
         "split": checkpoint.split.named(),
-        "best_epoch": checkpoint.best_epoch,
+        "best_epochs": checkpoint.best_epochs,
         "made_from": checkpoint.made_from,
         "versions": {"torch": torch.__version__},
     }
@@ -124,28 +129,30 @@ def load_checkpoint(path: str | Path, device: str = "cpu") -> Checkpoint:
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read, it may be cut off ({_first_line(error)})") from error
+    if isinstance(content, dict) and content.get("format") == "mmcli head 1":
+        raise CheckpointError(f"{path} was written by an older mmcli: train the head again with `mmcli train-head`")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a best.pt of mmcli: train one with `mmcli train-head`")
     try:
         header = json.loads(content["header"])
         recipe = Recipe.from_dict(header["recipe"])
-        head = Head(
-            header["dim"], len(header["classes"]), recipe.fusion, recipe.modality, recipe.hidden, recipe.dropout
-        )
+        sizes, n_classes = Sizes(**header["sizes"]), len(header["classes"])
+        head = Ensemble([Head(sizes, n_classes, recipe) for _ in header["seeds"]], n_classes)
         head.load_state_dict(content["tensors"])
         return Checkpoint(
             head=head.eval().to(device),
             classes=header["classes"],
-            dim=header["dim"],
+            sizes=sizes,
             recipe=recipe,
+            seeds=header["seeds"],
             identity=header["identity"],
             backbone=header["backbone"],
             split=Split(**header["split"]),
-            best_epoch=header["best_epoch"],
+            best_epochs=header["best_epochs"],
             made_from=header["made_from"],
             path=path.resolve(),
         )
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError, MmcliError) as error:
         raise CheckpointError(
             f"{path} is a best.pt of mmcli, but its content does not fit ({_first_line(error)}): was it changed by "
             "hand, or written by a newer mmcli?"

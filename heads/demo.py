@@ -6,8 +6,8 @@ from typing import Any
 
 from ..featurize.pipeline import FeaturizeOptions, featurize
 from ..featurize.sample import make_sample
+from .recipe import Recipe
 from .run import train_head
-from .training import Recipe
 
 
 def run_demo(

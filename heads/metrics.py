@@ -15,6 +15,13 @@ LEVEL = 0.95
 _BOOTSTRAP_CELLS = 4_000_000  # cells of all matrices drawn at once
 
 
+def softmax(logits: NDArray[Any]) -> NDArray[np.float32]:
+    """Return probabilities, (n, C) float32, rows summing to 1, of logits (n, C); computed in float64."""
+    exact = logits.astype(np.float64)
+    exponentials = np.exp(exact - exact.max(axis=1, keepdims=True))
+    return (exponentials / exponentials.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
 def confusion_matrix(true: NDArray[np.int64], predicted: NDArray[np.int64], n_classes: int) -> NDArray[np.int64]:
     """Count pairs of classes: (C, C) int64, rows true, columns predicted. Both inputs are (n,) class numbers."""
     counts = np.bincount(true * n_classes + predicted, minlength=n_classes * n_classes)

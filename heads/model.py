@@ -1,109 +1,229 @@
-"""The head: embeddings to logits."""
+"""The head: embeddings to logits. And several heads as one."""
 
-from typing import Literal, get_args
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ..cache.errors import MmcliError
-from .fusions import make_fusion
+from ..cache.features import Features
+from .attention import CrossAttention
+from .fusions import FUSIONS, Sizes, fusion_class
+from .inputs import Batch, TokenBatch, batches
+from .recipe import Recipe
 
-Modality = Literal["both", "text", "image"]
+_TINY = 1e-7  # below this, a deviation is a rounding error
+
+
+VIT_B32 = Sizes(512, 512, 768, 512)
+
+
+def sizes_of(features: Features) -> Sizes:
+    """Return the lengths of embeddings and the widths of token states."""
+    image_tokens, text_tokens = (0, 0) if features.tokens is None else features.tokens.widths
+    return Sizes(features.image.shape[1], features.text.shape[1], image_tokens, text_tokens)
+
+
+def inverse_deviation(variance: Tensor) -> Tensor:
+    """Return 1 / sqrt(variance), and 0 for a constant column: it carries nothing, and must not become noise."""
+    deviation = variance.sqrt()
+    return torch.where(deviation > _TINY, 1 / deviation.clamp_min(_TINY), torch.zeros_like(deviation))
 
 
 class Standardise(nn.Module):
-    """L2-normalise each row, then subtract the mean and divide by the deviation of the training rows."""
+    """L2-normalise each row, then subtract the mean and divide by the deviation of the training rows.
+
+    Parameters
+    ----------
+    size
+        Length of a row.
+    normalize
+        Whether rows are L2-normalised first.
+    """
 
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, size: int, normalize: bool = True) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(dim))
-        self.register_buffer("scale", torch.ones(dim))
+        self.normalize = normalize
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("scale", torch.ones(size))
+
+    def _unit(self, rows: Tensor) -> Tensor:
+        rows = rows.to(self.mean.dtype)
+        return functional.normalize(rows) if self.normalize else rows
 
     def learn(self, rows: Tensor) -> None:
         """Take mean and deviation from the training rows, (n, d)."""
-        unit = functional.normalize(rows.float())
+        unit = self._unit(rows)
         self.mean = unit.mean(dim=0)
-        # A constant column carries nothing: it becomes 0, not noise divided by almost 0.
-        deviation = unit.std(dim=0, correction=0)
-        self.scale = torch.where(deviation > 1e-7, 1 / deviation.clamp_min(1e-7), torch.zeros_like(deviation))
+        self.scale = inverse_deviation(unit.var(dim=0, correction=0))
 
     def forward(self, rows: Tensor) -> Tensor:
         """Return standardised rows, (n, d) float32."""
-        return (functional.normalize(rows.float()) - self.mean) * self.scale
+        return (self._unit(rows) - self.mean) * self.scale
+
+
+class Dropout(nn.Module):
+    """Dropout as in ``nn.Dropout``, from uniform numbers, which cost a quarter of PyTorch's Bernoulli on a CPU."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Return rows with a share of the numbers set to 0 and the others scaled up, in training; else as they are."""
+        if not self.training or self.share == 0:
+            return rows
+        return rows * (torch.rand_like(rows) >= self.share).to(rows.dtype).mul_(1 / (1 - self.share))
 
 
 class Head(nn.Module):
-    """Standardised embeddings, a fusion, an MLP [in, 256, 64, C] with BatchNorm, ReLU and dropout.
+    """Standardised embeddings, a fusion, and for each of its outputs an MLP [in, 256, 64, C].
 
-    A single-modality head sees its own embedding only, in training and in evaluation.
+    Hidden layers have BatchNorm, ReLU and dropout. The logits are the mean over the MLPs, of which only late fusion has
+    more than one. A single-modality head sees its own embedding only, in training and in evaluation.
 
     Parameters
     ----------
-    dim
-        Length d of an embedding.
+    sizes
+        Lengths of embeddings.
     n_classes
         C.
-    fusion
-        Name of the fusion; used with ``modality="both"``.
-    modality
-        ``both``, ``text`` or ``image``.
-    hidden
-        Widths of the hidden layers.
-    dropout
-        After each hidden layer.
+    recipe
+        Of it ``fusion``, ``modality``, ``head``, ``hidden``, ``dropout`` and ``normalize``.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        n_classes: int,
-        fusion: str = "concat",
-        modality: str = "both",
-        hidden: tuple[int, ...] = (256, 64),
-        dropout: float = 0.5,
-    ) -> None:
+    def __init__(self, sizes: Sizes, n_classes: int, recipe: Recipe) -> None:
         super().__init__()
-        if modality not in get_args(Modality):
-            raise MmcliError(f"unknown modality {modality!r}: choose one of {', '.join(get_args(Modality))}")
-        self.modality = modality
-        self.image_input = None if modality == "text" else Standardise(dim)
-        self.text_input = None if modality == "image" else Standardise(dim)
-        self.fusion = make_fusion(fusion, dim) if modality == "both" else None
-        width = self.fusion.out_size if self.fusion is not None else dim
-        layers: list[nn.Module] = []
-        for size in hidden:
-            layers += [nn.Linear(width, size), nn.BatchNorm1d(size), nn.ReLU(), nn.Dropout(dropout)]
-            width = size
-        self.mlp = nn.Sequential(*layers, nn.Linear(width, n_classes))
+        self.fusion = fusion_class(recipe.fusion, recipe.modality)(sizes)
+        self.image_input = None if recipe.modality == "text" else Standardise(sizes.image, recipe.normalize)
+        self.text_input = None if recipe.modality == "image" else Standardise(sizes.text, recipe.normalize)
+        hidden = recipe.hidden if recipe.head == "mlp" else ()
+        self.mlps = nn.ModuleList(_mlp(width, hidden, n_classes, recipe.dropout) for width in self.fusion.out_sizes)
 
-    def learn_inputs(self, image: Tensor, text: Tensor) -> None:
-        """Take the standardisation from the training rows, (n, d) each."""
-        if self.image_input is not None:
-            self.image_input.learn(image)
-        if self.text_input is not None:
-            self.text_input.learn(text)
+    @property
+    def needs_tokens(self) -> bool:
+        """Whether the head looks at token states."""
+        return self.fusion.needs_tokens
 
-    def standardised(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what the fusion sees of each; an input that the head does not use is returned as it is."""
-        return (
-            image if self.image_input is None else self.image_input(image),
-            text if self.text_input is None else self.text_input(text),
+    def learn_inputs(self, features: Features) -> None:
+        """Take the standardisation from the training rows."""
+        device = next(self.parameters()).device
+        for module, rows in ((self.image_input, features.image), (self.text_input, features.text)):
+            if module is not None:
+                module.learn(torch.from_numpy(rows).to(device))
+        if self.needs_tokens:
+            attention = self.fusion.attention
+            assert isinstance(attention, CrossAttention)
+            attention.learn_inputs(*_token_moments(features, str(device)))
+
+    def standardised(self, batch: Batch) -> Batch:
+        """Return what the fusion sees; an input that the head does not use is returned as it is."""
+        return Batch(
+            batch.image if self.image_input is None else self.image_input(batch.image),
+            batch.text if self.text_input is None else self.text_input(batch.text),
+            batch.tokens,
         )
 
-    def classify(self, image: Tensor, text: Tensor) -> Tensor:
-        """Return logits, (n, C), of standardised inputs."""
-        single = text if self.modality == "text" else image
-        logits: Tensor = self.mlp(single if self.fusion is None else self.fusion(image, text))
-        return logits
+    def parts(self, batch: Batch) -> Tensor:
+        """Return the logits of each MLP, (k, n, C), of standardised inputs."""
+        return torch.stack([mlp(seen) for mlp, seen in zip(self.mlps, self.fusion(batch), strict=True)])
 
-    def forward(self, image: Tensor, text: Tensor) -> Tensor:
-        """Return logits, (n, C), of raw embeddings, (n, d) each."""
-        return self.classify(*self.standardised(image, text))
+    def forward(self, batch: Batch) -> Tensor:
+        """Return logits, (n, C), of raw embeddings."""
+        return self.parts(self.standardised(batch)).mean(dim=0)
 
     def n_parameters(self) -> int:
         """Count the trainable parameters."""
         return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
+
+
+def _mlp(width: int, hidden: Sequence[int], n_classes: int, dropout: float) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for size in hidden:
+        layers += [nn.Linear(width, size), nn.BatchNorm1d(size), nn.ReLU(), Dropout(dropout)]
+        width = size
+    return nn.Sequential(*layers, nn.Linear(width, n_classes))
+
+
+def _token_moments(features: Features, device: str) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Return (mean, 1 / deviation) over all text tokens and over all image tokens, each (w,) float32."""
+    sums: list[list[Tensor]] = [[], []]
+    counts = [0, 0]
+    for batch in batches(features, True, device):
+        tokens = batch.tokens
+        assert isinstance(tokens, TokenBatch)
+        for side, rows in enumerate((tokens.text[tokens.mask], tokens.image.flatten(0, 1))):
+            exact = rows.double()
+            found = [exact.sum(dim=0), exact.square().sum(dim=0)]
+            sums[side] = [one + two for one, two in zip(sums[side], found, strict=True)] if sums[side] else found
+            counts[side] += len(rows)
+    moments = []
+    for (total, squares), count in zip(sums, counts, strict=True):
+        mean = total / max(count, 1)
+        moments.append(
+            (mean.float(), inverse_deviation((squares / max(count, 1) - mean.square()).clamp_min(0)).float())
+        )
+    return moments[0], moments[1]
+
+
+class Ensemble(nn.Module):
+    """One head, or several that differ in their seed and vote with the mean of their probabilities.
+
+    Attributes
+    ----------
+    heads
+        One or more.
+    offsets
+        (C,), added to the logits; zeros unless they were fitted on validation rows.
+    """
+
+    offsets: Tensor
+
+    def __init__(self, heads: Sequence[Head], n_classes: int) -> None:
+        super().__init__()
+        if not heads:
+            raise MmcliError("an ensemble needs at least one head")
+        self.heads = nn.ModuleList(heads)
+        self.register_buffer("offsets", torch.zeros(n_classes))
+
+    @property
+    def needs_tokens(self) -> bool:
+        """Whether the heads look at token states."""
+        return bool(self.heads[0].needs_tokens)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Return logits, (n, C): of several heads, the log of their mean probabilities."""
+        if len(self.heads) == 1:
+            logits: Tensor = self.heads[0](batch)
+        else:
+            each = torch.stack([torch.log_softmax(head(batch), dim=1) for head in self.heads])
+            logits = torch.logsumexp(each, dim=0) - torch.log(torch.tensor(float(len(self.heads))))
+        return logits + self.offsets
+
+    def n_parameters(self) -> int:
+        """Count the trainable parameters of all heads."""
+        return sum(head.n_parameters() for head in self.heads if isinstance(head, Head))
+
+
+def describe_fusions(sizes: Sizes, n_classes: int) -> list[dict[str, Any]]:
+    """Return name, formula, source, whether token states are needed, and counted parameters of each fusion's head.
+
+    Parameters are None where ``sizes`` has no token states for a fusion that needs them.
+    """
+    listed = []
+    for name, each in FUSIONS.items():
+        can_be = bool(sizes.image_tokens) or not each.needs_tokens
+        counts = {
+            kind: Head(sizes, n_classes, Recipe(fusion=name, head=kind)).n_parameters() if can_be else None
+            for kind in ("mlp", "linear")
+        }
+        if any(True for _ in each(sizes).parameters()) if can_be else True:
+            counts["linear"] = None  # a logistic regression cannot learn the weights of a fusion
+        about = {"name": name, "formula": each.formula, "source": each.source, "needs_tokens": each.needs_tokens}
+        listed.append(about | {"parameters": counts["mlp"], "parameters_linear": counts["linear"]})
+    return listed

@@ -9,13 +9,17 @@ from numpy.typing import NDArray
 
 from ..cache.atomic import write_text
 from ..cache.errors import CheckpointError, DataError
+from ..cache.features import Features
 from ..cache.labels import read_ids, table_text
 from ..cache.store import FeatureCache
 from ..featurize.dataset import Dataset, Pair
 from ..featurize.embed import embed_pairs
 from ..featurize.encode import Reject
 from .checkpoint import Checkpoint, load_checkpoint
+from .metrics import softmax
 from .training import predict_logits
+
+_AT_ONCE = 256  # rows, so that token states of 100,000 pairs are never in memory together
 
 
 @dataclass(frozen=True)
@@ -94,47 +98,49 @@ def predict(
         As they say.
     """
     checkpoint = load_checkpoint(best_pt)
+    tokens = checkpoint.head.needs_tokens
     cache = None if pair is not None else _open_cache(checkpoint, cache_path)
+    logits: dict[str, NDArray[np.float32]] = {}
+    rejects: list[Reject] = []
     try:
-        source = checkpoint.backbone if backbone is None else {"name": backbone, "revision": None}
         wanted = None if ids is None else read_ids(ids)
+        compared = cache
         if pair is not None:
             pairs = [Pair(Path(pair[0]).stem, str(pair[0]), text=pair[1])]
         elif data is not None:
             pairs = _pairs_of(Dataset.open(data), wanted)
-        elif cache is not None and wanted is not None and all(guid in cache for guid in wanted):
-            return _classify(checkpoint, wanted, *cache.embeddings(wanted), [])
-        else:
-            dataset, wanted = _recorded_dataset(cache, best_pt), wanted or []
-            pairs = _pairs_of(dataset, [guid for guid in wanted if cache is None or guid not in cache])
-        guids, (image, text), rejects = embed_pairs(pairs, checkpoint.identity, source, cache, device, on_progress)
-        if cache is not None and data is None and wanted is not None and not rejects:
-            image, text = _in_order(cache, wanted, guids, image, text)
-            guids = wanted
+        else:  # rows of the cache are taken as they are, the others are looked for where the cache was made from
+            usable = cache is not None and (cache.has_tokens or not tokens)
+            cached = [guid for guid in wanted or [] if usable and cache is not None and guid in cache]
+            if cache is not None:
+                for start in range(0, len(cached), _AT_ONCE):
+                    guids = cached[start : start + _AT_ONCE]
+                    logits |= _logits(checkpoint, guids, cache.features(guids, tokens))
+            missing = [guid for guid in wanted or [] if guid not in logits]
+            pairs = _pairs_of(_recorded_dataset(cache, best_pt), missing) if missing else []
+            compared = None
+        source = checkpoint.backbone if backbone is None else {"name": backbone, "revision": None}
+        for found in embed_pairs(pairs, checkpoint.identity, source, compared, tokens, device, on_progress):
+            logits |= _logits(checkpoint, found.guids, found.features)
+            rejects += found.rejects
     finally:
         if cache is not None:
             cache.close()
-    if rejects and (wanted is not None or not guids):
+    if rejects and (wanted is not None or not logits):
         raise DataError(
             f"{len(rejects)} of {len(pairs)} pairs cannot be read: "
             + ", ".join(f"{reject.guid!r} ({reject.reason}, {reject.path})" for reject in rejects[:10])
             + (", …" if len(rejects) > 10 else "")
             + ": mend them or take them out of the list"
         )
-    return _classify(checkpoint, guids, image, text, rejects)
+    guids = [guid for guid in wanted or [each.guid for each in pairs] if guid in logits]
+    return _predictions(checkpoint, guids, np.stack([logits[guid] for guid in guids]), rejects)
 
 
-def _in_order(
-    cache: FeatureCache, wanted: list[str], guids: list[str], image: NDArray[np.float32], text: NDArray[np.float32]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return embeddings of ``wanted``: cached rows as they are cached, the others as they were just encoded."""
-    cached = [guid for guid in wanted if guid in cache]
-    place = {guid: row for row, guid in enumerate([*guids, *cached])}
-    order = [place[guid] for guid in wanted]
-    old_image, old_text = cache.embeddings(cached)
-    if cached:
-        image, text = np.concatenate([image, old_image]), np.concatenate([text, old_text])
-    return image[order], text[order]
+def _logits(checkpoint: Checkpoint, guids: list[str], features: Features) -> dict[str, NDArray[np.float32]]:
+    if not guids:
+        return {}
+    return dict(zip(guids, predict_logits(checkpoint.head, features), strict=True))
 
 
 def _open_cache(checkpoint: Checkpoint, path: str | Path | None) -> FeatureCache | None:
@@ -178,16 +184,10 @@ def _pairs_of(dataset: Dataset, wanted: list[str] | None) -> list[Pair]:
     return [there[guid] for guid in wanted]
 
 
-def _classify(
-    checkpoint: Checkpoint,
-    guids: list[str],
-    image: NDArray[np.float32],
-    text: NDArray[np.float32],
-    rejects: list[Reject],
+def _predictions(
+    checkpoint: Checkpoint, guids: list[str], logits: NDArray[np.float32], rejects: list[Reject]
 ) -> Predictions:
-    logits = predict_logits(checkpoint.head, image, text).astype(np.float64)
-    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-    probs = (exponentials / exponentials.sum(axis=1, keepdims=True)).astype(np.float32)
+    probs = softmax(logits)
     labels = [checkpoint.classes[index] for index in logits.argmax(axis=1)]
     head = f"{checkpoint.path} ({checkpoint.recipe.modality}, {checkpoint.recipe.fusion})"
     return Predictions(guids, labels, checkpoint.classes, probs, rejects, head)

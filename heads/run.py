@@ -1,79 +1,33 @@
-"""``train_head`` and ``evaluate``: from a cache and labels to a run folder, and back from its best.pt."""
+"""``train_head``, ``train_full``, ``evaluate``: from a cache and labels to a run folder, and back from its best.pt."""
 
-import contextlib
 import csv
 import json
-import os
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..cache.atomic import disk_full_is_clear, write_text
-from ..cache.errors import CheckpointError, DataError
-from ..cache.labels import read_labels, table_text
+from ..cache.atomic import write_text
+from ..cache.errors import CheckpointError, DataError, MmcliError
+from ..cache.labels import table_text
 from ..cache.store import FeatureCache
-from ..report import figures
 from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from .duplicates import duplicate_groups, separated
+from .folders import check_writable, new_folder
+from .inputs import Rows
+from .labelled import labels_of, rows_of
+from .losses import fit_offsets
 from .metrics import score
-from .splits import Split, read_split, stratified_split, write_split
-from .training import Fit, Recipe, Rows, fit, predict_logits
+from .model import Ensemble, sizes_of
+from .parallel import each_of
+from .recipe import Recipe
+from .splits import Split, grouped_split, read_split, stratified_split, write_split
+from .training import Fit, fit, predict_logits
 
-_DRAFT = ".unfinished-"
-
-OnEpoch = Callable[[dict[str, float]], None]
-
-
-def labels_of(cache: FeatureCache, path: str | Path | None) -> tuple[Path, dict[str, str], int]:
-    """Return (labels file, label by guid of the rows in the cache, number of labels without a row).
-
-    Raises
-    ------
-    DataError
-        No labels file given or recorded, or no label for any row.
-    """
-    found = path if path is not None else cache.header.dataset["labels"]
-    if found is None:
-        raise DataError(f"{cache.path} was made without labels: give --labels FILE, a CSV with header guid,tag")
-    if not Path(found).is_file():
-        raise DataError(f"no such labels file: {found}; say with --labels where it is")
-    labelled = {guid: tag for guid, tag in read_labels(found).items() if tag is not None}
-    labels = {guid: tag for guid, tag in labelled.items() if guid in cache}
-    if not labels:
-        raise DataError(
-            f"none of the {len(labelled)} labels in {found} is of a pair in {cache.path}: is it the labels file of "
-            f"{cache.header.dataset['data']}?"
-        )
-    return Path(found).absolute(), labels, len(labelled) - len(labels)
-
-
-def _check_writable(runs: Path) -> None:
-    """Find out before training, not after it, that nothing can be written; an ``OSError`` says why."""
-    runs.mkdir(parents=True, exist_ok=True)
-    with disk_full_is_clear(runs), tempfile.TemporaryDirectory(prefix=_DRAFT, dir=runs):
-        pass
-
-
-def rows_of(cache: FeatureCache, guids: list[str], labels: dict[str, str], classes: list[str]) -> Rows:
-    """Return embeddings and class numbers of ``guids``, in their order.
-
-    Raises
-    ------
-    DataError
-        Where a label is not one of ``classes``.
-    """
-    number = {name: index for index, name in enumerate(classes)}
-    for guid in guids:
-        if labels[guid] not in number:
-            raise DataError(f"guid {guid!r} has the label {labels[guid]!r}, the head knows {', '.join(classes)}")
-    image, text = cache.embeddings(guids)
-    return Rows(image, text, np.array([number[labels[guid]] for guid in guids], dtype=np.int64))
+OnFit = Callable[[int, int], None]
 
 
 def train_head(
@@ -84,9 +38,13 @@ def train_head(
     split_seed: int = 42,
     runs: str | Path = "artifacts/runs",
     device: str = "cpu",
-    on_epoch: OnEpoch | None = None,
+    seeds: int = 1,
+    group_duplicates: bool = False,
+    max_bytes: int | None = None,
+    jobs: int | None = None,
+    on_fit: OnFit | None = None,
 ) -> dict[str, Any]:
-    """Train a head on cached features and write a run folder.
+    """Train a head, or several that differ in their seed, on cached features and write a run folder.
 
     Parameters
     ----------
@@ -100,32 +58,59 @@ def train_head(
         Folder with train, val and test CSVs to reuse; default: a stratified 8:1:1 split by ``split_seed``.
     runs
         Where the run folder goes; ``latest`` in it points at the newest.
-    on_epoch
-        Called with each epoch's scores.
+    seeds
+        Train with ``recipe.seed``, ``recipe.seed + 1`` and so on; best.pt is the ensemble of their probabilities.
+    group_duplicates
+        Keep identical images and identical cleaned texts in one part of the split.
+    max_bytes
+        Token states that take more than this are read from the cache as they are needed.
+    jobs
+        Processes for several seeds; default: one per core.
+    on_fit
+        Called with (heads trained, heads to train).
 
     Returns
     -------
     dict
         What ``metrics.json`` holds: ``run``, ``best_pt``, ``train``, ``val``, ``test`` (see ``metrics.score``),
-        ``parameters``, ``best_epoch``, ``epochs``, ``labels_without_features``, ``seconds``.
+        ``seeds`` (of each head: seed, epochs, best_epoch, val and test scores), ``over_seeds`` (mean and standard
+        deviation, with several), ``parameters``, ``duplicates_separated``, ``labels_without_features``, ``seconds``.
     """
     started = time.perf_counter()
     recipe = recipe or Recipe()
-    _check_writable(Path(runs))
+    check_writable(Path(runs))
+    if seeds < 1:
+        raise MmcliError(f"seeds must be 1 or more, found {seeds}")
+    if split_dir is not None and group_duplicates:
+        raise MmcliError("--group-duplicates makes a split, --split-dir reuses one: give one of them")
     with FeatureCache.open(cache_path) as cache:
         labels_file, labels, absent = labels_of(cache, labels_path)
+        groups = dict(zip(labels, duplicate_groups(cache, list(labels)).tolist(), strict=True))
         if split_dir is not None:
             split = read_split(split_dir, labels)
+        elif group_duplicates:
+            split = grouped_split(list(labels), list(labels.values()), list(groups.values()), split_seed)
         else:
             split = stratified_split(list(labels), list(labels.values()), split_seed)
         classes = sorted({labels[guid] for guids in split.named().values() for guid in guids})
-        rows = {name: rows_of(cache, guids, labels, classes) for name, guids in split.named().items()}
-        trained = fit(recipe, len(classes), rows["train"], rows["val"], device=device, on_epoch=on_epoch)
-        checkpoint = _checkpoint(cache, trained, recipe, classes, split, labels_file)
+        rows = {
+            name: rows_of(cache, guids, labels, classes, recipe, max_bytes) for name, guids in split.named().items()
+        }
+        of_train = np.array([groups[guid] for guid in split.train])
+        tasks = [
+            (replace(recipe, seed=recipe.seed + number), len(classes), rows["train"], rows["val"], device, of_train)
+            for number in range(seeds)
+        ]
+        fits = _fit_all(tasks, jobs if device == "cpu" else 1, on_fit)
+        checkpoint = _checkpoint(cache, fits, recipe, classes, split, labels_file, rows["train"])
+        if recipe.offsets:
+            _learn_offsets(checkpoint.head, rows["val"])
         metrics: dict[str, Any] = {name: _score(checkpoint, part) for name, part in rows.items()}
+        metrics |= _seed_scores(checkpoint, fits, rows)
+        metrics["duplicates_separated"] = separated(split, groups)
         metrics["labels_without_features"] = absent
-        config = _config(cache, labels_file, recipe, split_dir, split_seed)
-        return _write_run(Path(runs), checkpoint, trained, metrics, config, labels, started)
+        config = _config(cache, labels_file, recipe, split_dir, split_seed) | {"group_duplicates": group_duplicates}
+        return _write_run(Path(runs), checkpoint, fits, metrics, config, labels, started)
 
 
 def train_full(
@@ -134,12 +119,14 @@ def train_full(
     labels_path: str | Path | None = None,
     runs: str | Path = "artifacts/runs",
     device: str = "cpu",
-    on_epoch: OnEpoch | None = None,
+    max_bytes: int | None = None,
+    jobs: int | None = None,
+    on_fit: OnFit | None = None,
 ) -> dict[str, Any]:
     """Train the head of an earlier run again, on all labelled rows, for the epochs that it found best.
 
-    Recipe, number of epochs and learning rate of each epoch are those of the run whose best.pt is ``source``. Nothing
-    is held out, so there is no validation or test score.
+    Recipe, seeds, number of epochs and learning rate of each epoch are those of the run whose best.pt is ``source``,
+    and so are decision offsets. Nothing is held out, so there is no validation or test score.
 
     Returns
     -------
@@ -149,28 +136,31 @@ def train_full(
     started = time.perf_counter()
     earlier = load_checkpoint(source)
     source = earlier.path or Path(source)
-    _check_writable(Path(runs))
+    check_writable(Path(runs))
     if not earlier.split.val:
         raise CheckpointError(f"{source} was itself trained on all rows: give the run that held some out")
-    history = source.parent / "history.csv"
-    if not history.is_file():
-        raise CheckpointError(f"no {history.name} beside {source}: give a best.pt inside its run folder")
-    with history.open(newline="") as file:
-        schedule = [float(row["lr"]) for row in csv.DictReader(file)][: earlier.best_epoch]
+    schedules = _schedules(source, earlier)
     with FeatureCache.open(cache_path or earlier.made_from["cache"]) as cache:
         earlier.check_cache(cache)
         labels_file, labels, absent = labels_of(cache, labels_path or earlier.made_from["labels"])
         split = Split(list(labels), [], [])
-        rows = rows_of(cache, split.train, labels, earlier.classes)
+        rows = rows_of(cache, split.train, labels, earlier.classes, earlier.recipe, max_bytes)
         missing = sorted(set(earlier.classes) - set(labels.values()))
         if missing:
             raise DataError(f"{labels_file} has no row of class {missing[0]!r}, which the run of {source} knows")
-        trained = fit(earlier.recipe, len(earlier.classes), rows, schedule=schedule, device=device, on_epoch=on_epoch)
-        recipe = replace(earlier.recipe, epochs=len(schedule))
-        checkpoint = _checkpoint(cache, trained, recipe, earlier.classes, split, labels_file)
-        metrics = {"train": _score(checkpoint, rows), "labels_without_features": absent}
+        groups = duplicate_groups(cache, split.train)
+        tasks = [
+            (replace(earlier.recipe, seed=seed), len(earlier.classes), rows, None, device, groups, schedule)
+            for seed, schedule in zip(earlier.seeds, schedules, strict=True)
+        ]
+        fits = _fit_all(tasks, jobs if device == "cpu" else 1, on_fit)
+        recipe = replace(earlier.recipe, epochs=max(earlier.best_epochs))
+        checkpoint = _checkpoint(cache, fits, recipe, earlier.classes, split, labels_file, rows)
+        checkpoint.head.offsets.copy_(earlier.head.offsets)
+        metrics: dict[str, Any] = {"train": _score(checkpoint, rows), "labels_without_features": absent}
+        metrics |= _seed_scores(checkpoint, fits, {})
         config = _config(cache, labels_file, recipe, None, None) | {"full": True, "epochs_from": str(source)}
-        return _write_run(Path(runs), checkpoint, trained, metrics, config, labels, started)
+        return _write_run(Path(runs), checkpoint, fits, metrics, config, labels, started)
 
 
 def evaluate(
@@ -179,6 +169,7 @@ def evaluate(
     on: Sequence[str] = ("val", "test"),
     labels_path: str | Path | None = None,
     device: str = "cpu",
+    max_bytes: int | None = None,
 ) -> dict[str, Any]:
     """Score a best.pt on the rows that it held out, or on labelled rows that it has not seen.
 
@@ -188,6 +179,8 @@ def evaluate(
         Default: those that the head was trained with.
     on
         Parts of its split (``train``, ``val``, ``test``), or ``new``: rows of ``labels_path`` that are in none of them.
+    max_bytes
+        As in ``train_head``.
 
     Returns
     -------
@@ -220,27 +213,110 @@ def evaluate(
                     f"{len(unlabelled)} of {len(guids)} {name} rows have no label or no features here, the first is "
                     f"{unlabelled[0]!r}: give the labels file and the cache that the head was trained with"
                 )
-            result[name] = _score(checkpoint, rows_of(cache, guids, labels, checkpoint.classes))
+            rows = rows_of(cache, guids, labels, checkpoint.classes, checkpoint.recipe.changed(views=False), max_bytes)
+            result[name] = _score(checkpoint, rows)
     return result
 
 
+def _fit_all(tasks: list[tuple[Any, ...]], jobs: int | None, on_fit: OnFit | None) -> list[Fit]:
+    """Train one head per task; return them in the order of the tasks."""
+    fits: dict[int, Fit] = {}
+    for number, found in each_of(_fit_one, [(number, *task) for number, task in enumerate(tasks)], jobs):
+        fits[number] = found
+        if on_fit is not None:
+            on_fit(len(fits), len(tasks))
+    return [fits[number] for number in range(len(tasks))]
+
+
+def _fit_one(
+    number: int,
+    recipe: Recipe,
+    n_classes: int,
+    train: Rows,
+    val: Rows | None,
+    device: str,
+    groups: Any,
+    schedule: list[float] | None = None,
+) -> tuple[int, Fit]:
+    return number, fit(recipe, n_classes, train, val, schedule, device, groups=groups)
+
+
+def _learn_offsets(head: Ensemble, val: Rows) -> None:
+    offsets = fit_offsets(predict_logits(head, val.features), val.classes)
+    head.offsets.copy_(head.offsets.new_tensor(offsets))
+
+
 def _score(checkpoint: Checkpoint, rows: Rows) -> dict[str, Any]:
-    logits = predict_logits(checkpoint.head, rows.image, rows.text)
+    logits = predict_logits(checkpoint.head, rows.features)
     return score(rows.classes, logits.argmax(axis=1), checkpoint.classes)
 
 
+def _seed_scores(checkpoint: Checkpoint, fits: Sequence[Fit], rows: dict[str, Rows]) -> dict[str, Any]:
+    """Return the scores of each head alone, their mean and standard deviation, and the offsets of the whole."""
+    of_each = []
+    for seed, found in zip(checkpoint.seeds, fits, strict=True):
+        entry: dict[str, Any] = {"seed": seed, "epochs": len(found.history), "best_epoch": found.best_epoch}
+        if len(fits) > 1:
+            alone = Ensemble([found.head], len(checkpoint.classes))
+            if checkpoint.recipe.offsets and "val" in rows:
+                _learn_offsets(alone, rows["val"])
+            for name in ("val", "test"):
+                if name in rows:
+                    predicted = predict_logits(alone, rows[name].features).argmax(axis=1)
+                    scores = score(rows[name].classes, predicted, checkpoint.classes)
+                    entry[name] = {"macro_f1": scores["macro_f1"], "accuracy": scores["accuracy"]}
+        of_each.append(entry)
+    result: dict[str, Any] = {"seeds": of_each}
+    if len(fits) > 1 and rows:
+        result["over_seeds"] = {
+            part: {
+                what: {
+                    "mean": float(np.mean([entry[part][what] for entry in of_each])),
+                    "sd": float(np.std([entry[part][what] for entry in of_each], ddof=1)),
+                }
+                for what in ("macro_f1", "accuracy")
+            }
+            for part in ("val", "test")
+        }
+    if checkpoint.recipe.offsets:
+        result["offsets"] = dict(zip(checkpoint.classes, checkpoint.head.offsets.tolist(), strict=True))
+    return result
+
+
+def _schedules(source: Path, earlier: Checkpoint) -> list[list[float] | None]:
+    """Return, for each head of a run, the learning rates up to its best epoch; None for a linear head."""
+    if earlier.recipe.head == "linear":
+        return [None for _ in earlier.seeds]
+    history = source.parent / "history.csv"
+    if not history.is_file():
+        raise CheckpointError(f"no {history.name} beside {source}: give a best.pt inside its run folder")
+    with history.open(newline="") as file:
+        records = list(csv.DictReader(file))
+    return [
+        [float(record["lr"]) for record in records if int(record["seed"]) == seed][:epochs]
+        for seed, epochs in zip(earlier.seeds, earlier.best_epochs, strict=True)
+    ]
+
+
 def _checkpoint(
-    cache: FeatureCache, trained: Fit, recipe: Recipe, classes: list[str], split: Split, labels_file: Path
+    cache: FeatureCache,
+    fits: Sequence[Fit],
+    recipe: Recipe,
+    classes: list[str],
+    split: Split,
+    labels_file: Path,
+    train: Rows,
 ) -> Checkpoint:
     return Checkpoint(
-        head=trained.head,
+        head=Ensemble([found.head for found in fits], len(classes)).to(next(fits[0].head.parameters()).device),
         classes=classes,
-        dim=cache.dim,
+        sizes=sizes_of(train.features),
         recipe=recipe,
+        seeds=[recipe.seed + number for number in range(len(fits))],
         identity=cache.header.identity,
         backbone=cache.header.backbone,
         split=split,
-        best_epoch=trained.best_epoch,
+        best_epochs=[found.best_epoch for found in fits],
         made_from={"cache": str(cache.path.absolute()), "labels": str(labels_file)},
     )
 
@@ -264,76 +340,38 @@ def _config(
 def _write_run(
     runs: Path,
     checkpoint: Checkpoint,
-    trained: Fit,
+    fits: Sequence[Fit],
     metrics: dict[str, Any],
     config: dict[str, Any],
     labels: dict[str, str],
     started: float,
 ) -> dict[str, Any]:
-    """Write the run folder under a temporary name, then rename it and point ``latest`` at it."""
-    _remove_abandoned(runs)
-    with disk_full_is_clear(runs):
-        draft = Path(tempfile.mkdtemp(prefix=_DRAFT, dir=runs))
-    folder = _reserve_name(runs, checkpoint.recipe)
-    try:
-        draft.chmod(0o755)
-        with disk_full_is_clear(draft):
-            save_checkpoint(draft / "best.pt", checkpoint)
-            columns = list(trained.history[0])
-            rows = ([record[name] for name in columns] for record in trained.history)
-            write_text(draft / "history.csv", table_text(columns, rows))
-            write_split(draft / "splits", checkpoint.split, labels)
-            figures.curves(trained.history, trained.best_epoch, draft / "curves.png")
-            shown = "test" if "test" in metrics else "train"
-            figures.confusion(metrics[shown]["confusion"], checkpoint.classes, shown, draft / "confusion.png")
-            write_text(draft / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
-            result = {
-                "run": str(folder.absolute()),
-                "best_pt": str(folder.absolute() / "best.pt"),
-                "classes": checkpoint.classes,
-                "fusion": checkpoint.recipe.fusion,
-                "modality": checkpoint.recipe.modality,
-                "parameters": checkpoint.head.n_parameters(),
-                "best_epoch": trained.best_epoch,
-                "epochs": len(trained.history),
-                **metrics,
-                "seconds": time.perf_counter() - started,
-            }
-            write_text(draft / "metrics.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-        os.replace(draft, folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            folder.rmdir()  # only a reserved name that was not used is empty
-    _point_latest(runs, folder.name)
+    from ..report import figures  # here, because workers that only fit must not wait for matplotlib
+
+    histories = {seed: found.history for seed, found in zip(checkpoint.seeds, fits, strict=True)}
+    with new_folder(runs, checkpoint.recipe.sees) as (draft, folder):
+        save_checkpoint(draft / "best.pt", checkpoint)
+        columns = list(fits[0].history[0])
+        rows = ([seed, *(record[name] for name in columns)] for seed, each in histories.items() for record in each)
+        write_text(draft / "history.csv", table_text(["seed", *columns], rows))
+        write_split(draft / "splits", checkpoint.split, labels)
+        if checkpoint.recipe.head == "mlp":
+            figures.curves(list(histories.values()), checkpoint.best_epochs, draft / "curves.png")
+        shown = "test" if "test" in metrics else "train"
+        figures.confusion(metrics[shown]["confusion"], checkpoint.classes, shown, draft / "confusion.png")
+        write_text(draft / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+        result = {
+            "run": str(folder.absolute()),
+            "best_pt": str(folder.absolute() / "best.pt"),
+            "classes": checkpoint.classes,
+            "fusion": checkpoint.recipe.fusion,
+            "modality": checkpoint.recipe.modality,
+            "head": checkpoint.recipe.head,
+            "parameters": checkpoint.head.n_parameters(),
+            "best_epoch": fits[0].best_epoch,
+            "epochs": len(fits[0].history),
+            **metrics,
+            "seconds": time.perf_counter() - started,
+        }
+        write_text(draft / "metrics.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     return result
-
-
-def _reserve_name(runs: Path, recipe: Recipe) -> Path:
-    """Make an empty folder that no other run, of the same second or not, can take."""
-    what = recipe.fusion if recipe.modality == "both" else recipe.modality
-    name = f"{datetime.now():%Y%m%d-%H%M%S}-{what}"
-    folder, number = runs / name, 2
-    while True:
-        try:
-            folder.mkdir()
-            return folder
-        except FileExistsError:
-            folder, number = runs / f"{name}-{number}", number + 1
-
-
-def _remove_abandoned(runs: Path) -> None:
-    """Delete the drafts of runs that were killed more than a day ago."""
-    for draft in runs.glob(f"{_DRAFT}*"):
-        if time.time() - draft.stat().st_mtime > 86_400:
-            shutil.rmtree(draft, ignore_errors=True)
-
-
-def _point_latest(runs: Path, name: str) -> None:
-    pointer = runs / f".latest.{os.getpid()}.tmp"
-    pointer.unlink(missing_ok=True)
-    try:
-        pointer.symlink_to(name, target_is_directory=True)
-        os.replace(pointer, runs / "latest")
-    finally:
-        pointer.unlink(missing_ok=True)

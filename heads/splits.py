@@ -5,9 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from ..cache.atomic import write_text
 from ..cache.errors import DataError
 from ..cache.labels import read_labels, table_text
+from .folds import check_folds, group_folds
 
 SPLITS = ("train", "val", "test")
 
@@ -53,6 +56,31 @@ def stratified_split(guids: Sequence[str], tags: Sequence[str], seed: int = 42) 
             f"{count}; label more of it, take it out, or give your own parts with --split-dir"
         ) from error
     split = Split(train, val, test)
+    check_classes(split, dict(zip(guids, tags, strict=True)))
+    return split
+
+
+def grouped_split(guids: Sequence[str], tags: Sequence[str], groups: Sequence[int], seed: int = 42) -> Split:
+    """Split about 8:1:1, stratified by tag, pairs of one group in one part.
+
+    Of ten folds (``folds.group_folds``) the first is the test part, the second the validation part.
+
+    Raises
+    ------
+    DataError
+        Naming a class of which a part would have no row.
+    """
+    names = sorted(set(tags))
+    classes = np.searchsorted(np.array(names), np.array(tags))
+    grouped = np.asarray(groups)
+    check_folds(classes, grouped, names, 10)
+    (_, test), (_, val), *_ = group_folds(classes, grouped, 10, seed)
+    held_out = {*test.tolist(), *val.tolist()}
+    split = Split(
+        [guid for index, guid in enumerate(guids) if index not in held_out],
+        [guids[index] for index in val],
+        [guids[index] for index in test],
+    )
     check_classes(split, dict(zip(guids, tags, strict=True)))
     return split
 

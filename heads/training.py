@@ -1,88 +1,27 @@
-"""Training a head on embeddings in memory."""
+"""Training a head on features."""
 
 import contextlib
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 from ..cache.errors import MmcliError
-from .losses import class_weights
+from ..cache.features import Features
+from .fusions import fusion_class
+from .inputs import Batch, Rows, batches, token_batches
+from .linear import fit_linear
+from .losses import Loss, make_loss
 from .metrics import accuracy, confusion_matrix, macro_f1
-from .model import Head
+from .model import Ensemble, Head, sizes_of
+from .optimizer import AdamW, Plateau
+from .recipe import Recipe
 
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that decides how a head is trained. The defaults: docs/decisions.md.
-
-    Attributes
-    ----------
-    fusion, modality
-        What the head sees.
-    hidden, dropout
-        The MLP.
-    lr, weight_decay, batch_size
-        Of AdamW.
-    epochs
-        At most this many.
-    patience
-        Stop after this many epochs without a better validation macro-F1.
-    lr_factor, lr_patience
-        ReduceLROnPlateau on validation macro-F1.
-    class_weights
-        ``none``, ``inverse``, ``sqrt`` or ``effective``.
-    seed
-        Of initial weights, order of rows and dropout.
-    """
-
-    fusion: str = "concat"
-    modality: str = "both"
-    hidden: tuple[int, ...] = (256, 64)
-    dropout: float = 0.5
-    lr: float = 3e-4
-    weight_decay: float = 0.05
-    batch_size: int = 64
-    epochs: int = 60
-    patience: int = 12
-    lr_factor: float = 0.5
-    lr_patience: int = 4
-    class_weights: str = "sqrt"
-    seed: int = 42
-
-    def __post_init__(self) -> None:
-        for name, least in (("lr", 0), ("batch_size", 1), ("epochs", 0), ("patience", 0)):
-            if not least < getattr(self, name) < math.inf:  # so that NaN is refused, too
-                raise MmcliError(f"{name} must be above {least}, found {getattr(self, name)}")
-        if not 0 <= self.dropout < 1:
-            raise MmcliError(f"dropout must be in [0, 1), found {self.dropout}")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the recipe as plain data."""
-        return asdict(self) | {"hidden": list(self.hidden)}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Recipe":
-        """Return the recipe that ``to_dict`` described."""
-        return cls(**{**values, "hidden": tuple(values["hidden"])})
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Embeddings and classes of some rows: image and text (n, d) float32, classes (n,) int64."""
-
-    image: NDArray[np.float32]
-    text: NDArray[np.float32]
-    classes: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.classes)
+OnEpoch = Callable[[dict[str, float]], None]
 
 
 @dataclass
@@ -94,8 +33,8 @@ class Fit:
     head
         In evaluation mode, with the weights of the best epoch.
     history
-        One dict per epoch: epoch, lr, train_loss, train_macro_f1, and val_loss, val_macro_f1, val_accuracy where
-        there were validation rows.
+        One dict per epoch: epoch, lr, train_loss, train_macro_f1 (where it was asked for), and val_loss, val_macro_f1,
+        val_accuracy where there were validation rows. Of a linear head: one entry, with the C that was chosen.
     best_epoch
         1 for the first.
     """
@@ -112,7 +51,9 @@ def fit(
     val: Rows | None = None,
     schedule: list[float] | None = None,
     device: str = "cpu",
-    on_epoch: Callable[[dict[str, float]], None] | None = None,
+    on_epoch: OnEpoch | None = None,
+    score_train: bool = True,
+    groups: NDArray[np.int64] | None = None,
 ) -> Fit:
     """Train a head.
 
@@ -128,110 +69,151 @@ def fit(
     train, val
         Rows to learn from, and rows to stop by.
     schedule
-        Learning rate of each epoch; only without ``val``.
+        Learning rate of each epoch; only without ``val``. Default: ``recipe.lr`` in each of ``recipe.epochs``.
     device
         A torch device.
     on_epoch
         Called with each entry of the history.
+    score_train
+        Whether the history says how well the training rows are fitted, which takes a pass over them per epoch.
+    groups
+        Of the training rows, (n,): rows that may not be parted when a linear head chooses its C.
     """
     if len(train) < 2:
         raise MmcliError(f"{len(train)} training row: at least two are needed")
-    with _one_thread(), torch.random.fork_rng(devices=[device] if device == "cuda" else []):
+    needs_tokens = fusion_class(recipe.fusion, recipe.modality).needs_tokens
+    with threads_for(needs_tokens), torch.random.fork_rng(devices=[device] if device == "cuda" else []):
         torch.manual_seed(recipe.seed)
-        return _fit(recipe, n_classes, train, val, schedule, device, on_epoch)
+        head = Head(sizes_of(train.features), n_classes, recipe).to(device)
+        head.learn_inputs(train.features)
+        if recipe.head == "linear":
+            result = Fit(head, [_linear_record(head, recipe, n_classes, train, val, groups)], 1)
+        else:
+            result = _Training(head, recipe, n_classes, train, device).run(val, schedule, on_epoch, score_train)
+        head.eval()
+        return result
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Compute on one thread: the matrices are small, and threads that wait for a busy core cost ten times as much."""
+def threads_for(needs_tokens: bool) -> Iterator[None]:
+    """Compute on one thread, but for token states: where the matrices are small, threads wait for each other.
+
+    With another process on the machine, two threads took ten times as long as one.
+    """
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads if needs_tokens else 1)
     try:
         yield
     finally:
         torch.set_num_threads(threads)
 
 
-def _fit(
-    recipe: Recipe,
-    n_classes: int,
-    train: Rows,
-    val: Rows | None,
-    schedule: list[float] | None,
-    device: str,
-    on_epoch: Callable[[dict[str, float]], None] | None,
-) -> Fit:
-    head = Head(train.image.shape[1], n_classes, recipe.fusion, recipe.modality, recipe.hidden, recipe.dropout)
-    head.to(device)
-    raw = [torch.from_numpy(array).to(device) for array in (train.image, train.text)]
-    head.learn_inputs(*raw)
-    inputs, classes = head.standardised(*raw), torch.from_numpy(train.classes).to(device)
-    del raw
-    held_out = None if val is None else [torch.from_numpy(array).to(device) for array in (val.image, val.text)]
-    weights = class_weights(np.bincount(train.classes, minlength=n_classes), recipe.class_weights)
-    weight = torch.from_numpy(weights).to(device)
-    optimizer = torch.optim.AdamW(head.parameters(), recipe.lr, weight_decay=recipe.weight_decay)
-    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
-        optimizer, mode="max", factor=recipe.lr_factor, patience=recipe.lr_patience
-    )
-    result, best, best_state, last_rise = Fit(head), (-1.0, 0.0), head.state_dict(), 0
-    for epoch in range(1, (recipe.epochs if schedule is None else len(schedule)) + 1):
-        if schedule is not None:
-            optimizer.param_groups[0]["lr"] = schedule[epoch - 1]
-        record: dict[str, float] = {"epoch": epoch, "lr": optimizer.param_groups[0]["lr"]}
-        head.train()
-        losses = [
-            _step(head, optimizer, inputs[0][batch], inputs[1][batch], classes[batch], weight)
-            for batch in _batches(len(train), recipe.batch_size, device)
-        ]
-        record["train_loss"] = float(torch.stack(losses).mean())
-        if not math.isfinite(record["train_loss"]):
-            raise MmcliError(f"training diverged in epoch {epoch} (loss {record['train_loss']}): lower --lr")
-        head.eval()
-        with torch.inference_mode():
-            record["train_macro_f1"] = _scores(head.classify(*inputs), train.classes, n_classes)[0]
-            if held_out is not None and val is not None:
-                logits = head(*held_out)
-                target = torch.from_numpy(val.classes).to(device)
-                record["val_loss"] = float(functional.cross_entropy(logits, target, weight))
-                record["val_macro_f1"], record["val_accuracy"] = _scores(logits, val.classes, n_classes)
-        result.history.append(record)
-        if on_epoch is not None:
-            on_epoch(record)
-        if held_out is None:
-            result.best_epoch = epoch
-            continue
-        plateau.step(record["val_macro_f1"])
-        if record["val_macro_f1"] > best[0]:
-            last_rise = epoch
-        reached = (record["val_macro_f1"], -record["val_loss"])  # of equal F1, the lower loss
-        if reached > best:
-            best, result.best_epoch = reached, epoch
-            best_state = {name: tensor.detach().clone() for name, tensor in head.state_dict().items()}
-        if epoch - last_rise >= recipe.patience:
-            break
-    if held_out is not None:
-        head.load_state_dict(best_state)
+def _linear_record(
+    head: Head, recipe: Recipe, n_classes: int, train: Rows, val: Rows | None, groups: NDArray[np.int64] | None
+) -> dict[str, float]:
+    chosen = fit_linear(head, recipe, n_classes, train, groups)
     head.eval()
-    return result
+    record: dict[str, float] = {"epoch": 1, "C": chosen}
+    for name, rows in (("train", train), ("val", val)):
+        if rows is not None:
+            logits = torch.from_numpy(predict_logits(head, rows.features))
+            loss = make_loss(recipe, np.bincount(train.classes, minlength=n_classes), "cpu")
+            record[f"{name}_loss"] = float(loss(logits, torch.from_numpy(rows.classes)))
+            record[f"{name}_macro_f1"], record[f"{name}_accuracy"] = _scores(logits, rows.classes, n_classes)
+    return record
 
 
-def _batches(n: int, size: int, device: str) -> Iterator[Tensor]:
-    """Yield shuffled row numbers; a last batch of one row is left out, BatchNorm has no variance for it."""
-    order = torch.randperm(n).to(device)
-    for start in range(0, n, size):
-        if n - start > 1:
-            yield order[start : start + size]
+class _Training:
+    """One head on its way: the training rows on the device, the loss, the optimizer."""
 
+    def __init__(self, head: Head, recipe: Recipe, n_classes: int, train: Rows, device: str) -> None:
+        self.head, self.recipe, self.n_classes, self.train, self.device = head, recipe, n_classes, train, device
+        features = train.features
+        # The order of rows depends on the seed alone, so that it is the same for every fusion.
+        self.order = torch.Generator().manual_seed(recipe.seed)
+        self.classes = torch.from_numpy(train.classes).to(device)
+        image, text = (torch.from_numpy(array).to(device) for array in (features.image, features.text))
+        self.inputs = head.standardised(Batch(image, text))  # once, not in every epoch
+        self.views = None
+        if recipe.views:
+            if features.views is None:
+                raise MmcliError("this recipe trains on augmented views, but these features have none")
+            self.views = torch.from_numpy(features.views).to(device)
+        self.loss: Loss = make_loss(recipe, np.bincount(train.classes, minlength=n_classes), device)
+        attention = [each for name, each in head.named_parameters() if name.startswith("fusion.attention.")]
+        others = [each for name, each in head.named_parameters() if not name.startswith("fusion.attention.")]
+        groups = [(others, recipe.lr)] + ([(attention, recipe.lr_attn)] if attention else [])
+        self.optimizer = AdamW(groups, recipe.weight_decay)
 
-def _step(
-    head: Head, optimizer: torch.optim.Optimizer, image: Tensor, text: Tensor, classes: Tensor, weight: Tensor
-) -> Tensor:
-    optimizer.zero_grad(set_to_none=True)
-    loss = functional.cross_entropy(head.classify(image, text), classes, weight)
-    loss.backward()
-    optimizer.step()
-    return loss.detach()
+    def run(self, val: Rows | None, schedule: list[float] | None, on_epoch: OnEpoch | None, score_train: bool) -> Fit:
+        recipe, head = self.recipe, self.head
+        plateau = Plateau(recipe.lr_factor, recipe.lr_patience)
+        result, best, best_state, last_rise = Fit(head), (-1.0, 0.0), head.state_dict(), 0
+        for epoch in range(1, (recipe.epochs if schedule is None else len(schedule)) + 1):
+            if schedule is not None:
+                self.optimizer.factor = schedule[epoch - 1] / recipe.lr
+            record: dict[str, float] = {"epoch": epoch, "lr": recipe.lr * self.optimizer.factor}
+            record["train_loss"] = self._epoch(epoch)
+            head.eval()
+            if score_train:
+                record["train_macro_f1"] = _scores(self._training_logits(), self.train.classes, self.n_classes)[0]
+            if val is not None:
+                logits = torch.from_numpy(predict_logits(head, val.features)).to(self.device)
+                record["val_loss"] = float(self.loss(logits, torch.from_numpy(val.classes).to(self.device)))
+                record["val_macro_f1"], record["val_accuracy"] = _scores(logits, val.classes, self.n_classes)
+            result.history.append(record)
+            if on_epoch is not None:
+                on_epoch(record)
+            if val is None:
+                result.best_epoch = epoch
+                continue
+            self.optimizer.factor = plateau.step(record["val_macro_f1"])
+            if record["val_macro_f1"] > best[0]:
+                last_rise = epoch
+            reached = (record["val_macro_f1"], -record["val_loss"])  # of equal F1, the lower loss
+            if reached > best:
+                best, result.best_epoch = reached, epoch
+                best_state = {name: tensor.detach().clone() for name, tensor in head.state_dict().items()}
+            if epoch - last_rise >= recipe.patience:
+                break
+        if val is not None:
+            head.load_state_dict(best_state)
+        return result
+
+    def _epoch(self, epoch: int) -> float:
+        """Take one step per batch of shuffled rows; return the mean loss."""
+        head, size = self.head.train(), self.recipe.batch_size
+        order = torch.randperm(len(self.train), generator=self.order)
+        if len(order) % size == 1:
+            order = order[:-1]  # BatchNorm has no variance for a batch of one row
+        images = self._images_of_epoch()
+        losses = []
+        tokens = token_batches(self.train.features, head.needs_tokens, order.numpy(), size, self.device)
+        for rows, states in zip(order.to(self.device).split(size), tokens, strict=True):
+            image, text, classes = (each.index_select(0, rows) for each in (images, self.inputs.text, self.classes))
+            parts = head.parts(Batch(image, text, states))
+            loss = torch.stack([self.loss(logits, classes) for logits in parts]).sum()
+            loss.backward()
+            self.optimizer.step()
+            losses.append(loss.detach() / len(parts))
+        mean = float(torch.stack(losses).mean())
+        if not math.isfinite(mean):
+            raise MmcliError(f"training diverged in epoch {epoch} (loss {mean}): lower --lr")
+        return mean
+
+    def _images_of_epoch(self) -> Tensor:
+        """Return standardised image embeddings; with views, those of one random view of each row."""
+        if self.views is None or self.head.image_input is None:
+            return self.inputs.image
+        picked = torch.randint(self.views.shape[1], (len(self.views),), generator=self.order).to(self.device)
+        standardised: Tensor = self.head.image_input(self.views[torch.arange(len(picked)).to(self.device), picked])
+        return standardised
+
+    def _training_logits(self) -> Tensor:
+        if self.head.needs_tokens:
+            return torch.from_numpy(predict_logits(self.head, self.train.features))
+        with torch.inference_mode():
+            return self.head.parts(self.inputs).mean(dim=0)
 
 
 def _scores(logits: Tensor, classes: NDArray[np.int64], n_classes: int) -> tuple[float, float]:
@@ -239,10 +221,10 @@ def _scores(logits: Tensor, classes: NDArray[np.int64], n_classes: int) -> tuple
     return float(macro_f1(confusion)), float(accuracy(confusion))
 
 
-def predict_logits(head: Head, image: NDArray[np.float32], text: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return logits, (n, C) float32, of embeddings, (n, d) each."""
-    device = next(head.parameters()).device
-    with _one_thread(), torch.inference_mode():
-        logits = head(torch.from_numpy(image).to(device), torch.from_numpy(text).to(device))
-    array: NDArray[np.float32] = logits.float().cpu().numpy()
+def predict_logits(head: Head | Ensemble, features: Features) -> NDArray[np.float32]:
+    """Return the logits, (n, C) float32, of n pairs."""
+    device = str(next(head.parameters()).device)
+    with threads_for(head.needs_tokens), torch.inference_mode():
+        logits = [head(batch).float().cpu().numpy() for batch in batches(features, head.needs_tokens, device)]
+    array: NDArray[np.float32] = np.concatenate(logits)
     return array

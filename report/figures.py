@@ -1,9 +1,11 @@
 """Figures as PNG files, from plain data: lists and dicts as they stand in ``history.csv`` and ``metrics.json``."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -11,15 +13,21 @@ _MOST_NAMED = 15  # classes whose names and counts can still be read
 _TRAIN, _VAL, _MARK = "#4c72b0", "#dd8452", "#555555"
 
 
-def curves(history: Sequence[dict[str, float]], best_epoch: int, path: Path) -> None:
-    """Draw loss and macro-F1 over epochs, training and validation, with a line at the best epoch."""
+def curves(histories: Sequence[Sequence[dict[str, float]]], best_epochs: Sequence[int], path: Path) -> None:
+    """Draw loss and macro-F1 over epochs, training and validation; of several seeds one line each, of one its best."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
-    epochs = [record["epoch"] for record in history]
+    alpha = 1.0 if len(histories) == 1 else 0.4
     for axes, what, title in zip(figure.subplots(1, 2), ("loss", "macro_f1"), ("Loss", "Macro-F1"), strict=True):
-        axes.plot(epochs, [record[f"train_{what}"] for record in history], color=_TRAIN, label="train")
-        if f"val_{what}" in history[0]:
-            axes.plot(epochs, [record[f"val_{what}"] for record in history], color=_VAL, label="validation")
-            axes.axvline(best_epoch, color=_MARK, linestyle=":", label=f"best epoch ({best_epoch})")
+        for number, history in enumerate(histories):
+            epochs = [record["epoch"] for record in history]
+            for part, name, color in (("train", "train", _TRAIN), ("val", "validation", _VAL)):
+                if f"{part}_{what}" in history[0]:
+                    values = [record[f"{part}_{what}"] for record in history]
+                    axes.plot(epochs, values, color=color, alpha=alpha, label=None if number else name)
+        if f"val_{what}" in histories[0][0]:
+            for number, best in enumerate(best_epochs):
+                label = None if number else f"best epoch ({best})" if len(best_epochs) == 1 else "best epochs"
+                axes.axvline(best, color=_MARK, linestyle=":", alpha=alpha, label=label)
         axes.set(title=title, xlabel="epoch")
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
@@ -53,3 +61,35 @@ def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], part: str
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a class name in a script that the font lacks is drawn as boxes
         FigureCanvasAgg(figure).print_png(path)
+
+
+def differences(candidates: Sequence[Mapping[str, Any]], against: str, path: Path) -> None:
+    """Draw macro-F1 of each candidate with its interval, and its difference from ``against`` with its interval."""
+    names = [entry["name"] for entry in candidates]
+    places = range(len(names), 0, -1)
+    figure = Figure(figsize=(10, 1.4 + 0.38 * len(names)), layout="constrained")
+    scores, apart = figure.subplots(1, 2, sharey=True)
+    for place, entry in zip(places, candidates, strict=True):
+        _dot(scores, place, entry["macro_f1"], entry["macro_f1_ci"], _TRAIN)
+        found = entry["difference"]
+        if found is None:
+            apart.plot(0, place, "D", color=_MARK)
+        else:
+            low, high = found["macro_f1_ci"]
+            _dot(apart, place, found["macro_f1"], (low, high), _MARK if low <= 0 <= high else _VAL)
+    apart.axvline(0, color=_MARK, linestyle=":")
+    scores.set_yticks(places, names, parse_math=False)
+    scores.set(xlabel="macro-F1 out of fold", title="Score, 95 % interval")
+    apart.set(title="Difference, 95 % interval (orange: not across 0)")
+    apart.set_xlabel(f"macro-F1 less that of {against}", parse_math=False)
+    for axes in (scores, apart):
+        axes.grid(alpha=0.3, axis="x")
+        axes.set_ylim(0.4, len(names) + 0.6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        FigureCanvasAgg(figure).print_png(path)
+
+
+def _dot(axes: Axes, place: float, value: float, bounds: Sequence[float], color: str) -> None:
+    axes.plot(bounds, [place, place], color=color, linewidth=2, alpha=0.6)
+    axes.plot(value, place, "o", color=color)

@@ -1,4 +1,4 @@
-"""Progress through pairs on stderr: a bar with rate and remaining time on a terminal, a line now and then in a log."""
+"""Progress on stderr: a bar with rate and remaining time on a terminal, a line now and then in a log."""
 
 import sys
 import time
@@ -13,8 +13,16 @@ _LOG_EVERY = 15.0  # seconds
 
 
 class _RateColumn(ProgressColumn):
+    def __init__(self, things: str) -> None:
+        super().__init__()
+        self.things = things
+
     def render(self, task: Task) -> Text:
-        return Text(f"{task.speed or 0:.0f} pairs/s")
+        return Text(f"{_rate(task.speed or 0)} {self.things}/s")
+
+
+def _rate(value: float) -> str:
+    return f"{value:.0f}" if value >= 10 else f"{value:.1f}"
 
 
 class ProgressLine:
@@ -24,10 +32,12 @@ class ProgressLine:
     ----------
     what
         The work, in a word.
+    things
+        What is counted.
     """
 
-    def __init__(self, what: str) -> None:
-        self.what = what
+    def __init__(self, what: str, things: str = "pairs") -> None:
+        self.what, self.things = what, things
         self.started = self.last = 0.0
         self.done = -1
         self.bar: Progress | None = None
@@ -49,11 +59,11 @@ class ProgressLine:
             self._show(done, total)
         elif first or done >= total or now - self.last >= _LOG_EVERY:
             self.last = now
-            line = f"{self.what}: {done}/{total} pairs"
+            line = f"{self.what}: {done}/{total} {self.things}"
             elapsed = now - self.started
             if done and elapsed >= 1:  # a rate over less is noise
                 left = timedelta(seconds=round((total - done) * elapsed / done))
-                line += f", {done / elapsed:.0f} pairs/s" + (f", {left} left" if done < total else "")
+                line += f", {_rate(done / elapsed)} {self.things}/s" + (f", {left} left" if done < total else "")
             print(line, file=sys.stderr)
 
     def _show(self, done: int, total: int) -> None:
@@ -62,7 +72,7 @@ class ProgressLine:
                 TextColumn("{task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),
-                _RateColumn(),
+                _RateColumn(self.things),
                 TimeRemainingColumn(),
                 console=Console(stderr=True),
             )

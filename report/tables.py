@@ -99,15 +99,33 @@ def featurize_table(summary: Mapping[str, Any], next_command: str) -> Table:
 
 def run_table(result: Mapping[str, Any], next_command: str) -> Table:
     """Show what ``train-head`` did beside the scores, and what to type next."""
+    epochs = {"epochs": ", ".join(f"{each['epochs']}, best {each['best_epoch']}" for each in result["seeds"][:1])}
+    if len(result["seeds"]) > 1:
+        epochs = {"epochs": " ".join(str(each["epochs"]) for each in result["seeds"])}
     return pairs_table(
-        {
-            "epochs": f"{result['epochs']}, best {result['best_epoch']}",
+        ({} if result["head"] == "linear" else epochs)
+        | {
             "parameters": f"{result['parameters']:,}",
             "time": f"{result['seconds']:.1f} s",
             "run": shown_path(result["run"]),
             "next": next_command,
         }
     )
+
+
+def seeds_table(result: Mapping[str, Any]) -> Table:
+    """Show scores of single seeds beside those of their ensemble."""
+    seeds = [each["seed"] for each in result["seeds"]]
+    table = Table(title=f"{len(seeds)} seeds, {seeds[0]} to {seeds[-1]}", title_justify="left")
+    table.add_column("rows of")
+    for name in ("macro-F1, mean ± sd", "of the ensemble", "accuracy, mean ± sd", "of the ensemble"):
+        table.add_column(name, justify="right")
+    for part, found in result["over_seeds"].items():
+        cells = []
+        for what in ("macro_f1", "accuracy"):
+            cells += [f"{found[what]['mean']:.3f} ± {found[what]['sd']:.3f}", f"{result[part][what]:.3f}"]
+        table.add_row(part, *cells)
+    return table
 
 
 def flat(value: Any) -> str:

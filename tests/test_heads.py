@@ -4,9 +4,11 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-from mmcli.cache import MmcliError
-from mmcli.heads import FUSIONS, Head, Recipe, Rows, fit, predict_logits
-from mmcli.heads.model import Modality
+from mmcli.cache import Features, MmcliError
+from mmcli.heads import Ensemble, Head, Recipe, Rows, fit, predict_logits
+from mmcli.heads.inputs import Batch
+from mmcli.heads.model import sizes_of
+from mmcli.heads.recipe import Modality
 
 
 def rows(n=120, dim=8, seed=0):
@@ -15,7 +17,11 @@ def rows(n=120, dim=8, seed=0):
     image, text = (random.standard_normal((n, dim)).astype(np.float32) for _ in range(2))
     image[:, 0] += 2.5 * classes
     text[:, 0] -= 2.5 * classes
-    return Rows(image, text, classes.astype(np.int64))
+    return Rows(Features(image, text), classes.astype(np.int64))
+
+
+def changed(each, **arrays):
+    return Rows(replace(each.features, **arrays), each.classes)
 
 
 QUICK = Recipe(epochs=15, patience=15, hidden=(16,), dropout=0.1, lr=1e-2)
@@ -25,7 +31,7 @@ QUICK = Recipe(epochs=15, patience=15, hidden=(16,), dropout=0.1, lr=1e-2)
 def test_a_head_learns(modality):
     trained = fit(replace(QUICK, modality=modality), 3, rows(400, seed=0), rows(seed=1))
     held_out = rows(300, seed=2)
-    predicted = predict_logits(trained.head, held_out.image, held_out.text).argmax(axis=1)
+    predicted = predict_logits(trained.head, held_out.features).argmax(axis=1)
     assert (predicted == held_out.classes).mean() > 0.6  # by chance 0.33
 
 
@@ -35,53 +41,43 @@ def test_a_single_modality_head_does_not_see_the_other(modality, ignored):
     train, val = rows(seed=0), rows(seed=1)
     recipe = replace(QUICK, epochs=3, modality=modality)
     random = np.random.default_rng(0)
-    noisy = [
-        replace(each, **{ignored: random.standard_normal(each.image.shape).astype(np.float32)}) for each in (train, val)
-    ]
+    shape = train.features.image.shape
+    noisy = [changed(each, **{ignored: random.standard_normal(shape).astype(np.float32)}) for each in (train, val)]
     plain, other = fit(recipe, 3, train, val).head, fit(recipe, 3, *noisy).head
-    expected = predict_logits(plain, val.image, val.text)
-    assert np.array_equal(expected, predict_logits(other, val.image, val.text))
+    expected = predict_logits(plain, val.features)
+    assert np.array_equal(expected, predict_logits(other, val.features))
     for fill in (0, np.nan):
-        replaced = replace(val, **{ignored: np.full_like(val.image, fill)})
-        assert np.array_equal(expected, predict_logits(plain, replaced.image, replaced.text))
+        replaced = changed(val, **{ignored: np.full_like(val.features.image, fill)})
+        assert np.array_equal(expected, predict_logits(plain, replaced.features))
 
 
 def test_a_head_for_both_sees_both():
     trained = fit(replace(QUICK, epochs=2), 3, rows(seed=0), rows(seed=1))
     val = rows(seed=2)
-    expected = predict_logits(trained.head, val.image, val.text)
+    expected = predict_logits(trained.head, val.features)
     for side in ("image", "text"):
-        replaced = replace(val, **{side: np.zeros_like(val.image)})
-        assert not np.allclose(expected, predict_logits(trained.head, replaced.image, replaced.text))
-
-
-def test_concat_equals_its_formula():
-    head = Head(8, 3, "concat").eval()
-    each = rows(5)
-    image, text = torch.from_numpy(each.image), torch.from_numpy(each.text)
-    head.learn_inputs(image, text)
-    halves = []
-    for half in (each.image.astype(np.float64), each.text.astype(np.float64)):
-        unit = half / np.linalg.norm(half, axis=1, keepdims=True)
-        halves.append((unit - unit.mean(axis=0)) / unit.std(axis=0))
-    expected = head.mlp(torch.from_numpy(np.hstack(halves)).float())
-    assert torch.allclose(head(image, text), expected, atol=1e-4)
+        replaced = changed(val, **{side: np.zeros_like(val.features.image)})
+        assert not np.allclose(expected, predict_logits(trained.head, replaced.features))
 
 
 def test_a_constant_column_becomes_zero():
-    head = Head(4, 2)
-    constant = torch.zeros(10, 4)
+    constant = np.zeros((10, 4), np.float32)
     constant[:, 0] = 1
-    head.learn_inputs(constant, constant)
-    assert torch.equal(head.standardised(constant, constant)[0], torch.zeros(10, 4))
+    features = Features(constant, constant)
+    head = Head(sizes_of(features), 2, Recipe())
+    head.learn_inputs(features)
+    batch = Batch(torch.from_numpy(constant), torch.from_numpy(constant))
+    assert torch.equal(head.standardised(batch).image, torch.zeros(10, 4))
 
 
 def test_the_mlp_has_the_designed_shape_and_its_parameters_are_counted():
-    head = Head(512, 3)
-    linear = [module for module in head.mlp if isinstance(module, torch.nn.Linear)]
+    head = Head(sizes_of(Features(*np.zeros((2, 1, 512), np.float32))), 3, Recipe())
+    (mlp,) = head.mlps
+    linear = [module for module in mlp if isinstance(module, torch.nn.Linear)]
     assert [(layer.in_features, layer.out_features) for layer in linear] == [(1024, 256), (256, 64), (64, 3)]
     by_hand = 1024 * 256 + 256 + 2 * 256 + 256 * 64 + 64 + 2 * 64 + 64 * 3 + 3
     assert head.n_parameters() == by_hand
+    assert Ensemble([head, head], 3).n_parameters() == 2 * by_hand
 
 
 def test_the_best_epoch_is_kept_and_patience_ends_it():
@@ -91,7 +87,7 @@ def test_the_best_epoch_is_kept_and_patience_ends_it():
     scores = [record["val_macro_f1"] for record in trained.history]
     assert len(scores) == scores.index(best) + 1 + 4
     val = rows(seed=1)
-    found = (predict_logits(trained.head, val.image, val.text).argmax(axis=1) == val.classes).mean()
+    found = (predict_logits(trained.head, val.features).argmax(axis=1) == val.classes).mean()
     assert found == pytest.approx(trained.history[trained.best_epoch - 1]["val_accuracy"])
 
 
@@ -124,15 +120,19 @@ def test_a_last_batch_of_one_row_is_survived():
         ({"class_weights": "heavy"}, "unknown class weights 'heavy': choose one of none, inverse"),
         ({"lr": 0}, "lr must be above 0"),
         ({"dropout": 1.0}, "dropout must be in"),
+        ({"head": "forest"}, "unknown head 'forest': choose one of mlp, linear"),
+        ({"loss": "hinge"}, "unknown loss 'hinge': choose one of ce, focal"),
+        ({"focal_gamma": -1.0}, "focal_gamma must be 0 or more"),
+        ({"seed": -1}, "seed must be in"),
+        ({"head": "linear", "views": True}, "views have no meaning"),
+        ({"head": "linear", "fusion": "gated"}, "cannot learn the weights of gated: take concat, product or late"),
+        ({"fusion": "cross_attn"}, "cross_attn needs token states"),
+        ({"views": True}, "trains on augmented views, but these features have none"),
     ],
 )
 def test_names_and_numbers_that_do_not_exist(change, words):
     with pytest.raises(MmcliError, match=words):
         fit(replace(QUICK, **change), 3, rows(), rows(seed=1))
-
-
-def test_every_fusion_says_its_formula():
-    assert all(fusion.formula and fusion.__doc__ for fusion in FUSIONS.values())
 
 
 def weights_after(recipe, train, val):
@@ -141,12 +141,24 @@ def weights_after(recipe, train, val):
 
 
 @pytest.mark.parametrize(
-    "change", [{"weight_decay": 0.0}, {"dropout": 0.0}, {"class_weights": "none"}, {"lr": 2e-2}, {"batch_size": 16}]
+    "change",
+    [
+        {"weight_decay": 0.0},
+        {"dropout": 0.0},
+        {"class_weights": "none"},
+        {"lr": 2e-2},
+        {"batch_size": 16},
+        {"loss": "focal"},
+        {"label_smoothing": 0.1},
+        {"logit_adjustment": 1.0},
+        {"normalize": False},
+        {"seed": 7},
+    ],
 )
 def test_every_setting_of_the_recipe_matters(change):
     skewed = rows(150)
     keep = (skewed.classes > 0) | (np.arange(150) % 5 == 0)
-    train = Rows(skewed.image[keep], skewed.text[keep], skewed.classes[keep])
+    train = skewed.take(np.flatnonzero(keep))
     recipe = replace(QUICK, epochs=2)
     assert not torch.equal(
         weights_after(recipe, train, rows(seed=1)), weights_after(replace(recipe, **change), train, rows(seed=1))
@@ -165,7 +177,7 @@ def test_the_learning_rate_falls_on_a_plateau():
 def test_the_inputs_are_standardised_by_the_training_rows_alone():
     train, val = rows(seed=0), rows(seed=1)
     head = fit(replace(QUICK, epochs=1), 3, train, val).head
-    unit = train.image / np.linalg.norm(train.image, axis=1, keepdims=True)
+    unit = train.features.image / np.linalg.norm(train.features.image, axis=1, keepdims=True)
     assert np.allclose(head.image_input.mean, unit.mean(axis=0), atol=1e-6)
 
 
@@ -177,3 +189,61 @@ def test_a_class_without_training_rows_and_a_loss_that_runs_away_are_errors():
         fit(replace(QUICK, lr=1e30, epochs=5), 3, few, few)
     with pytest.raises(MmcliError, match="lr must be above 0, found nan"):
         replace(QUICK, lr=float("nan"))
+
+
+def test_the_order_of_rows_is_the_same_for_every_fusion(monkeypatch):
+    """The heads of two fusions take other random numbers to begin with; the batches must not."""
+    from mmcli.heads import training
+
+    seen = []
+    original = training.token_batches
+
+    def spy(features, wanted, order, *rest):
+        seen.append(order.tolist())
+        return original(features, wanted, order, *rest)
+
+    monkeypatch.setattr(training, "token_batches", spy)
+    for fusion in ("concat", "film", "late"):
+        fit(replace(QUICK, fusion=fusion, epochs=2), 3, rows(), rows(seed=1))
+    assert seen[:2] == seen[2:4] == seen[4:]
+    assert seen[0] != seen[1]
+
+
+def test_a_random_view_of_each_row_is_seen_in_training_and_none_in_evaluation():
+    train, val = rows(200), rows(seed=1)
+    views = np.repeat(train.features.image[:, None], 3, axis=1)
+    recipe = replace(QUICK, epochs=3)
+    with_views = fit(replace(recipe, views=True), 3, changed(train, views=views), val)
+    plain = fit(recipe, 3, train, val)
+    assert with_views.history[-1]["train_loss"] == pytest.approx(plain.history[-1]["train_loss"], rel=0.2)
+    scrambled = changed(train, views=np.random.default_rng(0).standard_normal(views.shape).astype(np.float32))
+    noisy = fit(replace(recipe, views=True), 3, scrambled, val)
+    assert noisy.history[-1]["train_loss"] > 1.1 * plain.history[-1]["train_loss"]  # the views are what it learns from
+    assert np.array_equal(noisy.head.image_input.mean, plain.head.image_input.mean)  # standardised by the image itself
+
+
+def test_each_epoch_draws_its_views_anew(monkeypatch):
+    train = rows(50)
+    number = np.tile(np.arange(4, dtype=np.float32)[None, :, None], (50, 1, 8))
+    seen = []
+    from mmcli.heads.training import _Training
+
+    original = _Training._images_of_epoch
+    monkeypatch.setattr(_Training, "_images_of_epoch", lambda self: (seen.append(original(self)), seen[-1])[1])
+    fit(replace(QUICK, epochs=3, views=True, normalize=False), 3, changed(train, views=number), rows(seed=1))
+    picked = [torch.unique(each[:, 0]).numel() for each in seen]
+    assert min(picked) > 1  # not one view for all rows
+    assert not torch.equal(seen[0], seen[1])
+
+
+def test_an_ensemble_votes_with_the_mean_of_its_probabilities():
+    train, val = rows(seed=0), rows(seed=1)
+    heads = [fit(replace(QUICK, epochs=2, seed=seed), 3, train, val).head for seed in range(3)]
+    each = [torch.softmax(torch.from_numpy(predict_logits(head, val.features)).double(), dim=1) for head in heads]
+    together = torch.softmax(torch.from_numpy(predict_logits(Ensemble(heads, 3), val.features)).double(), dim=1)
+    assert torch.allclose(together, torch.stack(each).mean(dim=0), atol=1e-6)
+    alone = Ensemble(heads[:1], 3)
+    assert np.array_equal(predict_logits(alone, val.features), predict_logits(heads[0], val.features))
+    alone.offsets += torch.tensor([0.0, 5.0, 0.0])
+    moved = predict_logits(alone, val.features) - predict_logits(heads[0], val.features)
+    assert np.allclose(moved, [0, 5, 0], atol=1e-5)

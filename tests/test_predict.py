@@ -38,8 +38,8 @@ def test_logits_from_the_raw_pair_equal_those_from_the_cache(trained, tmp_path):
     folder, cache_path, best_pt = trained
     checkpoint = load_checkpoint(best_pt)
     with FeatureCache.open(cache_path) as cache:
-        logits = predict_logits(checkpoint.head, *cache.embeddings())
         guids = cache.guids
+        logits = predict_logits(checkpoint.head, cache.features(guids))
     cache_path.rename(tmp_path / "away.h5")
     fresh = predict(best_pt, data=folder)
     assert fresh.guids == guids

@@ -50,7 +50,7 @@ def test_the_scores_are_those_of_the_written_best_pt(run, learnable):
     checkpoint, tags = load_checkpoint(run["best_pt"]), read_labels(labels)
     with FeatureCache.open(path) as cache:
         for part, guids in checkpoint.split.named().items():
-            predicted = predict_logits(checkpoint.head, *cache.embeddings(guids)).argmax(axis=1)
+            predicted = predict_logits(checkpoint.head, cache.features(guids)).argmax(axis=1)
             names = [checkpoint.classes[index] for index in predicted]
             expected = f1_score([tags[guid] for guid in guids], names, average="macro")
             assert run[part]["macro_f1"] == pytest.approx(expected)
@@ -103,7 +103,7 @@ def test_full_trains_on_all_rows_with_the_recipe_and_epochs_of_a_run(run, learna
     assert not {"val", "test"} & set(full)
     assert checkpoint.split.train == [str(guid) for guid in range(400)]
     first, second = (Path(each["run"], "history.csv").read_text().splitlines()[1:] for each in (run, full))
-    assert [row.split(",")[1] for row in second] == [row.split(",")[1] for row in first[: run["best_epoch"]]]
+    assert [row.split(",")[2] for row in second] == [row.split(",")[2] for row in first[: run["best_epoch"]]]
     with pytest.raises(DataError, match="it learned from all rows"):
         evaluate(full["best_pt"])
     with pytest.raises(CheckpointError, match="itself trained on all rows"):
@@ -143,7 +143,7 @@ def test_predictions_of_listed_rows_come_from_the_cache(run, learnable, tmp_path
     assert with_probs[0] == "guid,tag,negative,neutral,positive"
     checkpoint = load_checkpoint(run["best_pt"])
     with FeatureCache.open(learnable[0]) as cache:
-        logits = torch.from_numpy(predict_logits(checkpoint.head, *cache.embeddings(found.guids)))
+        logits = torch.from_numpy(predict_logits(checkpoint.head, cache.features(found.guids)))
     expected = torch.softmax(logits, dim=1).numpy()
     assert np.allclose(found.probs, expected, atol=1e-6)
     assert found.labels == [checkpoint.classes[index] for index in expected.argmax(axis=1)]
@@ -158,7 +158,7 @@ def test_checkpoints_of_strangers(run, tmp_path, capsys):
     path = tmp_path / "x.pt"
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         load_checkpoint(path)
-    torch.save({"format": "mmcli head 1", "header": Exploit()}, path)
+    torch.save({"format": "mmcli head 2", "header": Exploit()}, path)
     with pytest.raises(CheckpointError, match="could run code"):
         load_checkpoint(path)
     path.write_bytes(pickle.dumps(Exploit()))
@@ -173,6 +173,9 @@ def test_checkpoints_of_strangers(run, tmp_path, capsys):
             path.write_bytes(file.read()[:size])
         with pytest.raises(CheckpointError, match="cut off"):
             load_checkpoint(path)
+    torch.save({"format": "mmcli head 1", "header": "{}", "tensors": {}}, path)
+    with pytest.raises(CheckpointError, match="written by an older mmcli: train the head again"):
+        load_checkpoint(path)
     content = torch.load(run["best_pt"], weights_only=True)
     content["tensors"].popitem()
     torch.save(content, path)

@@ -1,0 +1,80 @@
+"""Labelled rows of a cache."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..cache.errors import CacheError, DataError
+from ..cache.features import Features
+from ..cache.labels import read_labels
+from ..cache.store import FeatureCache
+from .fusions import fusion_class
+from .inputs import Rows
+from .recipe import Recipe
+
+
+def labels_of(cache: FeatureCache, path: str | Path | None) -> tuple[Path, dict[str, str], int]:
+    """Return (labels file, label by guid of the rows in the cache, number of labels without a row).
+
+    Raises
+    ------
+    DataError
+        No labels file given or recorded, or no label for any row.
+    """
+    found = path if path is not None else cache.header.dataset["labels"]
+    if found is None:
+        raise DataError(f"{cache.path} was made without labels: give --labels FILE, a CSV with header guid,tag")
+    if not Path(found).is_file():
+        raise DataError(f"no such labels file: {found}; say with --labels where it is")
+    labelled = {guid: tag for guid, tag in read_labels(found).items() if tag is not None}
+    labels = {guid: tag for guid, tag in labelled.items() if guid in cache}
+    if not labels:
+        raise DataError(
+            f"none of the {len(labelled)} labels in {found} is of a pair in {cache.path}: is it the labels file of "
+            f"{cache.header.dataset['data']}?"
+        )
+    return Path(found).absolute(), labels, len(labelled) - len(labels)
+
+
+def rows_of(
+    cache: FeatureCache,
+    guids: Sequence[str],
+    labels: dict[str, str],
+    classes: Sequence[str],
+    recipe: Recipe,
+    max_bytes: int | None = None,
+) -> Rows:
+    """Return what heads of ``recipe`` look at, and class numbers, of ``guids`` in their order.
+
+    Raises
+    ------
+    DataError
+        Where a label is not one of ``classes``.
+    CacheError
+        Where tokens or views are needed and not there, or an embedding is not finite.
+    """
+    number = {name: index for index, name in enumerate(classes)}
+    for guid in guids:
+        if labels[guid] not in number:
+            raise DataError(f"guid {guid!r} has the label {labels[guid]!r}, the head knows {', '.join(classes)}")
+    features = features_of(cache, guids, [recipe], max_bytes)
+    return Rows(features, np.array([number[labels[guid]] for guid in guids], dtype=np.int64))
+
+
+def features_of(
+    cache: FeatureCache, guids: Sequence[str], recipes: Sequence[Recipe], max_bytes: int | None = None
+) -> Features:
+    """Return what heads of any of ``recipes`` look at, in the order of ``guids``; see ``rows_of``."""
+    tokens = any(fusion_class(recipe.fusion, recipe.modality).needs_tokens for recipe in recipes)
+    features = cache.features(guids, tokens, any(recipe.views for recipe in recipes), max_bytes)
+    for name, values in (("image", features.image), ("text", features.text), ("image view", features.views)):
+        if values is not None:
+            finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
+            if not finite.all():
+                raise CacheError(
+                    f"{np.count_nonzero(~finite)} rows of {cache.path} have {name} embeddings that are not finite, the "
+                    f"first is {guids[int(np.argmin(finite))]!r}: `mmcli cache verify` lists them; featurize them "
+                    "again, or take their labels out"
+                )
+    return features

@@ -1,0 +1,106 @@
+"""The linear head: L2 logistic regression by scikit-learn, as in the CLIP paper's linear probe."""
+
+import warnings
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from ..cache.errors import MmcliError
+from .folds import group_folds
+from .inputs import Rows, batches
+from .losses import class_weights
+from .model import Head
+from .recipe import Recipe
+
+_STRENGTHS = np.array([1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 1e-1, 1.0])  # C, the inverse strength of the penalty
+_INNER_FOLDS = 3
+_INNER_TOLERANCE = 1e-3
+_WORSE_IN_A_ROW = 2  # weaker penalties without a better score: the weakest are the slowest, and seldom the best
+_MAX_ITERATIONS = 500
+
+
+def fit_linear(
+    head: Head, recipe: Recipe, n_classes: int, train: Rows, groups: NDArray[np.int64] | None = None
+) -> float:
+    """Set the linear layers of ``head`` to L2 logistic regressions on its standardised inputs.
+
+    C is chosen by inner cross-validated macro-F1 (Radford et al., Learning Transferable Visual Models From Natural
+    Language Supervision, 2021, appendix A.3 sweeps it on validation rows instead).
+
+    Parameters
+    ----------
+    head
+        With learned inputs; its fusion must have no weights of its own.
+    groups
+        (n,): rows of one group stay on one side of the inner folds.
+
+    Returns
+    -------
+    float
+        The C chosen; of late fusion, that of the text head.
+
+    Raises
+    ------
+    MmcliError
+        The fusion has weights that a logistic regression cannot learn.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from threadpoolctl import threadpool_limits
+
+    if any(True for _ in head.fusion.parameters()):
+        raise MmcliError(
+            f"the linear head cannot learn the weights of {recipe.fusion}: take concat, product or late, or --head mlp"
+        )
+    weights = class_weights(np.bincount(train.classes, minlength=n_classes), recipe.class_weights)
+    by_class = dict(enumerate(weights.tolist()))
+    with torch.no_grad():
+        seen = [head.fusion(head.standardised(batch)) for batch in batches(train.features, False, "cpu")]
+    chosen = 0.0
+    for part, mlp in enumerate(head.mlps):
+        inputs = torch.cat([each[part] for each in seen]).numpy()
+        with warnings.catch_warnings(), threadpool_limits(1):
+            warnings.simplefilter("ignore", ConvergenceWarning)  # where C is weak, the classes are separable
+            chosen = _choose(inputs, train.classes, by_class, groups, recipe.seed)
+            model = LogisticRegression(C=chosen, class_weight=by_class, max_iter=_MAX_ITERATIONS)
+            model.fit(inputs, train.classes)
+        (layer,) = mlp.children()
+        assert isinstance(layer, nn.Linear)
+        binary = n_classes == 2  # scikit-learn then keeps one row: the logit of the second class
+        weight = np.vstack([0 * model.coef_, model.coef_]) if binary else model.coef_
+        bias = np.concatenate([[0.0], model.intercept_]) if binary else model.intercept_
+        with torch.no_grad():
+            layer.weight.copy_(torch.from_numpy(weight))
+            layer.bias.copy_(torch.from_numpy(bias))
+    return chosen
+
+
+def _choose(
+    inputs: NDArray[np.float32],
+    classes: NDArray[np.int64],
+    by_class: dict[int, float],
+    groups: NDArray[np.int64] | None,
+    seed: int,
+) -> float:
+    """Return the C with the best macro-F1 over inner folds, of equals the smallest; 1 for too few rows."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import f1_score
+
+    rows = np.arange(len(classes)) if groups is None else groups
+    if min(len(np.unique(rows[classes == each])) for each in np.unique(classes)) < _INNER_FOLDS:
+        return 1.0
+    folds = group_folds(classes, rows, _INNER_FOLDS, seed)
+    settings = {"class_weight": by_class, "max_iter": _MAX_ITERATIONS, "tol": _INNER_TOLERANCE}
+    models = [LogisticRegression(**settings, warm_start=True) for _ in folds]
+    scores: list[float] = []
+    for strength in _STRENGTHS:  # each starts from the solution of the stronger penalty
+        predicted = np.zeros_like(classes)
+        for model, (inside, outside) in zip(models, folds, strict=True):
+            model.set_params(C=strength).fit(inputs[inside], classes[inside])
+            predicted[outside] = model.predict(inputs[outside])
+        scores.append(f1_score(classes, predicted, average="macro"))
+        if len(scores) - int(np.argmax(scores)) > _WORSE_IN_A_ROW:
+            break
+    return float(_STRENGTHS[int(np.argmax(scores))])

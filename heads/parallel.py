@@ -1,0 +1,33 @@
+"""Work spread over cores: one process per core, one thread in each."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from ..cache.errors import MmcliError
+
+Result = TypeVar("Result")
+
+
+def each_of(
+    function: Callable[..., Result], tasks: Sequence[tuple[Any, ...]], jobs: int | None = None
+) -> Iterator[Result]:
+    """Yield ``function(*task)`` of each task, as they are finished, in any order.
+
+    Large arrays in the tasks are shared between the processes, not copied.
+
+    Parameters
+    ----------
+    jobs
+        Processes at once; default: one per core. With 1, or a single task, no process is started.
+    """
+    import joblib
+
+    if jobs is not None and jobs < 1:
+        raise MmcliError(f"jobs must be 1 or more, found {jobs}")
+    jobs = min(jobs or joblib.cpu_count(), len(tasks))
+    if jobs <= 1:
+        yield from (function(*task) for task in tasks)
+        return
+    with joblib.parallel_config(backend="loky", inner_max_num_threads=1):
+        pool = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", mmap_mode="c")
+        yield from pool(joblib.delayed(function)(*task) for task in tasks)

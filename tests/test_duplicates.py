@@ -1,0 +1,107 @@
+import hashlib
+
+import numpy as np
+import pytest
+from conftest import synthetic_block, write_cache
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mmcli.cache import DataError, FeatureCache, MmcliError
+from mmcli.heads import Split
+from mmcli.heads.duplicates import duplicate_groups, separated
+from mmcli.heads.folds import group_folds, repeated_folds
+from mmcli.heads.splits import grouped_split
+
+
+def cache_with(tmp_path, images, texts):
+    """Make a cache whose images and cleaned texts are the same where their names are."""
+    block = synthetic_block([str(guid) for guid in range(len(images))])
+    for name, contents in (("row/image_sha256", images), ("row/cleaned_sha256", texts)):
+        digests = [np.frombuffer(hashlib.sha256(each.encode()).digest(), np.uint8) for each in contents]
+        block.columns[name] = np.stack(digests)
+    return write_cache(tmp_path / "f.h5", block), block.guids
+
+
+def test_copies_of_images_and_of_texts_are_joined_and_empty_texts_are_not(tmp_path):
+    path, guids = cache_with(tmp_path, ["a", "b", "a", "c", "d", "e"], ["one", "two", "two", "", "", "six"])
+    with FeatureCache.open(path) as cache:
+        groups = duplicate_groups(cache, guids)
+        assert groups[0] == groups[1] == groups[2]  # 0 and 2 by image, 1 and 2 by text
+        assert len(set(groups[2:].tolist())) == 4
+        assert duplicate_groups(cache, ["2", "4", "0"]).tolist() == [0, 1, 0]
+
+
+def test_how_many_copies_a_split_separates():
+    groups = {"1": 0, "2": 0, "3": 1, "4": 2, "5": 2, "6": 3}
+    assert separated(Split(["1", "4"], ["2", "3"], ["5", "6"]), groups) == 2
+    assert separated(Split(["1", "2"], ["3"], ["4", "5", "6"]), groups) == 0
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 1000), st.integers(2, 5))
+def test_folds_part_no_group_cover_every_row_once_and_hold_every_class(seed, folds):
+    random = np.random.default_rng(seed)
+    classes = random.integers(0, 3, 200)
+    groups = random.integers(0, 150, 200)
+    classes = classes[np.unique(groups, return_index=True)[1][np.unique(groups, return_inverse=True)[1]]]
+    seen = np.zeros(200, dtype=int)
+    for inside, outside in group_folds(classes, groups, folds, seed):
+        assert not set(groups[inside]) & set(groups[outside])
+        assert sorted([*inside, *outside]) == list(range(200))
+        assert set(classes[outside]) == {0, 1, 2}
+        seen[outside] += 1
+    assert (seen == 1).all()
+
+
+def test_without_copies_the_folds_are_those_of_scikit_learn():
+    from sklearn.model_selection import StratifiedKFold
+
+    classes = np.random.default_rng(0).integers(0, 3, 90)
+    theirs = StratifiedKFold(5, shuffle=True, random_state=3).split(np.zeros(90), classes)
+    for (_, ours), (_, expected) in zip(group_folds(classes, np.arange(90), 5, 3), theirs, strict=True):
+        assert np.array_equal(ours, expected)
+
+
+def test_the_rows_to_stop_by_are_no_copies_of_those_to_learn_from_or_to_score():
+    random = np.random.default_rng(0)
+    groups = np.repeat(np.arange(100), 3)
+    classes = np.repeat(random.integers(0, 2, 100), 3)
+    made = repeated_folds(classes, groups, ["a", "b"], folds=4, repeats=2, seed=0)
+    assert [(fold.repeat, fold.fold) for fold in made] == [(r, f) for r in range(2) for f in range(4)]
+    for fold in made:
+        parts = [set(groups[rows]) for rows in (fold.train, fold.stop, fold.test)]
+        assert sum(map(len, parts)) == len(set().union(*parts)) == 100
+        assert len(fold.stop) == pytest.approx(0.1 * (len(fold.train) + len(fold.stop)), abs=6)
+    assert not np.array_equal(made[0].test, made[4].test)
+
+
+@pytest.mark.parametrize(
+    ("classes", "folds", "repeats", "error", "words"),
+    [
+        ([0] * 20 + [1] * 3, 5, 1, DataError, "class 'b' has 3 rows .* fewer than the 5 folds"),
+        ([0] * 20, 5, 1, DataError, "two classes are needed"),
+        ([0, 1] * 20, 1, 1, MmcliError, "at least 2 folds and 1 repeat"),
+        ([0, 1] * 20, 2, 0, MmcliError, "at least 2 folds and 1 repeat"),
+    ],
+)
+def test_folds_that_cannot_be(classes, folds, repeats, error, words):
+    with pytest.raises(error, match=words):
+        repeated_folds(np.array(classes), np.arange(len(classes)), ["a", "b"], folds, repeats, seed=0)
+
+
+def test_a_class_that_is_nothing_but_copies_has_one_row():
+    classes, groups = np.array([0] * 40 + [1] * 8), np.array([*range(40), *[40] * 8])
+    with pytest.raises(DataError, match=r"class 'b' has 1 rows \(copies counted once\)"):
+        repeated_folds(classes, groups, ["a", "b"], 5, 1, seed=0)
+
+
+def test_a_grouped_split_keeps_copies_together():
+    random = np.random.default_rng(0)
+    guids = [str(guid) for guid in range(600)]
+    groups = random.integers(0, 450, 600)
+    tags = random.choice(["a", "b"], 600).tolist()
+    split = grouped_split(guids, tags, groups, seed=1)
+    assert separated(split, dict(zip(guids, groups.tolist(), strict=True))) == 0
+    assert sorted([*split.train, *split.val, *split.test]) == sorted(guids)
+    assert len(split.test) == pytest.approx(60, abs=15)
+    with pytest.raises(DataError, match="fewer than the 10 folds"):
+        grouped_split(guids[:12], ["a"] * 8 + ["b"] * 4, range(12))
