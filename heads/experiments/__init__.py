@@ -1,0 +1,28 @@
+"""Experiments on cached features: compare fusions, ablate modalities, sweep settings, all on the same folds.
+
+``compare.py`` is where to begin: it makes folds, has every candidate fitted on each (``fits.py``), and says with
+``statistics.py`` which differences are real.
+"""
+
+from .compare import Protocol, Setup, all_fusions, candidates_of, compare, modalities_of
+from .fits import Candidate
+from .single_split import single_split
+from .statistics import bootstrap_p, corrected_t, holm, paired_bootstrap
+from .sweep import grid_of, sweep
+
+__all__ = [
+    "Candidate",
+    "Protocol",
+    "Setup",
+    "all_fusions",
+    "bootstrap_p",
+    "candidates_of",
+    "compare",
+    "corrected_t",
+    "grid_of",
+    "holm",
+    "modalities_of",
+    "paired_bootstrap",
+    "single_split",
+    "sweep",
+]

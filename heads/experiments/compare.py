@@ -1,0 +1,304 @@
+"""``compare``: candidates on the same repeated folds, with intervals and paired differences."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...cache.errors import MmcliError
+from ...cache.store import FeatureCache
+from ..duplicates import duplicate_groups
+from ..folders import check_writable
+from ..folds import folds_of, repeated_folds
+from ..fusions import FUSIONS, fusion_class
+from ..inputs import Rows
+from ..labelled import features_of, labels_of
+from ..metrics import confusion_matrix, f1_per_class, interval
+from ..recipe import Recipe
+from ..splits import Split, read_split, stratified_split
+from .fits import Candidate, Data, FoldFit, OnFit, by_candidate, data_key, fit_all
+from .results import write_results
+from .statistics import bootstrap_p, corrected_t, holm, influence, paired_bootstrap, with_fits
+
+KEPT = "fits"  # folder of finished fits, beside the folders of results
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Where an experiment reads and writes.
+
+    Attributes
+    ----------
+    cache, labels
+        What ``featurize`` wrote, and a CSV ``guid,tag``; default: the one recorded in the cache.
+    split_dir, split_seed
+        The 8:1:1 split of ``train-head``, for what uses it.
+    out
+        Folder of result folders; finished fits are kept in ``fits/`` in it.
+    jobs
+        Processes; default: one per core.
+    max_bytes
+        Token states that take more than this are read from the cache as they are needed.
+    on_fit
+        Called with (fits finished, fits there are).
+    """
+
+    cache: str | Path = "artifacts/features.h5"
+    labels: str | Path | None = None
+    split_dir: str | Path | None = None
+    split_seed: int = 42
+    out: str | Path = "artifacts/experiments"
+    jobs: int | None = None
+    max_bytes: int | None = None
+    on_fit: OnFit | None = None
+
+    def split(self, labels: dict[str, str]) -> Split:
+        """Return the split that ``train-head`` would use."""
+        if self.split_dir is not None:
+            return read_split(self.split_dir, labels)
+        return stratified_split(list(labels), list(labels.values()), self.split_seed)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Repeated stratified k-fold that keeps copies on one side.
+
+    Attributes
+    ----------
+    folds, repeats
+        At least 2, at least 1.
+    seed
+        Of the folds.
+    without_test
+        Leave out the rows that ``train-head`` keeps for testing.
+    """
+
+    folds: int = 5
+    repeats: int = 2
+    seed: int = 42
+    without_test: bool = False
+
+
+def all_fusions(cache_path: str | Path) -> list[str]:
+    """Return every fusion that a cache allows, and ``linear``."""
+    with FeatureCache.open(cache_path) as cache:
+        names = [name for name, fusion in FUSIONS.items() if cache.has_tokens or not fusion.needs_tokens]
+    return [*names, "linear"]
+
+
+def candidates_of(names: Sequence[str], recipe: Recipe) -> list[Candidate]:
+    """Return a candidate per name: a fusion, ``linear`` (the linear head on concat), or ``<fusion>:linear``.
+
+    Raises
+    ------
+    MmcliError
+        There is no such fusion.
+    """
+    candidates = []
+    for name in names:
+        fusion, _, head = ("concat", ":", "linear") if name == "linear" else name.partition(":")
+        fusion_class(fusion)
+        candidates.append(Candidate(name, recipe.changed(fusion=fusion, head=head or recipe.head)))
+    return candidates
+
+
+def modalities_of(recipe: Recipe) -> list[Candidate]:
+    """Return the candidates of a modality ablation: both, text alone, image alone."""
+    return [Candidate(name, recipe.changed(modality=name)) for name in ("both", "text", "image")]
+
+
+def open_data(setup: Setup, candidates: Sequence[Candidate], without_test: bool = False) -> tuple[Data, dict[str, Any]]:
+    """Return the labelled rows for an experiment, and where they are from.
+
+    Parameters
+    ----------
+    without_test
+        Leave out the test rows of the split of ``setup``.
+
+    Raises
+    ------
+    MmcliError
+        No candidate, or two of one name.
+    """
+    if not candidates:
+        raise MmcliError("no candidate: name at least one")
+    names = [candidate.name for candidate in candidates]
+    if len(set(names)) < len(names):
+        raise MmcliError(f"a name is given twice among {', '.join(names)}")
+    with FeatureCache.open(setup.cache) as cache:
+        labels_file, labels, absent = labels_of(cache, setup.labels)
+        guids = list(labels)
+        if without_test:
+            split = setup.split(labels)
+            guids = [*split.train, *split.val]
+        classes = sorted({labels[guid] for guid in guids})
+        recipes = [candidate.recipe for candidate in candidates]
+        features = features_of(cache, guids, recipes, setup.max_bytes)
+        rows = Rows(features, np.searchsorted(classes, [labels[guid] for guid in guids]).astype(np.int64))
+        groups = duplicate_groups(cache, guids)
+        data = Data(rows, guids, groups, classes, data_key(cache.fingerprint, guids, rows))
+        about = {
+            "cache": str(cache.path.absolute()),
+            "labels": str(labels_file),
+            "labels_without_features": absent,
+            "rows": len(guids),
+            "copies": len(guids) - len(np.unique(groups)),
+            "classes": classes,
+            "counts": np.bincount(rows.classes, minlength=len(classes)).tolist(),
+        }
+        return data, about
+
+
+def focus_of(focus_class: str | None, about: Mapping[str, Any]) -> str:
+    """Return the class to look at closely: the one asked for, else the rarest.
+
+    Raises
+    ------
+    MmcliError
+        No such class.
+    """
+    classes: list[str] = about["classes"]
+    if focus_class is None:
+        return classes[int(np.argmin(about["counts"]))]
+    if focus_class not in classes:
+        raise MmcliError(f"no class is called {focus_class!r}: choose among {', '.join(classes)}")
+    return focus_class
+
+
+def compare(
+    setup: Setup,
+    candidates: Sequence[Candidate],
+    protocol: Protocol | None = None,
+    against: str = "best",
+    focus_class: str | None = None,
+    what: str = "compare",
+) -> dict[str, Any]:
+    """Score candidates out of fold, on the same rows in the same folds with the same seeds, and test their differences.
+
+    Parameters
+    ----------
+    setup, protocol
+        Where to read and write, and how to make folds. A tenth of each training part is what a fit is stopped by; fit
+        number i has the seed of its recipe plus i.
+    candidates
+        Recipes with names.
+    against
+        The candidate from which differences are taken; ``best``: the one with the highest macro-F1.
+    focus_class
+        Class to look at closely; default: the rarest.
+    what
+        Last part of the name of the result folder.
+
+    Returns
+    -------
+    dict
+        What ``results.json`` holds; ``candidates`` in the order of their macro-F1.
+
+    Raises
+    ------
+    MmcliError
+        Names that do not exist, features that are not there, classes too small for the folds: one line on what to do.
+    """
+    protocol = protocol or Protocol()
+    names = [candidate.name for candidate in candidates]
+    if against != "best" and against not in names:
+        raise MmcliError(f"no candidate is called {against!r}: choose among {', '.join(names)}")
+    check_writable(Path(setup.out))
+    data, about = open_data(setup, candidates, protocol.without_test)
+    about["focus_class"] = focus_of(focus_class, about)
+    made = repeated_folds(data.rows.classes, data.groups, data.classes, protocol.folds, protocol.repeats, protocol.seed)
+    fits = fit_all(data, candidates, made, Path(setup.out) / KEPT, setup.jobs, setup.on_fit)
+    logits = out_of_fold(fits, len(data.guids), len(data.classes), protocol.repeats)
+    scored = score_candidates(data, logits, fits, against)
+    recipes = {candidate.name: candidate.recipe.to_dict() for candidate in candidates}
+    result = {"what": what, **about, **asdict(protocol), **scored, "recipes": recipes}
+    return write_results(Path(setup.out), what, result, data, logits, made)
+
+
+def out_of_fold(fits: Sequence[FoldFit], n: int, n_classes: int, repeats: int) -> dict[str, NDArray[np.float32]]:
+    """Return logits (R, n, C) by candidate: of each row, those of the fit that had it in its test part."""
+    logits: dict[str, NDArray[np.float32]] = {}
+    for name, each in by_candidate(fits).items():
+        logits[name] = np.full((repeats, n, n_classes), np.nan, dtype=np.float32)
+        for one in each:
+            logits[name][one.fold.repeat, one.fold.test] = one.logits
+    return logits
+
+
+def score_candidates(
+    data: Data, logits: dict[str, NDArray[np.float32]], fits: Sequence[FoldFit], against: str = "best"
+) -> dict[str, Any]:
+    """Return ``candidates`` (scores, intervals, differences; best first) and ``against`` (what they differ from)."""
+    true, n_classes, names = data.rows.classes, len(data.classes), list(logits)
+    predicted = np.stack([logits[name].argmax(axis=2) for name in names])  # (K, R, n)
+    confusions = np.stack([[confusion_matrix(true, each, n_classes) for each in of_one] for of_one in predicted])
+    f1 = np.nanmean(f1_per_class(confusions), axis=1)  # (K, C)
+    macro = f1.mean(axis=1)
+    hits = np.diagonal(confusions, axis1=2, axis2=3)
+    recall = (hits / np.maximum(confusions.sum(axis=3), 1)).mean(axis=1)  # (K, C)
+    reference = int(np.argmax(macro)) if against == "best" else names.index(against)
+    drawn = paired_bootstrap(true, predicted, n_classes, seed=0)
+    influences = np.stack([[influence(true, each, n_classes) for each in of_one] for of_one in predicted])
+    grouped = by_candidate(fits)
+    fold_of = folds_of([each.fold for each in grouped[names[0]]], len(true))
+    fold_scores = {name: _fold_scores(true, grouped[name], n_classes) for name in names}
+    fold = fits[0].fold
+    test_share = len(fold.test) / (len(fold.train) + len(fold.stop))
+    listed = []
+    for number, name in enumerate(names):
+        right = np.diagonal(confusions[number], axis1=1, axis2=2).sum(axis=1) / len(true)
+        entry: dict[str, Any] = {
+            "name": name,
+            "macro_f1": float(macro[number]),
+            "macro_f1_ci": interval(drawn.macro_f1[:, number]),
+            "accuracy": float(right.mean()),
+            "accuracy_ci": interval(drawn.accuracy[:, number]),
+            "per_class": {
+                each: {
+                    "f1": float(f1[number, index]),
+                    "f1_ci": interval(drawn.f1[:, number, index]),
+                    "recall": float(recall[number, index]),
+                    "recall_ci": interval(drawn.recall[:, number, index]),
+                }
+                for index, each in enumerate(data.classes)
+            },
+            "confusion": confusions[number].mean(axis=0).tolist(),
+            "fold_macro_f1": fold_scores[name].tolist(),
+            "parameters": grouped[name][0].parameters,
+            "fit_seconds": float(np.mean([each.seconds for each in grouped[name]])),
+            "epochs": float(np.mean([each.epochs for each in grouped[name]])),
+            "difference": None,
+        }
+        if number != reference:
+            drawn_differences = with_fits(
+                drawn.macro_f1[:, number] - drawn.macro_f1[:, reference],
+                influences[number] - influences[reference],
+                fold_of,
+                seed=1,
+            )
+            t, p_t = corrected_t(fold_scores[name] - fold_scores[names[reference]], test_share)
+            entry["difference"] = {
+                "macro_f1": float(macro[number] - macro[reference]),
+                "macro_f1_ci": interval(drawn_differences),
+                "p_bootstrap": bootstrap_p(drawn_differences),
+                "t_corrected": t,
+                "p_corrected_t": p_t,
+            }
+        listed.append(entry)
+    others = [entry["difference"] for entry in listed if entry["difference"] is not None]
+    for which in ("p_bootstrap", "p_corrected_t"):
+        for difference, adjusted in zip(others, holm(np.array([each[which] for each in others])), strict=True):
+            difference[f"{which}_holm"] = float(adjusted)
+    listed.sort(key=lambda entry: -entry["macro_f1"])
+    return {"against": names[reference], "candidates": listed}
+
+
+def _fold_scores(true: NDArray[np.int64], fits: Sequence[FoldFit], n_classes: int) -> NDArray[np.float64]:
+    scores = []
+    for each in fits:
+        confusion = confusion_matrix(true[each.fold.test], each.logits.argmax(axis=1), n_classes)
+        scores.append(float(np.nanmean(f1_per_class(confusion))))
+    return np.array(scores)

@@ -1,0 +1,41 @@
+"""One split, as the published report has it: its own tables, which a single test part of a few hundred rows fills."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..folds import Fold
+from ..metrics import score
+from .compare import KEPT, Setup, focus_of, open_data
+from .fits import Candidate, fit_all
+
+
+def single_split(setup: Setup, candidates: Sequence[Candidate], focus_class: str | None = None) -> dict[str, Any]:
+    """Train each candidate on one 8:1:1 split, stop it on the validation part, score it on both others.
+
+    Returns
+    -------
+    dict
+        ``classes``, ``rows`` (by part), ``focus_class`` and ``candidates``: name, ``val`` and ``test`` (see
+        ``metrics.score``), ``gap`` (validation less test macro-F1), parameters.
+    """
+    data, about = open_data(setup, candidates)
+    focus = focus_of(focus_class, about)
+    labels = {guid: data.classes[number] for guid, number in zip(data.guids, data.rows.classes, strict=True)}
+    split = setup.split(labels).named()
+    place = {guid: index for index, guid in enumerate(data.guids)}
+    train, val, test = (np.array([place[guid] for guid in guids], dtype=np.int64) for guids in split.values())
+    fold = Fold(0, 0, train, val, np.concatenate([val, test]))
+    true = data.rows.classes[fold.test]
+    listed = []
+    for each in fit_all(data, candidates, [fold], Path(setup.out) / KEPT, setup.jobs, setup.on_fit):
+        predicted = each.logits.argmax(axis=1)
+        val_scores = score(true[: len(val)], predicted[: len(val)], data.classes)
+        test_scores = score(true[len(val) :], predicted[len(val) :], data.classes)
+        gap = val_scores["macro_f1"] - test_scores["macro_f1"]
+        entry = {"name": each.candidate, "val": val_scores, "test": test_scores, "gap": gap}
+        listed.append(entry | {"parameters": each.parameters})
+    sizes = {name: len(guids) for name, guids in split.items()}
+    return {**about, "rows": sizes, "focus_class": focus, "candidates": listed}
