@@ -1,0 +1,239 @@
+"""``FusionClassifier``: a head as a scikit-learn estimator."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.model_selection import train_test_split
+from sklearn.utils import check_random_state
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from ..cache.errors import MmcliError
+from ..cache.features import Features
+from .fusions import Concat, Fusion, Gated, fusion_class
+from .inputs import Batch, Rows
+from .losses import fit_offsets
+from .metrics import softmax
+from .recipe import Recipe
+from .training import fit, predict_logits
+
+_NOT_RECIPE = ("validation_fraction", "random_state")
+
+
+class FusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """A head over X = [image | text], for ``clone``, ``cross_val_score``, ``GridSearchCV`` and pipelines.
+
+    The first ``n_features // 2`` columns are the image embedding, the others the text embedding. A tenth of the rows
+    is held out to stop by, where every class can have a row in it; otherwise training takes all ``epochs``.
+
+    Parameters
+    ----------
+    fusion, modality, head, hidden, dropout, lr, weight_decay, batch_size, epochs, patience, class_weights, loss
+        As in ``Recipe``. cross_attn is not to be had here: it needs token states.
+    focal_gamma, label_smoothing, logit_adjustment, offsets
+        As in ``Recipe``.
+    normalize
+        Whether each half of a row is scaled to length 1 first. Unlike in ``Recipe`` it is off: X may be anything. With
+        embeddings, turn it on to have what ``mmcli train-head`` does.
+    validation_fraction
+        Share of the rows to stop by.
+    random_state
+        Of weights, order, dropout and the rows held out.
+
+    Attributes
+    ----------
+    classes_
+        (C,), in the order of the columns of ``predict_proba``.
+    n_features_in_
+        Columns of X.
+    head_
+        The trained ``Head``.
+    offsets_
+        (C,), added to the logits; zeros unless ``offsets``.
+    n_iter_
+        Epochs trained.
+
+    Examples
+    --------
+    >>> from sklearn.model_selection import cross_val_score                          # doctest: +SKIP
+    >>> X = np.hstack(cache.embeddings(guids))                                       # doctest: +SKIP
+    >>> cross_val_score(FusionClassifier(normalize=True), X, tags, scoring="f1_macro")  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        fusion: str = "concat",
+        modality: str = "both",
+        head: str = "mlp",
+        hidden: tuple[int, ...] = (256, 64),
+        dropout: float = 0.5,
+        lr: float = 3e-4,
+        weight_decay: float = 0.05,
+        batch_size: int = 64,
+        epochs: int = 60,
+        patience: int = 8,
+        class_weights: str = "sqrt",
+        loss: str = "ce",
+        focal_gamma: float = 2.0,
+        label_smoothing: float = 0.0,
+        logit_adjustment: float = 0.0,
+        offsets: bool = False,
+        normalize: bool = False,
+        validation_fraction: float = 0.1,
+        random_state: Any = None,
+    ) -> None:
+        self.fusion = fusion
+        self.modality = modality
+        self.head = head
+        self.hidden = hidden
+        self.dropout = dropout
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.batch_size = batch_size
+        self.epochs = epochs
+        self.patience = patience
+        self.class_weights = class_weights
+        self.loss = loss
+        self.focal_gamma = focal_gamma
+        self.label_smoothing = label_smoothing
+        self.logit_adjustment = logit_adjustment
+        self.offsets = offsets
+        self.normalize = normalize
+        self.validation_fraction = validation_fraction
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any) -> "FusionClassifier":
+        """Train on X, (n, columns), and y, (n,).
+
+        Raises
+        ------
+        ValueError
+            A setting that cannot be; a fusion that needs equal halves, and an odd number of columns; one class only.
+        """
+        X, y = validate_data(self, X, y, dtype=np.float64, ensure_min_samples=2)
+        check_classification_targets(y)
+        self.classes_, classes = np.unique(y, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise ValueError(f"FusionClassifier needs two classes, found one class: {self.classes_[0]!r}")
+        self._check_columns(X.shape[1])
+        random = check_random_state(self.random_state)
+        rows = Rows(self._features(X), classes.astype(np.int64))
+        train, stop = self._held_out(classes, random)
+        try:
+            settings = {name: value for name, value in self.get_params().items() if name not in _NOT_RECIPE}
+            settings["hidden"] = tuple(self.hidden)
+            recipe = Recipe(**settings, seed=int(random.randint(2**31)))
+            val = None if stop is None else rows.take(stop)
+            schedule = [recipe.lr] * recipe.epochs if val is None else None
+            done = fit(recipe, len(self.classes_), rows.take(train), val, schedule, score_train=False)
+        except MmcliError as error:
+            raise ValueError(str(error)) from error
+        self.head_, self.n_iter_ = done.head, len(done.history)
+        self.offsets_ = np.zeros(len(self.classes_), dtype=np.float32)
+        if self.offsets and val is not None:
+            self.offsets_ = fit_offsets(predict_logits(done.head, val.features), val.classes)
+        return self
+
+    def _check_columns(self, columns: int) -> None:
+        chosen = _fusion_of(self)
+        if chosen is not None and chosen.needs_tokens:
+            raise ValueError(
+                f"fusion {self.fusion!r} needs token states, which X has not: use `mmcli train-head --fusion "
+                f"{self.fusion}`, or another fusion"
+            )
+        if chosen is not None and chosen is not Concat and columns < 2:
+            raise ValueError(f"X must have an image part and a text part, [image | text]; found {columns} feature(s)")
+        if chosen is not None and chosen.equal_halves and columns % 2:
+            raise ValueError(
+                f"fusion {self.fusion!r} joins image and text number by number, so X must be two halves of equal "
+                f"width, [image | text]; found {columns} feature(s). heads.estimator.expected_failed_checks lists the "
+                "checks of scikit-learn that this makes impossible"
+            )
+
+    def _features(self, X: NDArray[np.float64]) -> Features:
+        half = X.shape[1] // 2
+        single = X.astype(np.float32)
+        return Features(np.ascontiguousarray(single[:, :half]), np.ascontiguousarray(single[:, half:]))
+
+    def _held_out(
+        self, classes: NDArray[np.int64], random: np.random.RandomState
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
+        """Return rows to train on and rows to stop by; None where a class has too few for both."""
+        rows = np.arange(len(classes))
+        share = self.validation_fraction
+        if not 0 <= share < 1:
+            raise ValueError(f"validation_fraction must be in [0, 1), found {share}")
+        if share * np.bincount(classes).min() < 1:
+            return rows, None
+        train, stop = train_test_split(rows, test_size=share, stratify=classes, random_state=random)
+        return train, stop
+
+    def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Return logits, (n, C); with two classes (n,), that of the second less that of the first."""
+        logits = self._logits(X)
+        return logits[:, 1] - logits[:, 0] if len(self.classes_) == 2 else logits
+
+    def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Return probabilities, (n, C), rows summing to 1."""
+        return softmax(self._logits(X)).astype(np.float64)
+
+    def predict(self, X: ArrayLike) -> NDArray[Any]:
+        """Return the most likely class of each row, (n,)."""
+        numbers = self._logits(X).argmax(axis=1)
+        labels: NDArray[Any] = self.classes_[numbers]
+        return labels
+
+    def _logits(self, X: ArrayLike) -> NDArray[np.float64]:
+        check_is_fitted(self)
+        features = self._features(validate_data(self, X, dtype=np.float64, reset=False))
+        head = self.head_.double()  # so that a row alone and a row among others give the same to the last digits
+        with torch.inference_mode():
+            image, text = (torch.from_numpy(each).double() for each in (features.image, features.text))
+            logits: NDArray[np.float64] = head(Batch(image, text)).numpy()
+        return logits + self.offsets_
+
+
+_ODD = "the check has an odd number of columns, which cannot be halved"
+_CHECKS_WITH_ODD_COLUMNS = (
+    "check_dict_unchanged",
+    "check_dont_overwrite_parameters",
+    "check_estimators_dtypes",
+    "check_estimators_nan_inf",
+    "check_estimators_pickle",
+    "check_f_contiguous_array_estimator",
+    "check_fit2d_predict1d",
+    "check_fit_score_takes_y",
+    "check_methods_sample_order_invariance",
+    "check_methods_subset_invariance",
+    "check_pipeline_consistency",
+    "check_supervised_y_2d",
+)
+_BLOBS = "the check wants three blobs told apart by two columns, of which "
+
+
+def expected_failed_checks(estimator: FusionClassifier) -> dict[str, str]:
+    """Return the checks of scikit-learn that an estimator's fusion makes impossible, each with its reason.
+
+    For ``parametrize_with_checks(..., expected_failed_checks=expected_failed_checks)``. Empty for concat, film and
+    late, and for the linear head on them: they take any number of columns.
+    """
+    chosen = _fusion_of(estimator)
+    impossible = {}
+    if chosen is not None and chosen.equal_halves:
+        impossible = dict.fromkeys(_CHECKS_WITH_ODD_COLUMNS, _ODD)
+    if chosen is Gated:
+        impossible["check_classifiers_train"] = _BLOBS + "a scalar gate leaves one mixture"
+    elif estimator.modality != "both":
+        impossible["check_classifiers_train"] = _BLOBS + "a single modality sees one"
+    return impossible
+
+
+def _fusion_of(estimator: FusionClassifier) -> type[Fusion] | None:
+    """Return the class of an estimator's fusion; None where its settings name none."""
+    try:
+        return fusion_class(estimator.fusion, estimator.modality)
+    except (MmcliError, KeyError):
+        return None

@@ -1,0 +1,124 @@
+"""``FusionClassifier`` as scikit-learn wants it."""
+
+import numpy as np
+import pytest
+from mmcli.heads import FusionClassifier, Recipe, Rows, fit, predict_logits
+from mmcli.heads.estimator import expected_failed_checks
+from sklearn.base import clone
+from sklearn.datasets import make_classification
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import check_estimator, parametrize_with_checks
+
+QUICK = {"epochs": 10, "hidden": (16,), "dropout": 0.1, "lr": 1e-2, "random_state": 0}
+
+
+def data(n=200, columns=8, seed=0):
+    X, y = make_classification(
+        n, columns, n_informative=columns, n_redundant=0, n_classes=3, n_clusters_per_class=1, random_state=seed
+    )
+    return X, np.array(["negative", "neutral", "positive"])[y]
+
+
+@parametrize_with_checks(
+    [
+        FusionClassifier(),
+        FusionClassifier(head="linear"),
+        FusionClassifier(fusion="film"),
+        FusionClassifier(fusion="late"),
+        FusionClassifier(fusion="gated"),
+        FusionClassifier(fusion="product"),
+        FusionClassifier(modality="text"),
+    ],
+    expected_failed_checks=expected_failed_checks,
+)
+def test_the_checks_of_scikit_learn(estimator, check):
+    check(estimator)
+
+
+@pytest.mark.parametrize("settings", [{"fusion": "gated"}, {"fusion": "product"}, {"modality": "image"}])
+def test_the_list_of_impossible_checks_is_exact(settings):
+    estimator = FusionClassifier(**settings)
+    failed = {each["check_name"] for each in check_estimator(estimator, on_fail=None) if each["status"] == "failed"}
+    listed = expected_failed_checks(estimator)
+    assert failed == set(listed)
+    assert all(len(reason) > 20 for reason in listed.values())
+
+
+@pytest.mark.parametrize("settings", [{}, {"head": "linear"}, {"fusion": "film"}, {"fusion": "late"}])
+def test_other_fusions_have_none(settings):
+    assert expected_failed_checks(FusionClassifier(**settings)) == {}
+
+
+@pytest.mark.parametrize("fusion", ["concat", "gated", "film", "product", "late"])
+def test_it_learns(fusion):
+    X, y = data(400)
+    assert FusionClassifier(fusion=fusion, **QUICK).fit(X[:300], y[:300]).score(X[300:], y[300:]) > 0.6
+
+
+def test_clone_grid_search_cross_validation_and_pipelines():
+    X, y = data()
+    estimator = FusionClassifier(**QUICK)
+    assert clone(estimator).get_params() == estimator.get_params()
+    assert cross_val_score(make_pipeline(StandardScaler(), estimator), X, y, cv=3).mean() > 0.5
+    search = GridSearchCV(estimator, {"fusion": ["concat", "late"], "lr": [1e-2, 1e-5]}, cv=2).fit(X, y)
+    assert search.best_params_["lr"] == 1e-2
+
+
+def test_the_halves_are_image_and_text():
+    X, y = data()
+    for modality, ignored in (("image", slice(4, 8)), ("text", slice(0, 4))):
+        fitted = FusionClassifier(modality=modality, **QUICK).fit(X, y)
+        noisy = X.copy()
+        noisy[:, ignored] = 99.0
+        assert np.array_equal(fitted.predict_proba(X), fitted.predict_proba(noisy))
+        noisy = X.copy()
+        noisy[:, [column for column in range(8) if column not in range(8)[ignored]]] = 99.0
+        assert not np.array_equal(fitted.predict_proba(X), fitted.predict_proba(noisy))
+
+
+def test_it_is_the_head_that_train_head_trains():
+    from mmcli.cache import Features
+    from sklearn.model_selection import train_test_split
+    from sklearn.utils import check_random_state
+
+    X, y = data()
+    fitted = FusionClassifier(normalize=True, **QUICK).fit(X, y)
+    random = check_random_state(0)
+    classes = np.unique(y, return_inverse=True)[1]
+    train, stop = train_test_split(np.arange(len(y)), test_size=0.1, stratify=classes, random_state=random)
+    rows = Rows(Features(X[:, :4].astype(np.float32), X[:, 4:].astype(np.float32)), classes)
+    settings = {name: value for name, value in QUICK.items() if name != "random_state"}
+    recipe = Recipe(**settings, seed=int(random.randint(2**31)))
+    head = fit(recipe, 3, rows.take(train), rows.take(stop)).head
+    assert np.allclose(fitted.decision_function(X), predict_logits(head, rows.features), atol=1e-4)
+
+
+def test_decision_offsets_and_the_linear_head():
+    X, y = data(600)
+    X = X + 3 * np.random.default_rng(0).standard_normal(X.shape)
+    rare = np.concatenate([np.flatnonzero(y != "neutral"), np.flatnonzero(y == "neutral")[:40]])
+    fitted = FusionClassifier(offsets=True, class_weights="none", **QUICK).fit(X[rare], y[rare])
+    assert fitted.offsets_.any()
+    probs = fitted.predict_proba(X)
+    assert np.allclose(probs.sum(axis=1), 1)
+    assert (fitted.predict(X) == fitted.classes_[probs.argmax(axis=1)]).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "columns", "words"),
+    [
+        ({"fusion": "gated"}, 7, r"joins image and text number by number.*found 7 feature.*expected_failed_checks"),
+        ({"fusion": "cross_attn"}, 8, "needs token states, which X has not"),
+        ({"fusion": "magic"}, 8, "unknown fusion 'magic'"),
+        ({"modality": "smell"}, 8, "unknown modality 'smell'"),
+        ({"lr": -1.0}, 8, "lr must be above 0"),
+        ({"validation_fraction": 1.5}, 8, "validation_fraction must be in"),
+        ({"fusion": "late"}, 1, r"image part and a text part.*found 1 feature"),
+    ],
+)
+def test_what_cannot_be_is_a_value_error(settings, columns, words):
+    X, y = data(60)
+    with pytest.raises(ValueError, match=words):
+        FusionClassifier(**settings).fit(np.tile(X, 2)[:, :columns], y)
