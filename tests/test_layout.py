@@ -10,8 +10,8 @@ from typing import get_args
 
 import pytest
 import typer.main
-from mmcli import cli
 from mmcli.cli import app
+from mmcli.commands import features
 
 ROOT = Path(__file__).resolve().parent.parent
 MAY_IMPORT = {
@@ -20,15 +20,17 @@ MAY_IMPORT = {
     "featurize": {"cache"},
     "heads": {"cache", "featurize", "report"},
     "finetune": {"cache", "featurize", "heads", "report"},
+    "commands": {"cache", "featurize", "heads", "finetune", "report"},
 }
 
 
 @pytest.mark.parametrize("folder", [name for name in MAY_IMPORT if (ROOT / name / "__init__.py").exists()])
 def test_imports_go_one_way(folder):
     allowed = MAY_IMPORT[folder] | {folder}
-    for path in (ROOT / folder).glob("*.py"):
+    for path in (ROOT / folder).rglob("*.py"):
+        depth = len(path.relative_to(ROOT).parts)
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and node.level == 2:
+            if isinstance(node, ast.ImportFrom) and node.level == depth:
                 assert (node.module or "").split(".")[0] in allowed, f"{path}: {ast.unparse(node)}"
             elif isinstance(node, ast.ImportFrom | ast.Import):
                 assert "mmcli" not in ast.unparse(node), f"{path}: imports inside the package are relative"
@@ -36,7 +38,10 @@ def test_imports_go_one_way(folder):
 
 def test_pyproject_lists_every_package():
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    there = {"mmcli"} | {f"mmcli.{path.parent.name}" for path in ROOT.glob("*/__init__.py")}
+    folders = [
+        path.parent.relative_to(ROOT) for pattern in ("*", "*/*") for path in ROOT.glob(f"{pattern}/__init__.py")
+    ]
+    there = {"mmcli"} | {".".join(["mmcli", *folder.parts]) for folder in folders if folder.parts[0][0] != "."}
     assert set(listed) == there
 
 
@@ -93,21 +98,37 @@ def test_every_command_prints_json_on_demand(name):
     assert "--json" in {option for parameter in COMMANDS[name].params for option in parameter.opts}
 
 
-def test_choices_of_the_command_line_are_those_of_the_code():
+def test_choices_and_defaults_of_the_command_line_are_those_of_the_code():
+    from mmcli.commands import experiments, heads, options
     from mmcli.featurize.backbone import DEFAULT_BACKBONE
-    from mmcli.heads import Recipe
-    from mmcli.heads.losses import ClassWeights
-    from mmcli.heads.model import Modality
+    from mmcli.heads import recipe
+    from mmcli.heads.experiments import Protocol, Setup
 
-    parameters = inspect.signature(cli.train_head).parameters
-    for name, choices in (("modality", Modality), ("class_weights", ClassWeights)):
+    parameters = inspect.signature(options._recipe_options).parameters
+    for name, choices in (
+        ("class_weights", recipe.ClassWeights),
+        ("head", recipe.HeadKind),
+        ("loss", recipe.Loss),
+        ("preset", recipe.Preset),
+    ):
         assert get_args(parameters[name].annotation)[0] == choices
-    recipe = Recipe().to_dict()
-    shared = set(recipe) & set(parameters)
-    assert len(shared) > 8
-    for name in shared:
-        assert parameters[name].default == recipe[name], name
-    backbone = get_args(inspect.signature(cli.featurize).parameters["backbone"].annotation)[1]
+    assert set(get_args(recipe.Preset)) == set(recipe.PRESETS)
+    defaults = recipe.Recipe().to_dict()
+    not_typed = {"fusion", "modality", "lr_factor", "lr_patience"}
+    assert set(parameters) - {"preset"} == set(defaults) - not_typed
+    for name in set(parameters) - {"preset", "hidden"}:
+        assert parameters[name].default == defaults[name], name
+    assert recipe.parse_setting("hidden", parameters["hidden"].default) == recipe.Recipe().hidden
+    modality = inspect.signature(heads.train_head).parameters["modality"]
+    assert get_args(modality.annotation)[0] == recipe.Modality
+    for name in ("cache", "labels", "split_dir", "split_seed", "out", "jobs"):
+        assert str(inspect.signature(options._setup_options).parameters[name].default) == str(getattr(Setup(), name))
+    for command in (experiments.compare, experiments.ablate):
+        typed = inspect.signature(command).parameters
+        assert [typed[name].default for name in ("folds", "repeats", "fold_seed", "without_test")] == [
+            getattr(Protocol(), name) for name in ("folds", "repeats", "seed", "without_test")
+        ]
+    backbone = get_args(inspect.signature(features.featurize).parameters["backbone"].annotation)[1]
     assert DEFAULT_BACKBONE in backbone.help
 
 

@@ -1,0 +1,262 @@
+"""train-head, evaluate, predict, fusions, demo."""
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from .options import (
+    BEST,
+    CACHE,
+    RECIPE,
+    RUNS,
+    Device,
+    From,
+    Jobs,
+    Json,
+    Labels,
+    MaxMemory,
+    Settings,
+    SplitDir,
+    SplitSeed,
+    parse_bytes,
+    typed,
+    with_options,
+)
+
+SPLITS = ["train", "val", "test"]
+Trained = "Default: what the head was trained with."
+
+
+@with_options(RECIPE)
+def train_head(
+    settings: Settings,
+    context: typer.Context,
+    cache: Annotated[
+        Path | None, typer.Option(help=f"What featurize wrote; default: {CACHE}, with --full that of the run.")
+    ] = None,
+    labels: Labels = None,
+    fusion: Annotated[str, typer.Option(help="How image and text are joined; `mmcli fusions` lists them.")] = "concat",
+    modality: Annotated[Literal["both", "text", "image"], typer.Option(help="What the head sees.")] = "both",
+    seeds: Annotated[
+        int, typer.Option(help="Train this many heads, with --seed and up; best.pt is their ensemble.")
+    ] = 1,
+    split_dir: SplitDir = None,
+    split_seed: SplitSeed = 42,
+    group_duplicates: Annotated[
+        bool, typer.Option("--group-duplicates", help="Keep copies in one part of the split.")
+    ] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="Train the run of --from again on all labelled rows, for its best epochs.")
+    ] = False,
+    source: Annotated[Path | None, typer.Option("--from", help="With --full; default: the latest of --runs.")] = None,
+    runs: Annotated[Path, typer.Option(help="Where the run folder goes.")] = RUNS,
+    jobs: Jobs = None,
+    max_memory: MaxMemory = "4GB",
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Train a head on cached features, in seconds, and write a run folder.
+
+    Example: mmcli train-head --fusion concat --modality both
+    """
+    _recipe_or_full(context, settings, full)
+    from ..featurize.loading import choose_device
+    from ..heads import train_full as run_full
+    from ..heads import train_head as run
+    from ..report.progress import ProgressLine
+    from ..report.tables import run_table, score_tables, seeds_table
+    from ..report.terminal import note, print_json, print_parts
+
+    where, max_bytes = choose_device(device), parse_bytes(max_memory)
+    with ProgressLine("train", "heads") as progress:
+        on_fit = progress if seeds > 1 else None
+        if full:
+            result = run_full(source or runs / "latest", cache, labels, runs, where, max_bytes, jobs, on_fit)
+        else:
+            recipe = settings.recipe(fusion=fusion, modality=modality)
+            result = run(
+                cache or CACHE,
+                labels,
+                recipe,
+                split_dir,
+                split_seed,
+                runs,
+                where,
+                seeds,
+                group_duplicates,
+                max_bytes,
+                jobs,
+                on_fit,
+            )
+    _note_labels(result)
+    if result.get("duplicates_separated"):
+        note(
+            f"note: {result['duplicates_separated']} validation and test pairs have a copy (same image or same cleaned "
+            "text) in another part, which flatters the scores; --group-duplicates keeps copies together"
+        )
+    if "offsets" in result and "val" in result:
+        note("note: the offsets were fitted on the validation rows, whose scores they flatter; look at the test rows")
+    if as_json:
+        print_json(result)
+    else:
+        parts = {name: result[name] for name in SPLITS if name in result}
+        place = "" if runs == RUNS else f"--from {runs / 'latest' / 'best.pt'} "
+        next_command = f"mmcli predict {place}--ids FILE --out submission.txt"
+        over_seeds = [seeds_table(result)] if "over_seeds" in result else []
+        print_parts(*score_tables(parts, result["classes"]), *over_seeds, run_table(result, next_command))
+
+
+def _note_labels(result: dict[str, Any]) -> None:
+    from ..report.terminal import note
+
+    if result["labels_without_features"]:
+        note(f"note: {result['labels_without_features']} labels are of pairs without features; left out")
+
+
+def _recipe_or_full(context: typer.Context, settings: Settings, full: bool) -> None:
+    """Refuse options of the recipe beside --full, which takes its recipe from a run, and --from without it."""
+    if full:
+        why = "cannot go with --full, which takes the recipe of --from"
+        settings.refuse(why)
+        for name in ("fusion", "modality", "seeds", "split_dir", "split_seed", "group_duplicates"):
+            if typed(context, name):
+                raise typer.BadParameter(f"--{name.replace('_', '-')} {why}")
+    elif typed(context, "source"):
+        raise typer.BadParameter("--from needs --full")
+
+
+def evaluate(
+    source: From = BEST,
+    on: Annotated[
+        Literal["held-out", "val", "test", "train", "new"],
+        typer.Option(help="Rows to score. held-out: val and test; new: labelled rows that the run has not seen."),
+    ] = "held-out",
+    cache: Annotated[Path | None, typer.Option(help=Trained)] = None,
+    labels: Annotated[Path | None, typer.Option(help=Trained)] = None,
+    max_memory: MaxMemory = "4GB",
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Score a trained head, with intervals.
+
+    Example: mmcli evaluate --from artifacts/runs/latest/best.pt --on test
+    """
+    from ..featurize.loading import choose_device
+    from ..heads import evaluate as run
+    from ..report.tables import score_tables, shown_path
+    from ..report.terminal import print_json, print_parts
+
+    parts: list[str] = ["val", "test"] if on == "held-out" else [on]
+    result = run(source, cache, parts, labels, choose_device(device), parse_bytes(max_memory))
+    _note_labels(result)
+    if as_json:
+        print_json(result)
+    else:
+        print_parts(f"{result['modality']}, {result['fusion']}: {shown_path(result['best_pt'])}")
+        print_parts(*score_tables({name: result[name] for name in parts}, result["classes"]))
+
+
+def predict(
+    source: From = BEST,
+    ids: Annotated[Path | None, typer.Option(help="CSV with the column guid: which pairs, in which order.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder or manifest of pairs, featurized or not.")] = None,
+    image: Annotated[Path | None, typer.Option(help="One image file; with --text.")] = None,
+    text: Annotated[str | None, typer.Option(help="One text; with --image.")] = None,
+    out: Annotated[Path | None, typer.Option(help="CSV to write; default: print it.")] = None,
+    probs: Annotated[bool, typer.Option("--probs", help="Add a column per class.")] = False,
+    cache: Annotated[Path | None, typer.Option(help=Trained)] = None,
+    backbone: Annotated[str | None, typer.Option(help="Where the backbone is now, if it was moved.")] = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Predict the label of listed pairs, of a folder of pairs, or of one pair.
+
+    Example: mmcli predict --ids test_without_label.txt --out submission.txt
+    """
+    if (image is None) != (text is None):
+        raise typer.BadParameter("--image and --text go together")
+    if (image is None) == (ids is None and data is None):
+        raise typer.BadParameter("give --ids FILE, or --data FOLDER (with or without --ids), or --image with --text")
+    from ..cache.atomic import refuse_to_overwrite
+    from ..heads import predict as run
+    from ..report.progress import ProgressLine
+    from ..report.terminal import note, print_json, print_parts
+
+    pair = None if image is None or text is None else (image, text)
+    if out is not None:
+        refuse_to_overwrite(out, b"guid", [source, *(path for path in (ids, data, image, cache) if path)])
+        out.parent.mkdir(parents=True, exist_ok=True)
+    with ProgressLine("encode") as progress:
+        found = run(source, ids, data, pair, cache, backbone, device, progress)
+    note(f"head: {found.head}")
+    for reject in found.rejects:
+        note(f"left out {reject.guid}: {reject.reason}")
+    if out is not None:
+        found.write(out, probs)
+    if as_json:
+        rows = zip(found.guids, found.labels, found.probs.tolist(), strict=True)
+        listed = [{"guid": guid, "tag": tag, "probs": each} for guid, tag, each in rows]
+        left_out = [asdict(reject) for reject in found.rejects]
+        place = None if out is None else str(out)
+        print_json({"classes": found.classes, "predictions": listed, "left_out": left_out, "out": place})
+    elif out is not None:
+        print_parts(f"{out}: {len(found.guids)} predictions")
+    elif pair is not None:
+        shown = ", ".join(f"{name} {prob:.3f}" for name, prob in zip(found.classes, found.probs[0], strict=True))
+        print_parts(f"{found.labels[0]} ({shown})")
+    else:
+        sys.stdout.write(found.to_csv(probs))
+
+
+def fusions(
+    cache: Annotated[Path | None, typer.Option(help="Count for its sizes; default: those of CLIP ViT-B/32.")] = None,
+    classes: Annotated[int, typer.Option(min=2, help="Number of classes.")] = 3,
+    as_json: Json = False,
+) -> None:
+    """List the fusions: formula, source, and counted parameters of the whole head.
+
+    Example: mmcli fusions
+    """
+    from ..heads.model import VIT_B32, describe_fusions
+    from ..report.experiments import fusions_table
+    from ..report.terminal import print_json, print_parts
+
+    sizes = VIT_B32
+    if cache is not None:
+        from ..cache import FeatureCache
+        from ..heads.fusions import Sizes
+
+        with FeatureCache.open(cache) as opened:
+            sizes = Sizes(opened.dim, opened.dim, *opened.token_widths)
+    listed = describe_fusions(sizes, classes)
+    if as_json:
+        print_json({"sizes": sizes._asdict(), "classes": classes, "fusions": listed})
+    else:
+        print_parts(fusions_table(listed, sizes._asdict(), classes))
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Where the sample dataset and the runs go.")] = Path("artifacts/demo"),
+    pairs: Annotated[int, typer.Option(min=60, help="Size of the sample dataset.")] = 360,
+    seed: Annotated[int, typer.Option(min=0, help="Of the sample dataset.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Make a small dataset, featurize it, train on text, on image and on both, and show the scores.
+
+    Example: mmcli demo
+    """
+    from ..heads.demo import run_demo
+    from ..report.progress import ProgressLine
+    from ..report.tables import demo_hints, runs_table
+    from ..report.terminal import note, print_json, print_parts
+
+    note(f"{pairs} pairs into {out}; mmcli featurize {out}/data --labels {out}/labels.csv --backbone offline")
+    with ProgressLine("featurize") as progress:
+        result = run_demo(out, pairs, seed, progress)
+    if as_json:
+        print_json(result)
+        return
+    print_parts(runs_table(result["runs"]), *demo_hints(out))
