@@ -45,13 +45,14 @@ def compare(
 
     Example: mmcli compare --fusions concat,gated,film,product,late,linear
     """
+    _refuse_folds(context, single_split)
     from ..heads.experiments import Protocol, all_fusions, candidates_of
 
     recipe = settings.recipe()
     names = all_fusions(setup.cache) if fusions is None else [name.strip() for name in fusions.split(",")]
     candidates = candidates_of(names, recipe)
     if single_split:
-        _single_split(context, setup, candidates, focus_class, "compare", as_json)
+        _single_split(setup, candidates, focus_class, "compare", as_json)
     else:
         protocol = Protocol(folds, repeats, fold_seed, without_test)
         _compare(setup, candidates, protocol, "best", focus_class, "compare", as_json)
@@ -75,11 +76,12 @@ def ablate(
 
     Example: mmcli ablate --focus-class neutral
     """
+    _refuse_folds(context, single_split)
     from ..heads.experiments import Protocol, modalities_of
 
     candidates = modalities_of(settings.recipe(fusion=fusion))
     if single_split:
-        _single_split(context, setup, candidates, focus_class, "ablate", as_json)
+        _single_split(setup, candidates, focus_class, "ablate", as_json)
     else:
         protocol = Protocol(folds, repeats, fold_seed, without_test)
         _compare(setup, candidates, protocol, "both", focus_class, "ablate", as_json)
@@ -142,6 +144,7 @@ def _compare(
     from ..heads.experiments import compare as run
     from ..report.experiments import comparison_tables, focus_table
     from ..report.progress import ProgressLine
+    from ..report.tables import shown_path
     from ..report.terminal import print_json, print_parts
 
     with ProgressLine("fit", "fits") as progress:
@@ -154,21 +157,17 @@ def _compare(
         print_parts(
             *comparison_tables(result),
             *focus,
-            f"{result['folder']}: results.csv, results.json, results.png, out_of_fold.csv",
+            f"{shown_path(result['folder'])}: results.csv, results.json, results.png, out_of_fold.csv",
         )
 
 
 def _single_split(
-    context: typer.Context,
     setup: "Setup",
     candidates: "list[Candidate]",
     focus_class: str | None,
     what: str,
     as_json: bool,
 ) -> None:
-    for name in ("folds", "repeats", "fold_seed", "without_test"):
-        if typed(context, name):
-            raise typer.BadParameter(f"--{name.replace('_', '-')} has no meaning with --single-split")
     from ..heads.experiments import single_split
     from ..report.experiments import single_split_tables
     from ..report.progress import ProgressLine
@@ -181,6 +180,12 @@ def _single_split(
         print_json(result)
     else:
         print_parts(*single_split_tables(result, what))
+
+
+def _refuse_folds(context: typer.Context, single_split: bool) -> None:
+    for name in ("folds", "repeats", "fold_seed", "without_test"):
+        if single_split and typed(context, name):
+            raise typer.BadParameter(f"--{name.replace('_', '-')} has no meaning with --single-split")
 
 
 def _note_rows(result: dict[str, Any]) -> None:

@@ -14,10 +14,10 @@ from .losses import class_weights
 from .model import Head
 from .recipe import Recipe
 
-_STRENGTHS = np.array([1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 1e-1, 1.0])  # C, the inverse strength of the penalty
+_STRENGTHS = np.array([0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 1000.0])  # C times the number of rows, weakest penalty last
 _INNER_FOLDS = 3
 _INNER_TOLERANCE = 1e-3
-_WORSE_IN_A_ROW = 2  # weaker penalties without a better score: the weakest are the slowest, and seldom the best
+_WORSE_IN_A_ROW = 2  # worse scores after which weaker penalties are not tried: they are slow, and seldom the best
 _MAX_ITERATIONS = 500
 
 
@@ -95,12 +95,13 @@ def _choose(
     settings = {"class_weight": by_class, "max_iter": _MAX_ITERATIONS, "tol": _INNER_TOLERANCE}
     models = [LogisticRegression(**settings, warm_start=True) for _ in folds]
     scores: list[float] = []
-    for strength in _STRENGTHS:  # each starts from the solution of the stronger penalty
+    strengths = _STRENGTHS / len(classes)
+    for strength in strengths:  # each starts from the solution of the stronger penalty
         predicted = np.zeros_like(classes)
         for model, (inside, outside) in zip(models, folds, strict=True):
             model.set_params(C=strength).fit(inputs[inside], classes[inside])
             predicted[outside] = model.predict(inputs[outside])
         scores.append(f1_score(classes, predicted, average="macro"))
-        if len(scores) - int(np.argmax(scores)) > _WORSE_IN_A_ROW:
+        if len(scores) > _WORSE_IN_A_ROW and max(scores[-_WORSE_IN_A_ROW:]) < max(scores):
             break
-    return float(_STRENGTHS[int(np.argmax(scores))])
+    return float(strengths[int(np.argmax(scores))])

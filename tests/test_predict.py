@@ -7,7 +7,7 @@ import pytest
 from conftest import write_pair
 from mmcli.cache import BackboneError, CheckpointError, DataError, FeatureCache
 from mmcli.featurize import FeaturizeOptions, embed, featurize
-from mmcli.heads import Recipe, load_checkpoint, predict, predict_logits, train_head
+from mmcli.heads import FUSIONS, Recipe, load_checkpoint, predict, predict_logits, train_head
 
 
 @pytest.fixture
@@ -45,6 +45,45 @@ def test_logits_from_the_raw_pair_equal_those_from_the_cache(trained, tmp_path):
     assert fresh.guids == guids
     expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     assert np.allclose(fresh.probs, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_every_fusion_says_the_same_of_the_raw_pair_as_of_the_cache(pairs, tiny_clip, tmp_path, fusion):
+    folder, labels = pairs(40)
+    cache_path = tmp_path / "f.h5"
+    options = FeaturizeOptions(backbone=str(tiny_clip), dtype="float32", tokens=True)
+    featurize(folder, labels, cache_path, options)
+    recipe = Recipe(fusion=fusion, epochs=3, hidden=(8,), lr=1e-2, lr_attn=1e-1)
+    best_pt = train_head(cache_path, recipe=recipe, runs=tmp_path / "runs")["best_pt"]
+    checkpoint = load_checkpoint(best_pt)
+    with FeatureCache.open(cache_path) as cache:
+        guids = cache.guids
+        logits = predict_logits(checkpoint.head, cache.features(guids, tokens=fusion == "cross_attn"))
+    expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    listed = tmp_path / "ids.csv"
+    listed.write_text("guid\n" + "\n".join(guids[:5]))
+    assert np.allclose(predict(best_pt, ids=listed).probs, expected[:5], atol=1e-6)
+    cache_path.rename(tmp_path / "away.h5")
+    assert np.allclose(predict(best_pt, data=folder).probs, expected, atol=1e-5)
+    one = predict(best_pt, pair=(folder / "3.jpg", (folder / "3.txt").read_text()))
+    assert np.allclose(one.probs[0], expected[guids.index("3")], atol=1e-5)
+
+
+def test_cross_attention_and_a_cache_without_tokens(pairs, tiny_clip, tmp_path, encoded):
+    """The head was trained with tokens; a cache without them does for nothing, the raw pairs do."""
+    folder, labels = pairs(40)
+    with_tokens, without = tmp_path / "t.h5", tmp_path / "p.h5"
+    for path in (with_tokens, without):
+        options = FeaturizeOptions(backbone=str(tiny_clip), dtype="float32", tokens=path == with_tokens)
+        featurize(folder, labels, path, options)
+    recipe = Recipe(fusion="cross_attn", epochs=1, hidden=(8,))
+    best_pt = train_head(with_tokens, recipe=recipe, runs=tmp_path / "runs")["best_pt"]
+    ids = tmp_path / "ids.csv"
+    ids.write_text("guid\n7\n3\n")
+    expected = predict(best_pt, ids=ids).probs
+    assert encoded == []
+    assert np.allclose(predict(best_pt, ids=ids, cache_path=without).probs, expected, atol=1e-5)
+    assert encoded == ["7", "3"]
 
 
 def test_a_folder_never_featurized(trained, tmp_path, encoded):

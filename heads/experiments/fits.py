@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import time
+import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -189,7 +190,10 @@ def _load(path: Path, name: str, fold: Fold) -> FoldFit | None:
     """Return the finished fit at ``path``; None where there is none, or none that can be read."""
     if not path.is_file():
         return None
-    with contextlib.suppress(OSError, ValueError, KeyError, EOFError), np.load(path, allow_pickle=False) as stored:
+    with (
+        contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile),
+        np.load(path, allow_pickle=False) as stored,
+    ):
         seconds, epochs, parameters = stored["numbers"].tolist()
         return FoldFit(name, fold, stored["logits"], seconds, int(epochs), int(parameters))
     return None
