@@ -1,7 +1,5 @@
 """``train_head``, ``train_full``, ``evaluate``: from a cache and labels to a run folder, and back from its best.pt."""
 
-import csv
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -10,13 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from ..cache.atomic import write_text
 from ..cache.errors import CheckpointError, DataError, MmcliError
-from ..cache.labels import table_text
 from ..cache.store import FeatureCache
-from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from .checkpoint import Checkpoint, load_checkpoint
 from .duplicates import duplicate_groups, separated
-from .folders import check_writable, new_folder
+from .folders import check_writable
 from .inputs import Rows
 from .labelled import labels_of, rows_of
 from .losses import fit_offsets
@@ -24,7 +20,8 @@ from .metrics import score
 from .model import Ensemble, sizes_of
 from .parallel import each_of
 from .recipe import Recipe
-from .splits import Split, grouped_split, read_split, stratified_split, write_split
+from .run_folder import config_of, read_schedules, write_run
+from .splits import Split, grouped_split, read_split, stratified_split
 from .training import Fit, fit, predict_logits
 
 OnFit = Callable[[int, int], None]
@@ -109,8 +106,8 @@ def train_head(
         metrics |= _seed_scores(checkpoint, fits, rows)
         metrics["duplicates_separated"] = separated(split, groups)
         metrics["labels_without_features"] = absent
-        config = _config(cache, labels_file, recipe, split_dir, split_seed) | {"group_duplicates": group_duplicates}
-        return _write_run(Path(runs), checkpoint, fits, metrics, config, labels, started)
+        config = config_of(cache, labels_file, recipe, split_dir, split_seed) | {"group_duplicates": group_duplicates}
+        return write_run(Path(runs), checkpoint, fits, metrics, config, labels, started)
 
 
 def train_full(
@@ -139,7 +136,7 @@ def train_full(
     check_writable(Path(runs))
     if not earlier.split.val:
         raise CheckpointError(f"{source} was itself trained on all rows: give the run that held some out")
-    schedules = _schedules(source, earlier)
+    schedules = read_schedules(source, earlier)
     with FeatureCache.open(cache_path or earlier.made_from["cache"]) as cache:
         earlier.check_cache(cache)
         labels_file, labels, absent = labels_of(cache, labels_path or earlier.made_from["labels"])
@@ -159,8 +156,8 @@ def train_full(
         checkpoint.head.offsets.copy_(earlier.head.offsets)
         metrics: dict[str, Any] = {"train": _score(checkpoint, rows), "labels_without_features": absent}
         metrics |= _seed_scores(checkpoint, fits, {})
-        config = _config(cache, labels_file, recipe, None, None) | {"full": True, "epochs_from": str(source)}
-        return _write_run(Path(runs), checkpoint, fits, metrics, config, labels, started)
+        config = config_of(cache, labels_file, recipe, None, None) | {"full": True, "epochs_from": str(source)}
+        return write_run(Path(runs), checkpoint, fits, metrics, config, labels, started)
 
 
 def evaluate(
@@ -283,21 +280,6 @@ def _seed_scores(checkpoint: Checkpoint, fits: Sequence[Fit], rows: dict[str, Ro
     return result
 
 
-def _schedules(source: Path, earlier: Checkpoint) -> list[list[float] | None]:
-    """Return, for each head of a run, the learning rates up to its best epoch; None for a linear head."""
-    if earlier.recipe.head == "linear":
-        return [None for _ in earlier.seeds]
-    history = source.parent / "history.csv"
-    if not history.is_file():
-        raise CheckpointError(f"no {history.name} beside {source}: give a best.pt inside its run folder")
-    with history.open(newline="") as file:
-        records = list(csv.DictReader(file))
-    return [
-        [float(record["lr"]) for record in records if int(record["seed"]) == seed][:epochs]
-        for seed, epochs in zip(earlier.seeds, earlier.best_epochs, strict=True)
-    ]
-
-
 def _checkpoint(
     cache: FeatureCache,
     fits: Sequence[Fit],
@@ -319,59 +301,3 @@ def _checkpoint(
         best_epochs=[found.best_epoch for found in fits],
         made_from={"cache": str(cache.path.absolute()), "labels": str(labels_file)},
     )
-
-
-def _config(
-    cache: FeatureCache, labels_file: Path, recipe: Recipe, split_dir: str | Path | None, split_seed: int | None
-) -> dict[str, Any]:
-    return {
-        "recipe": recipe.to_dict(),
-        "cache": str(cache.path.absolute()),
-        "labels": str(labels_file),
-        "split_dir": None if split_dir is None else str(Path(split_dir).absolute()),
-        "split_seed": split_seed if split_dir is None else None,
-        "fingerprint": cache.fingerprint,
-        "backbone": cache.header.backbone,
-        "dataset": cache.header.dataset,
-        "versions": cache.header.versions,
-    }
-
-
-def _write_run(
-    runs: Path,
-    checkpoint: Checkpoint,
-    fits: Sequence[Fit],
-    metrics: dict[str, Any],
-    config: dict[str, Any],
-    labels: dict[str, str],
-    started: float,
-) -> dict[str, Any]:
-    from ..report import figures  # here, because workers that only fit must not wait for matplotlib
-
-    histories = {seed: found.history for seed, found in zip(checkpoint.seeds, fits, strict=True)}
-    with new_folder(runs, checkpoint.recipe.sees) as (draft, folder):
-        save_checkpoint(draft / "best.pt", checkpoint)
-        columns = list(fits[0].history[0])
-        rows = ([seed, *(record[name] for name in columns)] for seed, each in histories.items() for record in each)
-        write_text(draft / "history.csv", table_text(["seed", *columns], rows))
-        write_split(draft / "splits", checkpoint.split, labels)
-        if checkpoint.recipe.head == "mlp":
-            figures.curves(list(histories.values()), checkpoint.best_epochs, draft / "curves.png")
-        shown = "test" if "test" in metrics else "train"
-        figures.confusion(metrics[shown]["confusion"], checkpoint.classes, shown, draft / "confusion.png")
-        write_text(draft / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
-        result = {
-            "run": str(folder.absolute()),
-            "best_pt": str(folder.absolute() / "best.pt"),
-            "classes": checkpoint.classes,
-            "fusion": checkpoint.recipe.fusion,
-            "modality": checkpoint.recipe.modality,
-            "head": checkpoint.recipe.head,
-            "parameters": checkpoint.head.n_parameters(),
-            "best_epoch": fits[0].best_epoch,
-            "epochs": len(fits[0].history),
-            **metrics,
-            "seconds": time.perf_counter() - started,
-        }
-        write_text(draft / "metrics.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-    return result

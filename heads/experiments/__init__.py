@@ -4,8 +4,9 @@
 ``statistics.py`` which differences are real.
 """
 
-from .compare import Protocol, Setup, all_fusions, candidates_of, compare, modalities_of
+from .compare import all_fusions, candidates_of, compare, modalities_of
 from .fits import Candidate
+from .setup import Protocol, Setup
 from .single_split import single_split
 from .statistics import bootstrap_p, corrected_t, holm, paired_bootstrap
 from .sweep import grid_of, sweep

@@ -8,8 +8,8 @@ import numpy as np
 
 from ..folds import Fold
 from ..metrics import score
-from .compare import KEPT, Setup, focus_of, open_data
 from .fits import Candidate, fit_all
+from .setup import KEPT, Setup, focus_of, open_data
 
 
 def single_split(setup: Setup, candidates: Sequence[Candidate], focus_class: str | None = None) -> dict[str, Any]:

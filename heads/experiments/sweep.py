@@ -7,8 +7,9 @@ from typing import Any
 
 from ...cache.errors import MmcliError
 from ..recipe import Recipe, check_name, parse_setting, setting_text
-from .compare import Protocol, Setup, compare
+from .compare import compare
 from .fits import Candidate
+from .setup import Protocol, Setup
 
 _LOGARITHMIC = ("lr", "lr_attn", "weight_decay")  # ranges of these are drawn on a logarithmic scale
 _BASE = "as it is"
