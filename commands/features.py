@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from .options import CACHE, CacheArgument, Device, Json
+from .options import CACHE, INTERRUPTED, CacheArgument, Device, Json
 
 
 def featurize(
@@ -60,7 +60,7 @@ def featurize(
         with ProgressLine("featurize") as progress:
             summary = asdict(run(data, labels, out, options, progress))
     except KeyboardInterrupt:
-        note("interrupted: what was finished is kept; run the same command again to go on")
+        note(INTERRUPTED)
         raise typer.Exit(130) from None
     if as_json:
         print_json(summary)

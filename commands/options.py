@@ -17,6 +17,7 @@ CACHE = Path("artifacts/features.h5")
 RUNS = Path("artifacts/runs")
 BEST = RUNS / "latest" / "best.pt"
 EXPERIMENTS = Path("artifacts/experiments")
+INTERRUPTED = "interrupted: what was finished is kept; run the same command again to go on"
 MAX_SEED = 2**32 - 1  # what scikit-learn takes
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
@@ -158,7 +159,13 @@ def with_options(*groups: Group) -> Callable[[Callable[..., None]], Callable[...
             for group in groups:
                 of_group = {option.name: values.pop(option.name) for option in group.options}
                 made.append(group.made(values["context"], of_group))
-            command(*made, **values)
+            try:
+                command(*made, **values)
+            except KeyboardInterrupt:
+                from ..report.terminal import note
+
+                note(INTERRUPTED)
+                raise typer.Exit(130) from None
 
         shared = [option for group in groups for option in group.options]
         parameters = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in (*own, *shared, last)]

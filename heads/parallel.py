@@ -19,8 +19,14 @@ def each_of(
     ----------
     jobs
         Processes at once; default: one per core. With 1, or a single task, no process is started.
+
+    Raises
+    ------
+    MmcliError
+        What ``function`` raised, or that a process was killed.
     """
     import joblib
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
 
     if jobs is not None and jobs < 1:
         raise MmcliError(f"jobs must be 1 or more, found {jobs}")
@@ -30,4 +36,10 @@ def each_of(
         return
     with joblib.parallel_config(backend="loky", inner_max_num_threads=1):
         pool = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", mmap_mode="c")
-        yield from pool(joblib.delayed(function)(*task) for task in tasks)
+        try:
+            yield from pool(joblib.delayed(function)(*task) for task in tasks)
+        except TerminatedWorkerError as error:
+            raise MmcliError(
+                "a process that was working on this was killed, most likely for lack of memory: run the same command "
+                "again with --jobs 1, or with a smaller --max-memory; what was finished is kept"
+            ) from error

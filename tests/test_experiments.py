@@ -493,3 +493,32 @@ def test_a_plain_split_says_how_many_copies_it_separates(learnable, tmp_path, cl
     assert (code, f"{plain['duplicates_separated']} validation and test pairs have a copy" in err) == (0, True)
     with pytest.raises(MmcliError, match="give one of them"):
         train_head(path, labels, QUICK, Path(plain["run"]) / "splits", runs=tmp_path / "runs", group_duplicates=True)
+
+
+def test_a_process_that_is_killed_is_one_clear_error():
+    from mmcli.heads.parallel import each_of
+
+    with pytest.raises(
+        MmcliError, match="killed, most likely for lack of memory: run the same command again with --jobs 1"
+    ):
+        list(each_of(os._exit, [(9,), (9,)], jobs=2))
+
+
+def test_an_interrupted_experiment_says_so_and_exits_with_130(cli, learnable, monkeypatch):
+    path, labels = learnable
+    original, made = fits_module._fit_one, []
+
+    def interrupt_at_third(*task):
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        made.append(original(*task))
+        return made[-1]
+
+    monkeypatch.setattr(fits_module, "_fit_one", interrupt_at_third)
+    shared = ("--cache", path, "--labels", labels, "--epochs", "2", "--hidden", "8", "--jobs", "1")
+    code, out, err = cli("compare", "--fusions", "concat", "--folds", "2", *shared)
+    assert (code, out) == (130, "")
+    assert "run the same command again to go on" in err
+    monkeypatch.setattr(fits_module, "_fit_one", original)
+    code, _, err = cli("compare", "--fusions", "concat", "--folds", "2", *shared)
+    assert (code, "fit: 2/4 fits" in err) == (0, True)
