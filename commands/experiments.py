@@ -1,29 +1,61 @@
 """compare, ablate, sweep: many heads on the same folds."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from .options import MAX_SEED, RECIPE, SETUP, Json, Settings, typed, with_options
+from .options import MAX_SEED, RECIPE, SETUP, Group, Json, Settings, typed, with_options
 
 if TYPE_CHECKING:
-    from ..heads.experiments import Candidate, Setup
+    from ..heads.experiments import Candidate, Protocol, Setup
 
 Folds = Annotated[int, typer.Option(help="Folds of cross-validation.")]
 Repeats = Annotated[int, typer.Option(help="Times that the folds are dealt anew.")]
 FoldSeed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of the folds.")]
-SingleSplit = Annotated[
-    bool, typer.Option("--single-split", help="The published report's table, on one 8:1:1 split instead of folds.")
-]
-WithoutTest = Annotated[
-    bool, typer.Option("--without-test", help="Leave out the rows that train-head keeps for testing.")
-]
-FocusClass = Annotated[str | None, typer.Option(help="Class to look at closely; default: the rarest.")]
 
 
-@with_options(RECIPE, SETUP)
+@dataclass(frozen=True)
+class Scoring:
+    """How candidates are scored: by a protocol, or on one split (``protocol`` None); and the class to look at."""
+
+    protocol: "Protocol | None"
+    focus_class: str | None
+
+
+def _scoring_options(
+    folds: Folds = 5,
+    repeats: Repeats = 2,
+    fold_seed: FoldSeed = 42,
+    without_test: Annotated[
+        bool, typer.Option("--without-test", help="Leave out the rows that train-head keeps for testing.")
+    ] = False,
+    single_split: Annotated[
+        bool, typer.Option("--single-split", help="The published report's table, on one 8:1:1 split, not on folds.")
+    ] = False,
+    focus_class: Annotated[str | None, typer.Option(help="Class to look at closely; default: the rarest.")] = None,
+) -> None:
+    """List the options that say how candidates are scored. The defaults are those of ``Protocol``."""
+
+
+def _scoring(context: typer.Context, values: dict[str, Any]) -> Scoring:
+    folding = ("folds", "repeats", "fold_seed", "without_test")
+    if values["single_split"]:
+        for name in folding:
+            if typed(context, name):
+                raise typer.BadParameter(f"--{name.replace('_', '-')} has no meaning with --single-split")
+        return Scoring(None, values["focus_class"])
+    from ..heads.experiments import Protocol
+
+    return Scoring(Protocol(*(values[name] for name in folding)), values["focus_class"])
+
+
+SCORING = Group(_scoring_options, _scoring)
+
+
+@with_options(SCORING, RECIPE, SETUP)
 def compare(
+    scoring: Scoring,
     settings: Settings,
     setup: "Setup",
     context: typer.Context,
@@ -33,58 +65,35 @@ def compare(
             help="Names, with commas: fusions, `linear`, <fusion>:linear; default: all that the cache allows."
         ),
     ] = None,
-    folds: Folds = 5,
-    repeats: Repeats = 2,
-    fold_seed: FoldSeed = 42,
-    without_test: WithoutTest = False,
-    single_split: SingleSplit = False,
-    focus_class: FocusClass = None,
     as_json: Json = False,
 ) -> None:
     """Compare fusions on the same folds: scores with intervals, and which differences are real.
 
     Example: mmcli compare --fusions concat,gated,film,product,late,linear
     """
-    _refuse_folds(context, single_split)
-    from ..heads.experiments import Protocol, all_fusions, candidates_of
+    from ..heads.experiments import all_fusions, candidates_of
 
     recipe = settings.recipe()
     names = all_fusions(setup.cache) if fusions is None else [name.strip() for name in fusions.split(",")]
-    candidates = candidates_of(names, recipe)
-    if single_split:
-        _single_split(setup, candidates, focus_class, "compare", as_json)
-    else:
-        protocol = Protocol(folds, repeats, fold_seed, without_test)
-        _compare(setup, candidates, protocol, "best", focus_class, "compare", as_json)
+    _score(setup, candidates_of(names, recipe), scoring, "best", "compare", as_json)
 
 
-@with_options(RECIPE, SETUP)
+@with_options(SCORING, RECIPE, SETUP)
 def ablate(
+    scoring: Scoring,
     settings: Settings,
     setup: "Setup",
     context: typer.Context,
     fusion: Annotated[str, typer.Option(help="How image and text are joined where both are seen.")] = "concat",
-    folds: Folds = 5,
-    repeats: Repeats = 2,
-    fold_seed: FoldSeed = 42,
-    without_test: WithoutTest = False,
-    single_split: SingleSplit = False,
-    focus_class: FocusClass = None,
     as_json: Json = False,
 ) -> None:
     """Compare both modalities with text alone and image alone, each trained and scored on what it sees.
 
     Example: mmcli ablate --focus-class neutral
     """
-    _refuse_folds(context, single_split)
-    from ..heads.experiments import Protocol, modalities_of
+    from ..heads.experiments import modalities_of
 
-    candidates = modalities_of(settings.recipe(fusion=fusion))
-    if single_split:
-        _single_split(setup, candidates, focus_class, "ablate", as_json)
-    else:
-        protocol = Protocol(folds, repeats, fold_seed, without_test)
-        _compare(setup, candidates, protocol, "both", focus_class, "ablate", as_json)
+    _score(setup, modalities_of(settings.recipe(fusion=fusion)), scoring, "both", "ablate", as_json)
 
 
 @with_options(RECIPE, SETUP)
@@ -132,60 +141,31 @@ def sweep(
     )
 
 
-def _compare(
-    setup: "Setup",
-    candidates: "list[Candidate]",
-    protocol: Any,
-    against: str,
-    focus_class: str | None,
-    what: str,
-    as_json: bool,
+def _score(
+    setup: "Setup", candidates: "list[Candidate]", scoring: Scoring, against: str, what: str, as_json: bool
 ) -> None:
-    from ..heads.experiments import compare as run
-    from ..report.experiments import comparison_tables, focus_table
+    from ..heads.experiments import compare as by_folds
+    from ..heads.experiments import single_split
+    from ..report.experiments import comparison_tables, focus_table, single_split_tables
     from ..report.progress import ProgressLine
     from ..report.tables import shown_path
     from ..report.terminal import print_json, print_parts
 
     with ProgressLine("fit", "fits") as progress:
-        result = run(replace(setup, on_fit=progress), candidates, protocol, against, focus_class, what)
+        setup = replace(setup, on_fit=progress)
+        if scoring.protocol is None:
+            result = single_split(setup, candidates, scoring.focus_class)
+        else:
+            result = by_folds(setup, candidates, scoring.protocol, against, scoring.focus_class, what)
     _note_rows(result)
     if as_json:
         print_json(result)
-    else:
-        focus = [focus_table(result)] if what == "ablate" or focus_class is not None else []
-        print_parts(
-            *comparison_tables(result),
-            *focus,
-            f"{shown_path(result['folder'])}: results.csv, results.json, results.png, out_of_fold.csv",
-        )
-
-
-def _single_split(
-    setup: "Setup",
-    candidates: "list[Candidate]",
-    focus_class: str | None,
-    what: str,
-    as_json: bool,
-) -> None:
-    from ..heads.experiments import single_split
-    from ..report.experiments import single_split_tables
-    from ..report.progress import ProgressLine
-    from ..report.terminal import print_json, print_parts
-
-    with ProgressLine("fit", "fits") as progress:
-        result = single_split(replace(setup, on_fit=progress), candidates, focus_class)
-    _note_rows(result)
-    if as_json:
-        print_json(result)
-    else:
+    elif scoring.protocol is None:
         print_parts(*single_split_tables(result, what))
-
-
-def _refuse_folds(context: typer.Context, single_split: bool) -> None:
-    for name in ("folds", "repeats", "fold_seed", "without_test"):
-        if single_split and typed(context, name):
-            raise typer.BadParameter(f"--{name.replace('_', '-')} has no meaning with --single-split")
+    else:
+        focus = [focus_table(result)] if what == "ablate" or scoring.focus_class is not None else []
+        written = f"{shown_path(result['folder'])}: results.csv, results.json, results.png, out_of_fold.csv"
+        print_parts(*comparison_tables(result), *focus, written)
 
 
 def _note_rows(result: dict[str, Any]) -> None:

@@ -123,11 +123,9 @@ def test_choices_and_defaults_of_the_command_line_are_those_of_the_code():
     assert get_args(modality.annotation)[0] == recipe.Modality
     for name in ("cache", "labels", "split_dir", "split_seed", "out", "jobs"):
         assert str(inspect.signature(options._setup_options).parameters[name].default) == str(getattr(Setup(), name))
-    for command in (experiments.compare, experiments.ablate):
-        typed = inspect.signature(command).parameters
-        assert [typed[name].default for name in ("folds", "repeats", "fold_seed", "without_test")] == [
-            getattr(Protocol(), name) for name in ("folds", "repeats", "seed", "without_test")
-        ]
+    typed = inspect.signature(experiments._scoring_options).parameters
+    for name, field in (("folds", "folds"), ("repeats", "repeats"), ("fold_seed", "seed"), ("without_test",) * 2):
+        assert typed[name].default == getattr(Protocol(), field)
     backbone = get_args(inspect.signature(features.featurize).parameters["backbone"].annotation)[1]
     assert DEFAULT_BACKBONE in backbone.help
 

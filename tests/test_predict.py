@@ -1,6 +1,7 @@
 """Prediction from raw pairs, with a small CLIP."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -55,6 +56,8 @@ def test_every_fusion_says_the_same_of_the_raw_pair_as_of_the_cache(pairs, tiny_
     featurize(folder, labels, cache_path, options)
     recipe = Recipe(fusion=fusion, epochs=3, hidden=(8,), lr=1e-2, lr_attn=1e-1)
     best_pt = train_head(cache_path, recipe=recipe, runs=tmp_path / "runs")["best_pt"]
+    again = train_head(cache_path, recipe=recipe, runs=tmp_path / "more")["best_pt"]
+    assert Path(best_pt).read_bytes() == Path(again).read_bytes()  # same seed, same bits
     checkpoint = load_checkpoint(best_pt)
     with FeatureCache.open(cache_path) as cache:
         guids = cache.guids
