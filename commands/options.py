@@ -44,7 +44,7 @@ def _recipe_options(
     patience: Annotated[int, typer.Option(min=1, help="Epochs without a better validation macro-F1.")] = 8,
     batch_size: Annotated[int, typer.Option(min=2, help="Rows per step.")] = 64,
     lr: Annotated[float, typer.Option(help="Learning rate of AdamW.")] = 3e-4,
-    lr_attn: Annotated[float, typer.Option(help="That of the attention of cross_attn.")] = 3e-4,
+    lr_attn: Annotated[float, typer.Option(help="That of the attention of cross_attn.")] = 1e-4,
     weight_decay: Annotated[float, typer.Option(min=0, help="Of AdamW.")] = 0.05,
     dropout: Annotated[float, typer.Option(min=0, max=0.99, help="After each hidden layer.")] = 0.5,
     class_weights: Annotated[

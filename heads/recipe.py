@@ -60,7 +60,7 @@ class Recipe:
     hidden: tuple[int, ...] = (256, 64)
     dropout: float = 0.5
     lr: float = 3e-4
-    lr_attn: float = 3e-4
+    lr_attn: float = 1e-4
     weight_decay: float = 0.05
     batch_size: int = 64
     epochs: int = 60
@@ -114,6 +114,20 @@ class Recipe:
         """Return the recipe as plain data."""
         return asdict(self) | {"hidden": list(self.hidden)}
 
+    def that_matter(self) -> dict[str, Any]:
+        """Return, as plain data, the settings that a fit by this recipe depends on.
+
+        A single-modality head has no fusion, a pooled fusion no attention, a linear head no training loop.
+        """
+        without: set[str] = set() if self.head == "mlp" else set(SETTINGS) - set(_OF_LINEAR)
+        if self.modality != "both":
+            without.add("fusion")
+        if self.sees != "cross_attn":
+            without.add("lr_attn")
+        if self.loss != "focal":
+            without.add("focal_gamma")
+        return {name: value for name, value in self.to_dict().items() if name not in without}
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Recipe":
         """Return the recipe that ``to_dict`` described."""
@@ -132,6 +146,7 @@ class Recipe:
         return replace(self, **settings)
 
 
+_OF_LINEAR = ("fusion", "modality", "head", "class_weights", "offsets", "normalize", "seed")
 SETTINGS: dict[str, Any] = {field.name: field.default for field in fields(Recipe)}
 
 

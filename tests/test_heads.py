@@ -247,3 +247,23 @@ def test_an_ensemble_votes_with_the_mean_of_its_probabilities():
     alone.offsets += torch.tensor([0.0, 5.0, 0.0])
     moved = predict_logits(alone, val.features) - predict_logits(heads[0], val.features)
     assert np.allclose(moved, [0, 5, 0], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "change", "matters"),
+    [
+        ({}, {"lr_attn": 1e-2}, False),
+        ({"fusion": "cross_attn"}, {"lr_attn": 1e-2}, True),
+        ({"fusion": "cross_attn", "modality": "text"}, {"lr_attn": 1e-2}, False),
+        ({"modality": "image"}, {"fusion": "late"}, False),
+        ({}, {"fusion": "late"}, True),
+        ({}, {"focal_gamma": 1.0}, False),
+        ({"loss": "focal"}, {"focal_gamma": 1.0}, True),
+        ({"head": "linear"}, {"lr": 1.0, "hidden": (3,), "epochs": 1}, False),
+        ({"head": "linear"}, {"class_weights": "none"}, True),
+        ({"head": "linear"}, {"seed": 1}, True),
+    ],
+)
+def test_the_settings_that_matter(settings, change, matters):
+    recipe = Recipe(**settings)
+    assert (recipe.that_matter() != recipe.changed(**change).that_matter()) == matters

@@ -169,7 +169,7 @@ def _key(data: Data, recipe: Recipe, fold: Fold) -> str:
         "version": _VERSION,
         "torch": version("torch"),
         "scikit-learn": version("scikit-learn"),
-        "recipe": recipe.to_dict(),
+        "recipe": recipe.that_matter(),
         "data": data.key,
         "classes": data.classes,
     }
