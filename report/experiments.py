@@ -111,7 +111,7 @@ def single_split_tables(result: Mapping[str, Any], what: str) -> list[Table]:
     fusions = what == "compare"
     names = ["val F1", "test F1", "gap"] if fusions else ["test accuracy", "test F1"]
     names += [f"F1 of {focus}"] if fusions else [f"F1 of {focus}", f"recall of {focus}"]
-    names += ["parameters"] if fusions else [f"{focus} called {name}" for name in classes]
+    names += ["parameters"] if fusions else [f"called {name}" for name in classes]
     for name in names:
         table.add_column(name, justify="right")
     for entry in result["candidates"]:
