@@ -56,11 +56,12 @@ def fit_linear(
         )
     weights = class_weights(np.bincount(train.classes, minlength=n_classes), recipe.class_weights)
     by_class = dict(enumerate(weights.tolist()))
+    device = str(next(head.parameters()).device)
     with torch.no_grad():
-        seen = [head.fusion(head.standardised(batch)) for batch in batches(train.features, False, "cpu")]
+        seen = [head.fusion(head.standardised(batch)) for batch in batches(train.features, False, device)]
     chosen = 0.0
     for part, mlp in enumerate(head.mlps):
-        inputs = torch.cat([each[part] for each in seen]).numpy()
+        inputs = torch.cat([each[part] for each in seen]).cpu().numpy()
         with warnings.catch_warnings(), threadpool_limits(1):
             warnings.simplefilter("ignore", ConvergenceWarning)  # where C is weak, the classes are separable
             chosen = _choose(inputs, train.classes, by_class, groups, recipe.seed)

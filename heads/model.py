@@ -119,7 +119,7 @@ class Head(nn.Module):
         if self.needs_tokens:
             attention = self.fusion.attention
             assert isinstance(attention, CrossAttention)
-            attention.learn_inputs(*_token_moments(features, str(device)))
+            attention.learn_inputs(*_token_moments(features))
 
     def standardised(self, batch: Batch) -> Batch:
         """Return what the fusion sees; an input that the head does not use is returned as it is."""
@@ -150,11 +150,11 @@ def _mlp(width: int, hidden: Sequence[int], n_classes: int, dropout: float) -> n
     return nn.Sequential(*layers, nn.Linear(width, n_classes))
 
 
-def _token_moments(features: Features, device: str) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+def _token_moments(features: Features) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Return (mean, 1 / deviation) over all text tokens and over all image tokens, each (w,) float32."""
     sums: list[list[Tensor]] = [[], []]
     counts = [0, 0]
-    for batch in batches(features, True, device):
+    for batch in batches(features, True, "cpu"):  # in float64, which not every device has
         tokens = batch.tokens
         assert isinstance(tokens, TokenBatch)
         for side, rows in enumerate((tokens.text[tokens.mask], tokens.image.flatten(0, 1))):
