@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -164,19 +165,30 @@ def tokens_bytes(file: h5py.File) -> int:
     return sum(int(file[name].size) * 2 for name in ("image_tokens", "text_tokens"))
 
 
+def check_finite(path: Path, name: str, values: NDArray[Any], guids: Sequence[str]) -> None:
+    """Raise a CacheError where one of the rows, (n, ...), one per guid, is not finite; it names the first."""
+    finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
+    if not finite.all():
+        raise CacheError(
+            f"{np.count_nonzero(~finite)} rows of {path} have {name} embeddings that are not finite, the first is "
+            f"{guids[int(np.argmin(finite))]!r}: `mmcli cache verify` lists them; featurize them again, or take them "
+            "out of the labels or of the list"
+        )
+
+
 def read_tokens(file: h5py.File, path: Path, rows: NDArray[np.int64]) -> Tokens:
     """Read the token states of ``rows`` (any order), each stored chunk once.
 
     Raises
     ------
     CacheError
-        Where a stored checksum says that the file is damaged.
+        Where a stored checksum says that the file is damaged, or a number is not finite.
     """
     there, back = np.unique(rows, return_inverse=True)
     images, bounds = file["image_tokens"], file["text_offsets"][:].astype(np.int64)
     chunk = there // (images.chunks or (256,))[0]
-    # Neighbouring chunks are read together, up to 64 at a time; a chunk of which no row is wanted is skipped.
-    cuts = np.flatnonzero((np.diff(chunk) > 1) | (np.diff(chunk // 64) > 0)) + 1
+    # Neighbouring chunks are read together, up to 16 at a time; a chunk of which no row is wanted is skipped.
+    cuts = np.flatnonzero((np.diff(chunk) > 1) | (np.diff(chunk // 16) > 0)) + 1
     image = np.empty((len(there), *images.shape[1:]), np.float16)
     texts: list[NDArray[np.float16]] = []
     try:
@@ -190,6 +202,13 @@ def read_tokens(file: h5py.File, path: Path, rows: NDArray[np.int64]) -> Tokens:
             f"{path} is damaged: token states cannot be read ({error}); restore a copy, or put it aside and run "
             "`mmcli featurize` again"
         ) from error
+    finite = np.isfinite(image).all(axis=(1, 2)) & np.array([np.isfinite(text).all() for text in texts], dtype=bool)
+    if not finite.all():
+        guid = file["guid"][int(there[int(np.argmin(finite))])].decode()
+        raise CacheError(
+            f"{np.count_nonzero(~finite)} rows of {path} have token states that are not finite, one is {guid!r}: "
+            "featurize with --dtype float32 into another --out, or take them out of the labels"
+        )
     offsets = np.concatenate([[0], np.cumsum([len(text) for text in texts], dtype=np.int64)]).astype(np.int64)
     joined = np.concatenate(texts) if texts else np.zeros((0, file["text_tokens"].shape[1]), np.float16)
     return Tokens(image, joined, offsets, back.astype(np.int64).reshape(-1))

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import CacheError
-from .features import Features, StoredTokens, Tokens, open_hdf5, read_tokens, tokens_bytes
+from .features import Features, StoredTokens, Tokens, check_finite, open_hdf5, read_tokens, tokens_bytes
 from .schema import EMBEDDINGS, SCHEMA, Header, describe_difference, fingerprint_of
 
 _WINDOW_ROWS = 4096
@@ -189,7 +189,7 @@ class FeatureCache:
         Raises
         ------
         CacheError
-            Tokens or views are wanted and not there; a guid is not there; the file is damaged.
+            Tokens or views are wanted and not there; a guid is not there; a number is not finite; the file is damaged.
         """
         data = self.header.dataset["data"]
         if tokens and not self.has_tokens:
@@ -209,7 +209,11 @@ class FeatureCache:
                 kept = StoredTokens(self.path.absolute(), rows, max_bytes)
             else:
                 kept = read_tokens(self.file, self.path, rows)
-        return Features(image, text, kept, self.read("image_views", rows).astype(np.float32) if views else None)
+        seen = self.read("image_views", rows).astype(np.float32) if views else None
+        for name, values in (("image", image), ("text", text), ("image view", seen)):
+            if values is not None:
+                check_finite(self.path, name, values, guids)
+        return Features(image, text, kept, seen)
 
     def read(self, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
         """Return dataset ``name`` at ``rows`` (any order, repeats allowed), first axis (n,).

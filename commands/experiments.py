@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from .options import MAX_SEED, RECIPE, SETUP, Group, Json, Settings, typed, with_options
+from .options import MAX_SEED, RECIPE, SETUP, Group, Json, Settings, note_about, typed, with_options
 
 if TYPE_CHECKING:
     from ..heads.experiments import Candidate, Protocol, Setup
@@ -74,8 +74,10 @@ def compare(
     from ..heads.experiments import all_fusions, candidates_of
 
     recipe = settings.recipe()
-    names = all_fusions(setup.cache) if fusions is None else [name.strip() for name in fusions.split(",")]
-    _score(setup, candidates_of(names, recipe), scoring, "best", "compare", as_json)
+    names = all_fusions(setup.cache, recipe) if fusions is None else [name.strip() for name in fusions.split(",")]
+    candidates = candidates_of(names, recipe)
+    settings.check_used([each.recipe for each in candidates])
+    _score(setup, candidates, scoring, "best", "compare", as_json)
 
 
 @with_options(SCORING, RECIPE, SETUP)
@@ -93,7 +95,9 @@ def ablate(
     """
     from ..heads.experiments import modalities_of
 
-    _score(setup, modalities_of(settings.recipe(fusion=fusion)), scoring, "both", "ablate", as_json)
+    candidates = modalities_of(settings.recipe(fusion=fusion))
+    settings.check_used([each.recipe for each in candidates])
+    _score(setup, candidates, scoring, "both", "ablate", as_json)
 
 
 @with_options(RECIPE, SETUP)
@@ -129,7 +133,7 @@ def sweep(
     with ProgressLine("fit", "fits") as progress:
         protocol = Protocol(folds, repeats, fold_seed)
         result = run(replace(setup, on_fit=progress), recipe, grid_of(grid), trials, protocol)
-    _note_rows(result)
+    note_about(result)
     if as_json:
         print_json(result)
         return
@@ -157,7 +161,7 @@ def _score(
             result = single_split(setup, candidates, scoring.focus_class)
         else:
             result = by_folds(setup, candidates, scoring.protocol, against, scoring.focus_class, what)
-    _note_rows(result)
+    note_about(result)
     if as_json:
         print_json(result)
     elif scoring.protocol is None:
@@ -166,10 +170,3 @@ def _score(
         focus = [focus_table(result)] if what == "ablate" or scoring.focus_class is not None else []
         written = f"{shown_path(result['folder'])}: results.csv, results.json, results.png, out_of_fold.csv"
         print_parts(*comparison_tables(result), *focus, written)
-
-
-def _note_rows(result: dict[str, Any]) -> None:
-    from ..report.terminal import note
-
-    if result["labels_without_features"]:
-        note(f"note: {result['labels_without_features']} labels are of pairs without features; left out")

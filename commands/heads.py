@@ -3,7 +3,7 @@
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -14,6 +14,7 @@ from .options import (
     RUNS,
     Device,
     From,
+    GroupDuplicates,
     Jobs,
     Json,
     Labels,
@@ -21,6 +22,7 @@ from .options import (
     Settings,
     SplitDir,
     SplitSeed,
+    note_about,
     parse_bytes,
     typed,
     with_options,
@@ -30,7 +32,7 @@ SPLITS = ["train", "val", "test"]
 Trained = "Default: what the head was trained with."
 
 
-@with_options(RECIPE)
+@with_options(RECIPE, interrupted="interrupted: nothing was written")
 def train_head(
     settings: Settings,
     context: typer.Context,
@@ -45,9 +47,7 @@ def train_head(
     ] = 1,
     split_dir: SplitDir = None,
     split_seed: SplitSeed = 42,
-    group_duplicates: Annotated[
-        bool, typer.Option("--group-duplicates", help="Keep copies in one part of the split.")
-    ] = False,
+    group_duplicates: GroupDuplicates = False,
     full: Annotated[
         bool, typer.Option("--full", help="Train the run of --from again on all labelled rows, for its best epochs.")
     ] = False,
@@ -68,7 +68,7 @@ def train_head(
     from ..heads import train_head as run
     from ..report.progress import ProgressLine
     from ..report.tables import run_table, score_tables, seeds_table
-    from ..report.terminal import note, print_json, print_parts
+    from ..report.terminal import print_json, print_parts
 
     where, max_bytes = choose_device(device), parse_bytes(max_memory)
     with ProgressLine("train", "heads") as progress:
@@ -77,28 +77,22 @@ def train_head(
             result = run_full(source or runs / "latest", cache, labels, runs, where, max_bytes, jobs, on_fit)
         else:
             recipe = settings.recipe(fusion=fusion, modality=modality)
+            settings.check_used([recipe])
             result = run(
                 cache or CACHE,
                 labels,
                 recipe,
-                split_dir,
-                split_seed,
-                runs,
-                where,
-                seeds,
-                group_duplicates,
-                max_bytes,
-                jobs,
-                on_fit,
+                split_dir=split_dir,
+                split_seed=split_seed,
+                runs=runs,
+                device=where,
+                seeds=seeds,
+                group_duplicates=group_duplicates,
+                max_bytes=max_bytes,
+                jobs=jobs,
+                on_fit=on_fit,
             )
-    _note_labels(result)
-    if result.get("duplicates_separated"):
-        note(
-            f"note: {result['duplicates_separated']} validation and test pairs have a copy (same image or same cleaned "
-            "text) in another part, which flatters the scores; --group-duplicates keeps copies together"
-        )
-    if "offsets" in result and "val" in result:
-        note("note: the offsets were fitted on the validation rows, whose scores they flatter; look at the test rows")
+    note_about(result)
     if as_json:
         print_json(result)
     else:
@@ -107,13 +101,6 @@ def train_head(
         next_command = f"mmcli predict {place}--ids FILE --out submission.txt"
         over_seeds = [seeds_table(result)] if "over_seeds" in result else []
         print_parts(*score_tables(parts, result["classes"]), *over_seeds, run_table(result, next_command))
-
-
-def _note_labels(result: dict[str, Any]) -> None:
-    from ..report.terminal import note
-
-    if result["labels_without_features"]:
-        note(f"note: {result['labels_without_features']} labels are of pairs without features; left out")
 
 
 def _recipe_or_full(context: typer.Context, settings: Settings, full: bool) -> None:
@@ -151,7 +138,7 @@ def evaluate(
 
     parts: list[str] = ["val", "test"] if on == "held-out" else [on]
     result = run(source, cache, parts, labels, choose_device(device), parse_bytes(max_memory))
-    _note_labels(result)
+    note_about(result)
     if as_json:
         print_json(result)
     else:

@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -27,11 +27,10 @@ Labels = Annotated[Path | None, typer.Option(help="CSV guid,tag; default: the on
 From = Annotated[Path, typer.Option("--from", help="A best.pt, or its run folder; default: the latest run.")]
 SplitDir = Annotated[Path | None, typer.Option(help="The splits/ folder of another run, to reuse its split.")]
 SplitSeed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of the 8:1:1 split.")]
+GroupDuplicates = Annotated[bool, typer.Option("--group-duplicates", help="Keep copies in one part of that split.")]
 Jobs = Annotated[int | None, typer.Option(help="Processes at once; default: one per core.")]
 MaxMemory = Annotated[str, typer.Option(help="Token states beyond this are read as they are needed, not kept.")]
-Folds = Annotated[int, typer.Option(help="Folds of cross-validation.")]
 Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of weights, order and dropout.")]
-FoldSeed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of the folds.")]
 
 
 def _recipe_options(
@@ -71,6 +70,7 @@ def _setup_options(
     labels: Labels = None,
     split_dir: SplitDir = None,
     split_seed: SplitSeed = 42,
+    group_duplicates: GroupDuplicates = False,
     out: Annotated[
         Path, typer.Option(help="Where the result folder goes; finished fits are kept in it.")
     ] = EXPERIMENTS,
@@ -103,6 +103,13 @@ class Settings:
         if "hidden" in typed:
             typed["hidden"] = parse_setting("hidden", typed["hidden"])
         return Recipe().changed(**(PRESETS[self.preset] | typed))
+
+    def check_used(self, recipes: "Sequence[Recipe]") -> None:
+        """Raise a usage error where a setting was typed on which none of ``recipes`` depends."""
+        used = {name for recipe in recipes for name in recipe.that_matter()}
+        for name in self.typed:
+            if name not in used:
+                raise typer.BadParameter(f"--{name.replace('_', '-')} has no effect here: leave it out")
 
     def refuse(self, why: str) -> None:
         """Raise a usage error where any setting was typed."""
@@ -144,10 +151,13 @@ RECIPE = Group(_recipe_options, _settings)  # makes a Settings
 SETUP = Group(_setup_options, _setup)  # makes a Setup
 
 
-def with_options(*groups: Group) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def with_options(
+    *groups: Group, interrupted: str = INTERRUPTED
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command the options of ``groups``; it takes what they make as its first parameters, one for each.
 
-    The command also takes ``context``, and its last parameter stays last.
+    The command also takes ``context``, and its last parameter stays last. Ctrl-C says ``interrupted`` and
+    exits with 130.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -164,7 +174,7 @@ def with_options(*groups: Group) -> Callable[[Callable[..., None]], Callable[...
             except KeyboardInterrupt:
                 from ..report.terminal import note
 
-                note(INTERRUPTED)
+                note(interrupted)
                 raise typer.Exit(130) from None
 
         shared = [option for group in groups for option in group.options]
@@ -191,3 +201,18 @@ def parse_bytes(text: str) -> int:
         if stripped.endswith(unit) and number.replace(".", "", 1).isdigit():
             return int(float(number) * size)
     raise typer.BadParameter(f"--max-memory is a size such as 500MB or 2GB, found {text!r}")
+
+
+def note_about(result: Mapping[str, Any]) -> None:
+    """Say on stderr what a reader of the scores should know."""
+    from ..report.terminal import note
+
+    if result["labels_without_features"]:
+        note(f"note: {result['labels_without_features']} labels are of pairs without features; left out")
+    if result.get("duplicates_separated"):
+        note(
+            f"note: {result['duplicates_separated']} validation and test pairs have a copy (same image or same cleaned "
+            "text) in another part, which flatters the scores; --group-duplicates keeps copies together"
+        )
+    if result.get("offsets") and "val" in result.get("candidates", [result])[0]:
+        note("note: the offsets were fitted on the validation rows, whose scores they flatter; look at the test rows")

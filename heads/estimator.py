@@ -18,7 +18,7 @@ from .inputs import Batch, Rows
 from .losses import fit_offsets
 from .metrics import softmax
 from .recipe import Recipe
-from .training import fit, predict_logits
+from .training import fit
 
 _NOT_RECIPE = ("validation_fraction", "random_state")
 
@@ -27,7 +27,8 @@ class FusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """A head over X = [image | text], for ``clone``, ``cross_val_score``, ``GridSearchCV`` and pipelines.
 
     The first ``n_features // 2`` columns are the image embedding, the others the text embedding. A tenth of the rows
-    is held out to stop by, where every class can have a row in it; otherwise training takes all ``epochs``.
+    is held out to stop an MLP by and to fit offsets on, where every class can have a row in it; otherwise training
+    takes all ``epochs``.
 
     Parameters
     ----------
@@ -131,10 +132,11 @@ class FusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             done = fit(recipe, len(self.classes_), rows.take(train), val, schedule, score_train=False)
         except MmcliError as error:
             raise ValueError(str(error)) from error
-        self.head_, self.n_iter_ = done.head, len(done.history)
+        # In float64, so that a row alone and a row among others give the same to the last digits.
+        self.head_, self.n_iter_ = done.head.double(), len(done.history)
         self.offsets_ = np.zeros(len(self.classes_), dtype=np.float32)
         if self.offsets and val is not None:
-            self.offsets_ = fit_offsets(predict_logits(done.head, val.features), val.classes)
+            self.offsets_ = fit_offsets(self._raw_logits(val.features), val.classes)
         return self
 
     def _check_columns(self, columns: int) -> None:
@@ -166,7 +168,13 @@ class FusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         share = self.validation_fraction
         if not 0 <= share < 1:
             raise ValueError(f"validation_fraction must be in [0, 1), found {share}")
-        if share * np.bincount(classes).min() < 1:
+        needed = self.head == "mlp" or self.offsets
+        if not needed or share * np.bincount(classes).min() < 1:
+            if self.offsets:
+                raise ValueError(
+                    f"offsets are fitted on a held-out {share:g} of the rows, of which the rarest class "
+                    f"({np.bincount(classes).min()} rows) would have none: turn them off, or give more rows"
+                )
             return rows, None
         train, stop = train_test_split(rows, test_size=share, stratify=classes, random_state=random)
         return train, stop
@@ -189,11 +197,13 @@ class FusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _logits(self, X: ArrayLike) -> NDArray[np.float64]:
         check_is_fitted(self)
         features = self._features(validate_data(self, X, dtype=np.float64, reset=False))
-        head = self.head_.double()  # so that a row alone and a row among others give the same to the last digits
+        return self._raw_logits(features) + self.offsets_
+
+    def _raw_logits(self, features: Features) -> NDArray[np.float64]:
         with torch.inference_mode():
             image, text = (torch.from_numpy(each).double() for each in (features.image, features.text))
-            logits: NDArray[np.float64] = head(Batch(image, text)).numpy()
-        return logits + self.offsets_
+            logits: NDArray[np.float64] = self.head_(Batch(image, text)).numpy()
+        return logits
 
 
 _ODD = "the check has an odd number of columns, which cannot be halved"

@@ -30,6 +30,7 @@ class Fusion(nn.Module):
     source: ClassVar[str]
     equal_halves: ClassVar[bool] = False
     needs_tokens: ClassVar[bool] = False
+    has_weights: ClassVar[bool] = False
     out_sizes: tuple[int, ...]
 
     def __init__(self, sizes: Sizes) -> None:
@@ -99,6 +100,7 @@ class Gated(Fusion):
 
     formula = "g v + (1 - g) t,  g = σ(W [v; t] + b)"
     source = "Arevalo et al. 2017, with a scalar gate"
+    has_weights = True
     equal_halves = True
 
     def __init__(self, sizes: Sizes) -> None:
@@ -121,6 +123,7 @@ class Film(Fusion):
 
     formula = "[γ ⊙ v + β; t],  γ = 1 + W_γ t,  β = W_β t"
     source = "Perez et al. 2018"
+    has_weights = True
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__(sizes)
@@ -143,6 +146,7 @@ class CrossAttn(Fusion):
 
     formula = "[σ(a) pool(attn(Q = text tokens, K = V = image tokens)); t; v]"
     source = "Tsai et al. 2019, one layer behind a gate"
+    has_weights = True
     needs_tokens = True
 
     def __init__(self, sizes: Sizes) -> None:
@@ -215,3 +219,11 @@ def fusion_class(name: str, modality: str = "both") -> type[Fusion]:
     if name not in FUSIONS:
         raise MmcliError(f"unknown fusion {name!r}: choose one of {', '.join(FUSIONS)}")
     return {"both": FUSIONS[name], "image": ImageOnly, "text": TextOnly}[modality]
+
+
+def refuse_weights(fusion: type[Fusion], name: str) -> None:
+    """Raise an MmcliError where a linear head cannot learn a fusion, because it has weights of its own."""
+    if fusion.has_weights:
+        raise MmcliError(
+            f"the linear head cannot learn the weights of {name}: take concat, product or late, or --head mlp"
+        )

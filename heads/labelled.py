@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..cache.errors import CacheError, DataError
+from ..cache.errors import DataError
 from ..cache.features import Features
 from ..cache.labels import read_labels
 from ..cache.store import FeatureCache
@@ -67,14 +67,4 @@ def features_of(
 ) -> Features:
     """Return what heads of any of ``recipes`` look at, in the order of ``guids``; see ``rows_of``."""
     tokens = any(fusion_class(recipe.fusion, recipe.modality).needs_tokens for recipe in recipes)
-    features = cache.features(guids, tokens, any(recipe.views for recipe in recipes), max_bytes)
-    for name, values in (("image", features.image), ("text", features.text), ("image view", features.views)):
-        if values is not None:
-            finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
-            if not finite.all():
-                raise CacheError(
-                    f"{np.count_nonzero(~finite)} rows of {cache.path} have {name} embeddings that are not finite, the "
-                    f"first is {guids[int(np.argmin(finite))]!r}: `mmcli cache verify` lists them; featurize them "
-                    "again, or take their labels out"
-                )
-    return features
+    return cache.features(guids, tokens, any(recipe.views for recipe in recipes), max_bytes)

@@ -7,14 +7,15 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from ..cache.errors import MmcliError
-from .folds import group_folds
+from .folds import group_folds, groups_per_class
+from .fusions import refuse_weights
 from .inputs import Rows, batches
 from .losses import class_weights
 from .model import Head
 from .recipe import Recipe
 
 _STRENGTHS = np.array([0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 1000.0])  # C times the number of rows, weakest penalty last
+_WITHOUT_FOLDS = 2  # which of them is taken where a class is too small for inner folds
 _INNER_FOLDS = 3
 _INNER_TOLERANCE = 1e-3
 _WORSE_IN_A_ROW = 2  # worse scores after which weaker penalties are not tried: they are slow, and seldom the best
@@ -50,10 +51,7 @@ def fit_linear(
     from sklearn.linear_model import LogisticRegression
     from threadpoolctl import threadpool_limits
 
-    if any(True for _ in head.fusion.parameters()):
-        raise MmcliError(
-            f"the linear head cannot learn the weights of {recipe.fusion}: take concat, product or late, or --head mlp"
-        )
+    refuse_weights(type(head.fusion), recipe.fusion)
     weights = class_weights(np.bincount(train.classes, minlength=n_classes), recipe.class_weights)
     by_class = dict(enumerate(weights.tolist()))
     device = str(next(head.parameters()).device)
@@ -85,18 +83,19 @@ def _choose(
     groups: NDArray[np.int64] | None,
     seed: int,
 ) -> float:
-    """Return the C with the best macro-F1 over inner folds, of equals the smallest; 1 for too few rows."""
+    """Return the C with the best macro-F1 over inner folds, of equals the smallest; a middling one for too few rows."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import f1_score
 
     rows = np.arange(len(classes)) if groups is None else groups
-    if min(len(np.unique(rows[classes == each])) for each in np.unique(classes)) < _INNER_FOLDS:
-        return 1.0
+    strengths = _STRENGTHS / len(classes)
+    present = np.unique(classes)
+    if groups_per_class(classes, rows, int(present[-1]) + 1)[present].min() < _INNER_FOLDS:
+        return float(strengths[_WITHOUT_FOLDS])
     folds = group_folds(classes, rows, _INNER_FOLDS, seed)
     settings = {"class_weight": by_class, "max_iter": _MAX_ITERATIONS, "tol": _INNER_TOLERANCE}
     models = [LogisticRegression(**settings, warm_start=True) for _ in folds]
     scores: list[float] = []
-    strengths = _STRENGTHS / len(classes)
     for strength in strengths:  # each starts from the solution of the stronger penalty
         predicted = np.zeros_like(classes)
         for model, (inside, outside) in zip(models, folds, strict=True):

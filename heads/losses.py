@@ -125,17 +125,22 @@ def _best_shift(
     order = np.argsort(margin)
     margin, rival, true = margin[order], rival[order], classes[order]
     # After the k smallest margins are passed, k rows are called `each`, the others what their rival is.
-    called = np.zeros((n + 1, n_classes))
-    hits = np.zeros((n + 1, n_classes))
-    went = np.eye(n_classes)[rival]
-    for table, lost in ((called, went), (hits, went * (rival == true)[:, None])):
-        table[0] = lost.sum(axis=0)
-        table[1:] = table[0] - lost.cumsum(axis=0)
-    called[:, each] = np.arange(n + 1)
-    hits[1:, each] = np.cumsum(true == each)
-    hits[0, each] = 0
-    there = support > 0
-    macro = (2 * hits / np.maximum(called + support, 1))[:, there].mean(axis=1)
+    of_each = 2 * np.cumsum(true == each) / (np.arange(1, n + 1) + max(support[each], 1))
+    of_each = np.concatenate([[0.0], of_each])
+    called, hits = np.bincount(rival, minlength=n_classes), np.bincount(rival[rival == true], minlength=n_classes)
+    of_others = 2 * hits / np.maximum(called + support, 1)
+    # Each row that is passed takes one call, and maybe one hit, from its rival: F1 of the rival before and after.
+    by_rival = np.argsort(rival, kind="stable")
+    first = np.searchsorted(rival[by_rival], np.arange(n_classes))
+    taken = np.arange(n) - first[rival[by_rival]] + 1
+    was_hit = np.cumsum(np.concatenate([[0], rival[by_rival] == true[by_rival]]))
+    lost = was_hit[1:] - was_hit[first[rival[by_rival]]]
+    numbers = rival[by_rival]
+    after = 2 * (hits[numbers] - lost) / np.maximum(called[numbers] - taken + support[numbers], 1)
+    before = np.where(taken == 1, of_others[numbers], np.concatenate([[0.0], after[:-1]]))
+    change = np.empty(n)
+    change[by_rival] = after - before
+    macro = (of_others.sum() + np.concatenate([[0.0], np.cumsum(change)]) + of_each) / np.count_nonzero(support)
     edges = np.concatenate([[margin[0] - 2], margin, [margin[-1] + 2]])
     middle, width = (edges[1:] + edges[:-1]) / 2, np.diff(edges)
     macro[width <= 0] = -1  # between equal margins there is no room

@@ -213,17 +213,17 @@ class Ensemble(nn.Module):
 def describe_fusions(sizes: Sizes, n_classes: int) -> list[dict[str, Any]]:
     """Return name, formula, source, whether token states are needed, and counted parameters of each fusion's head.
 
-    Parameters are None where ``sizes`` has no token states for a fusion that needs them.
+    Parameters are None where ``sizes`` has no token states for a fusion that needs them, and those of the linear head
+    where the fusion has weights of its own.
     """
     listed = []
     for name, each in FUSIONS.items():
         can_be = bool(sizes.image_tokens) or not each.needs_tokens
-        counts = {
-            kind: Head(sizes, n_classes, Recipe(fusion=name, head=kind)).n_parameters() if can_be else None
-            for kind in ("mlp", "linear")
+        possible = {"mlp": can_be, "linear": can_be and not each.has_weights}
+        counted = {
+            kind: Head(sizes, n_classes, Recipe(fusion=name, head=kind)).n_parameters() if can else None
+            for kind, can in possible.items()
         }
-        if any(True for _ in each(sizes).parameters()) if can_be else True:
-            counts["linear"] = None  # a logistic regression cannot learn the weights of a fusion
         about = {"name": name, "formula": each.formula, "source": each.source, "needs_tokens": each.needs_tokens}
-        listed.append(about | {"parameters": counts["mlp"], "parameters_linear": counts["linear"]})
+        listed.append(about | {"parameters": counted["mlp"], "parameters_linear": counted["linear"]})
     return listed

@@ -8,6 +8,13 @@ from ..cache.errors import MmcliError
 Result = TypeVar("Result")
 
 
+def cpu_count() -> int:
+    """Return how many cores this process may use."""
+    import joblib
+
+    return int(joblib.cpu_count())
+
+
 def each_of(
     function: Callable[..., Result], tasks: Sequence[tuple[Any, ...]], jobs: int | None = None
 ) -> Iterator[Result]:
@@ -30,7 +37,7 @@ def each_of(
 
     if jobs is not None and jobs < 1:
         raise MmcliError(f"jobs must be 1 or more, found {jobs}")
-    jobs = min(jobs or joblib.cpu_count(), len(tasks))
+    jobs = min(jobs or cpu_count(), len(tasks))
     if jobs <= 1:
         yield from (function(*task) for task in tasks)
         return

@@ -21,7 +21,7 @@ from .model import Ensemble, sizes_of
 from .parallel import each_of
 from .recipe import Recipe
 from .run_folder import config_of, read_schedules, write_run
-from .splits import Split, grouped_split, read_split, stratified_split
+from .splits import Split, make_split
 from .training import Fit, fit, predict_logits
 
 OnFit = Callable[[int, int], None]
@@ -78,24 +78,24 @@ def train_head(
     check_writable(Path(runs))
     if seeds < 1:
         raise MmcliError(f"seeds must be 1 or more, found {seeds}")
-    if split_dir is not None and group_duplicates:
-        raise MmcliError("--group-duplicates makes a split, --split-dir reuses one: give one of them")
     with FeatureCache.open(cache_path) as cache:
         labels_file, labels, absent = labels_of(cache, labels_path)
         groups = dict(zip(labels, duplicate_groups(cache, list(labels)).tolist(), strict=True))
-        if split_dir is not None:
-            split = read_split(split_dir, labels)
-        elif group_duplicates:
-            split = grouped_split(list(labels), list(labels.values()), list(groups.values()), split_seed)
-        else:
-            split = stratified_split(list(labels), list(labels.values()), split_seed)
+        split = make_split(labels, groups, split_dir, split_seed, group_duplicates)
         classes = sorted({labels[guid] for guids in split.named().values() for guid in guids})
         rows = {
             name: rows_of(cache, guids, labels, classes, recipe, max_bytes) for name, guids in split.named().items()
         }
         of_train = np.array([groups[guid] for guid in split.train])
         tasks = [
-            (replace(recipe, seed=recipe.seed + number), len(classes), rows["train"], rows["val"], device, of_train)
+            (
+                replace(recipe, seed=(recipe.seed + number) % 2**32),
+                len(classes),
+                rows["train"],
+                rows["val"],
+                device,
+                of_train,
+            )
             for number in range(seeds)
         ]
         fits = _fit_all(tasks, jobs if device == "cpu" else 1, on_fit)
@@ -294,7 +294,7 @@ def _checkpoint(
         classes=classes,
         sizes=sizes_of(train.features),
         recipe=recipe,
-        seeds=[recipe.seed + number for number in range(len(fits))],
+        seeds=[(recipe.seed + number) % 2**32 for number in range(len(fits))],
         identity=cache.header.identity,
         backbone=cache.header.backbone,
         split=split,

@@ -1,14 +1,14 @@
 """Train, validation and test rows: made once per run, written as CSV, reused with ``--split-dir``."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ..cache.atomic import write_text
-from ..cache.errors import DataError
+from ..cache.errors import DataError, MmcliError
 from ..cache.labels import read_labels, table_text
 from .folds import check_folds, group_folds
 
@@ -73,7 +73,7 @@ def grouped_split(guids: Sequence[str], tags: Sequence[str], groups: Sequence[in
     names = sorted(set(tags))
     classes = np.searchsorted(np.array(names), np.array(tags))
     grouped = np.asarray(groups)
-    check_folds(classes, grouped, names, 10)
+    check_folds(classes, grouped, names, 10, "make your own parts (--split-dir)")
     (_, test), (_, val), *_ = group_folds(classes, grouped, 10, seed)
     held_out = {*test.tolist(), *val.tolist()}
     split = Split(
@@ -83,6 +83,32 @@ def grouped_split(guids: Sequence[str], tags: Sequence[str], groups: Sequence[in
     )
     check_classes(split, dict(zip(guids, tags, strict=True)))
     return split
+
+
+def make_split(
+    labels: Mapping[str, str],
+    groups: Mapping[str, int],
+    split_dir: str | Path | None = None,
+    seed: int = 42,
+    group_duplicates: bool = False,
+) -> Split:
+    """Return the split of a run: read from ``split_dir``, or made by ``seed``, with copies in one part where wanted.
+
+    Raises
+    ------
+    DataError
+        As the functions that it calls say.
+    MmcliError
+        Copies are to be kept together in a split that is read.
+    """
+    if split_dir is not None:
+        if group_duplicates:
+            raise MmcliError("--group-duplicates makes a split, --split-dir reuses one: give one of them")
+        return read_split(split_dir, dict(labels))
+    guids, tags = list(labels), list(labels.values())
+    if group_duplicates:
+        return grouped_split(guids, tags, [groups[guid] for guid in guids], seed)
+    return stratified_split(guids, tags, seed)
 
 
 def check_classes(split: Split, labels: dict[str, str]) -> None:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ..cache.errors import MmcliError
 from ..cache.features import Features
-from .fusions import fusion_class
 from .inputs import Batch, Rows, batches, token_batches
 from .linear import fit_linear
 from .losses import Loss, make_loss
@@ -81,8 +80,7 @@ def fit(
     """
     if len(train) < 2:
         raise MmcliError(f"{len(train)} training row: at least two are needed")
-    needs_tokens = fusion_class(recipe.fusion, recipe.modality).needs_tokens
-    with threads_for(needs_tokens), torch.random.fork_rng(devices=[device] if device == "cuda" else []):
+    with one_thread(), torch.random.fork_rng(devices=[device] if device == "cuda" else []):
         torch.manual_seed(recipe.seed)
         head = Head(sizes_of(train.features), n_classes, recipe).to(device)
         head.learn_inputs(train.features)
@@ -95,13 +93,13 @@ def fit(
 
 
 @contextlib.contextmanager
-def threads_for(needs_tokens: bool) -> Iterator[None]:
-    """Compute on one thread, but for token states: where the matrices are small, threads wait for each other.
+def one_thread() -> Iterator[None]:
+    """Compute on one thread: the matrices are small, and threads that wait for a busy core cost ten times as much.
 
-    With another process on the machine, two threads took ten times as long as one.
+    So a head is also the same to the bit in a process of its own as among others.
     """
     threads = torch.get_num_threads()
-    torch.set_num_threads(threads if needs_tokens else 1)
+    torch.set_num_threads(1)
     try:
         yield
     finally:
@@ -131,6 +129,7 @@ class _Training:
         features = train.features
         # The order of rows depends on the seed alone, so that it is the same for every fusion.
         self.order = torch.Generator().manual_seed(recipe.seed)
+        self.which_view = torch.Generator().manual_seed(recipe.seed)
         self.classes = torch.from_numpy(train.classes).to(device)
         image, text = (torch.from_numpy(array).to(device) for array in (features.image, features.text))
         self.inputs = head.standardised(Batch(image, text))  # once, not in every epoch
@@ -158,8 +157,10 @@ class _Training:
             if score_train:
                 record["train_macro_f1"] = _scores(self._training_logits(), self.train.classes, self.n_classes)[0]
             if val is not None:
-                logits = torch.from_numpy(predict_logits(head, val.features)).to(self.device)
-                record["val_loss"] = float(self.loss(logits, torch.from_numpy(val.classes).to(self.device)))
+                parts = predict_parts(head, val.features)
+                true = torch.from_numpy(val.classes).to(self.device)
+                record["val_loss"] = float(torch.stack([self.loss(logits, true) for logits in parts]).mean())
+                logits = parts.mean(dim=0)
                 record["val_macro_f1"], record["val_accuracy"] = _scores(logits, val.classes, self.n_classes)
             result.history.append(record)
             if on_epoch is not None:
@@ -205,7 +206,7 @@ class _Training:
         """Return standardised image embeddings; with views, those of one random view of each row."""
         if self.views is None or self.head.image_input is None:
             return self.inputs.image
-        picked = torch.randint(self.views.shape[1], (len(self.views),), generator=self.order).to(self.device)
+        picked = torch.randint(self.views.shape[1], (len(self.views),), generator=self.which_view).to(self.device)
         standardised: Tensor = self.head.image_input(self.views[torch.arange(len(picked)).to(self.device), picked])
         return standardised
 
@@ -221,10 +222,18 @@ def _scores(logits: Tensor, classes: NDArray[np.int64], n_classes: int) -> tuple
     return float(macro_f1(confusion)), float(accuracy(confusion))
 
 
+def predict_parts(head: Head, features: Features) -> Tensor:
+    """Return the logits of each MLP of a head, (k, n, C), of n pairs."""
+    device = str(next(head.parameters()).device)
+    with torch.inference_mode():
+        parts = [head.parts(head.standardised(batch)) for batch in batches(features, head.needs_tokens, device)]
+        return torch.cat(parts, dim=1)
+
+
 def predict_logits(head: Head | Ensemble, features: Features) -> NDArray[np.float32]:
     """Return the logits, (n, C) float32, of n pairs."""
     device = str(next(head.parameters()).device)
-    with threads_for(head.needs_tokens), torch.inference_mode():
+    with one_thread(), torch.inference_mode():
         logits = [head(batch).float().cpu().numpy() for batch in batches(features, head.needs_tokens, device)]
     array: NDArray[np.float32] = np.concatenate(logits)
     return array

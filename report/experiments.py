@@ -28,8 +28,7 @@ def comparison_tables(result: Mapping[str, Any], by_class: bool = True) -> list[
         found = entry["difference"]
         apart = ["-"] * 4
         if found is not None:
-            low, high = found["macro_f1_ci"]
-            apart = [f"{found['macro_f1']:+.3f} [{low:+.3f}, {high:+.3f}]"]
+            apart = [f"{found['macro_f1']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"]
             apart += [_p(found[name]) for name in ("p_bootstrap", "p_bootstrap_holm", "p_corrected_t_holm")]
         table.add_row(
             entry["name"],

@@ -75,7 +75,7 @@ def differences(candidates: Sequence[Mapping[str, Any]], against: str, path: Pat
         if found is None:
             apart.plot(0, place, "D", color=_MARK)
         else:
-            low, high = found["macro_f1_ci"]
+            low, high = found["low"], found["high"]
             _dot(apart, place, found["macro_f1"], (low, high), _MARK if low <= 0 <= high else _VAL)
     apart.axvline(0, color=_MARK, linestyle=":")
     scores.set_yticks(places, names, parse_math=False)

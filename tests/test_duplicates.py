@@ -105,3 +105,27 @@ def test_a_grouped_split_keeps_copies_together():
     assert len(split.test) == pytest.approx(60, abs=15)
     with pytest.raises(DataError, match="fewer than the 10 folds"):
         grouped_split(guids[:12], ["a"] * 8 + ["b"] * 4, range(12))
+
+
+def test_a_tenth_is_kept_to_stop_by_however_rare_a_class_is():
+    classes = np.array([0] * 1000 + [1] * 8)
+    for fold in repeated_folds(classes, np.arange(1008), ["a", "b"], folds=4, repeats=2, seed=0):
+        inside = len(fold.train) + len(fold.stop)
+        assert len(fold.stop) == pytest.approx(0.1 * inside, abs=3)
+        assert set(classes[fold.stop]) == set(classes[fold.train]) == {0, 1}
+        assert not set(fold.stop) & set(fold.train)
+
+
+@pytest.mark.filterwarnings("error")
+def test_folds_of_very_few_rows_are_made_or_refused_in_words():
+    made = repeated_folds(np.array([0] * 100 + [1] * 2), np.arange(102), ["a", "b"], folds=2, repeats=1, seed=0)
+    assert all((fold.train == 100).any() or (fold.train == 101).any() for fold in made)
+    with pytest.raises(DataError, match="2 training rows are too few to keep some of them to stop by"):
+        repeated_folds(np.array([0, 0, 1, 1]), np.arange(4), ["a", "b"], folds=2, repeats=1, seed=0)
+
+
+def test_a_class_of_copies_of_another_is_said_to_be():
+    classes = np.array([0] * 40 + [1] * 5)
+    groups = np.array([*range(40), *range(5)])  # every row of class 1 is a copy of one of class 0
+    with pytest.raises(DataError, match=r"class 'b' has 0 rows \(copies counted once\)"):
+        repeated_folds(classes, groups, ["a", "b"], 5, 1, seed=0)

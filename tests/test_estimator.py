@@ -122,3 +122,33 @@ def test_what_cannot_be_is_a_value_error(settings, columns, words):
     X, y = data(60)
     with pytest.raises(ValueError, match=words):
         FusionClassifier(**settings).fit(np.tile(X, 2)[:, :columns], y)
+
+
+def test_a_linear_head_holds_nothing_out(monkeypatch):
+    from mmcli.heads import estimator
+
+    sizes = []
+    original = estimator.fit
+    monkeypatch.setattr(
+        estimator,
+        "fit",
+        lambda recipe, n, train, *rest, **more: (sizes.append(len(train)), original(recipe, n, train, *rest, **more))[
+            1
+        ],
+    )
+    X, y = data()
+    FusionClassifier(head="linear").fit(X, y)
+    FusionClassifier(**QUICK).fit(X, y)
+    assert sizes == [200, 180]
+    with pytest.raises(ValueError, match=r"offsets are fitted on a held-out 0\.1 of the rows"):
+        FusionClassifier(offsets=True).fit(X[:20], y[:20])
+
+
+def test_predicting_leaves_the_estimator_as_it_was():
+    import pickle
+
+    X, y = data()
+    fitted = FusionClassifier(**QUICK).fit(X, y)
+    before = pickle.dumps(fitted)
+    fitted.predict_proba(X)
+    assert pickle.dumps(fitted) == before

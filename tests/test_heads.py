@@ -218,7 +218,7 @@ def test_a_random_view_of_each_row_is_seen_in_training_and_none_in_evaluation():
     assert with_views.history[-1]["train_loss"] == pytest.approx(plain.history[-1]["train_loss"], rel=0.2)
     scrambled = changed(train, views=np.random.default_rng(0).standard_normal(views.shape).astype(np.float32))
     noisy = fit(replace(recipe, views=True), 3, scrambled, val)
-    assert noisy.history[-1]["train_loss"] > 1.1 * plain.history[-1]["train_loss"]  # the views are what it learns from
+    assert noisy.history[-1]["train_loss"] > 1.03 * plain.history[-1]["train_loss"]  # the views are what it learns from
     assert np.array_equal(noisy.head.image_input.mean, plain.head.image_input.mean)  # standardised by the image itself
 
 

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmcli.heads import Recipe
-from mmcli.heads.losses import fit_offsets, focal_loss, make_loss
+from mmcli.heads.losses import _best_shift, fit_offsets, focal_loss, make_loss
 from sklearn.metrics import f1_score
 from torch.nn import functional
 
@@ -76,3 +76,18 @@ def test_offsets_never_make_the_rows_they_were_fitted_on_worse(seed, n_classes, 
     logits = random.standard_normal((len(classes), n_classes)).astype(np.float32) + np.eye(n_classes)[classes]
     before, after = (macro(logits, classes, each) for each in (np.zeros(n_classes), fit_offsets(logits, classes)))
     assert after >= before - 1e-9
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.integers(2, 5), st.integers(5, 40))
+def test_one_step_of_the_offsets_is_the_best_of_all_shifts(seed, n_classes, n):
+    """Against a loop over every place where a prediction changes, scored by scikit-learn."""
+    random = np.random.default_rng(seed)
+    classes = np.concatenate([np.arange(n_classes), random.integers(0, n_classes, n)])
+    logits = random.standard_normal((len(classes), n_classes)) + np.eye(n_classes)[classes]
+    each = int(random.integers(n_classes))
+    shift = _best_shift(logits, classes, each, np.bincount(classes))
+    others = np.delete(logits, each, axis=1).max(axis=1) - logits[:, each]
+    places = np.sort(np.concatenate([others - 1e-9, others + 1e-9, [0.0]]))
+    best = max(macro(logits, classes, place * np.eye(n_classes)[each]) for place in places)
+    assert macro(logits, classes, shift * np.eye(n_classes)[each]) == pytest.approx(best)

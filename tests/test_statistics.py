@@ -154,3 +154,10 @@ def test_an_interval_over_rows_and_fits_covers_the_truth_about_as_often_as_it_sa
     assert 0.02 < rejected / 500 < 0.085
     if of_fits == 0.4:
         assert naive / 500 > 0.3
+
+
+def test_a_replicate_without_a_class_bends_neither_its_f1_nor_its_recall():
+    true = np.array([0] * 30 + [1] * 2)
+    drawn = paired_bootstrap(true, true[None, None], 2, seed=0)
+    assert np.nanmin(drawn.recall) == np.nanmin(drawn.f1) == 1
+    assert np.isnan(drawn.recall[:, 0, 1]).any()

@@ -2,6 +2,7 @@
 
 import pickle
 from dataclasses import replace
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -138,3 +139,38 @@ def test_damaged_tokens_are_said_to_be(tmp_path):
             cache.features(["1"], tokens=True)
         with pytest.raises(CacheError, match="is damaged: text_tokens cannot be read"):
             cache.text_tokens(int(np.argmax([5])) + 1)
+
+
+def test_cross_attention_is_the_same_to_the_bit_in_processes_of_its_own(stored, tmp_path):
+    from mmcli.heads import train_head
+
+    labels = tmp_path / "labels.csv"
+    labels.write_text("guid,tag\n" + "".join(f"{row},{'abc'[row % 3]}\n" for row in range(N)))
+    recipe = Recipe(fusion="cross_attn", epochs=2, hidden=(8,))
+    runs = [train_head(stored[0], labels, recipe, runs=tmp_path / f"jobs{jobs}", seeds=2, jobs=jobs) for jobs in (1, 2)]
+    first, second = (Path(run["best_pt"]).read_bytes() for run in runs)
+    assert first == second
+
+
+def test_tokens_that_are_not_finite_are_said_to_be(tmp_path):
+    path, block = cache_with_tokens(tmp_path)
+    block.columns["image_tokens"][7, 0, 0] = np.inf
+    write_cache(path, block, header())
+    with FeatureCache.open(path) as cache:
+        assert len(cache.features(["6", "8"], tokens=True)) == 2
+        with pytest.raises(CacheError, match="token states that are not finite, one is '7'"):
+            cache.features(["6", "7", "8"], tokens=True)
+
+
+def test_views_do_not_change_the_order_of_rows(tmp_path, monkeypatch):
+    from mmcli.heads import training
+
+    path, _ = cache_with_tokens(tmp_path, views=3)
+    with FeatureCache.open(path) as cache:
+        rows = Rows(cache.features([str(row) for row in range(N)], views=True), np.arange(N) % 3)
+    seen = []
+    original = training.token_batches
+    monkeypatch.setattr(training, "token_batches", lambda *given: (seen.append(given[2].tolist()), original(*given))[1])
+    for modality in ("both", "text"):
+        fit(Recipe(epochs=3, hidden=(8,), views=True, modality=modality), 3, rows, rows)
+    assert seen[:3] == seen[3:]

@@ -1,5 +1,6 @@
 """``compare``: candidates on the same repeated folds, with intervals and paired differences."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +13,7 @@ from ...cache.errors import MmcliError
 from ...cache.store import FeatureCache
 from ..folders import check_writable
 from ..folds import folds_of, repeated_folds
-from ..fusions import FUSIONS, fusion_class
+from ..fusions import FUSIONS, fusion_class, refuse_weights
 from ..metrics import confusion_matrix, f1_per_class, interval
 from ..recipe import Recipe
 from .fits import Candidate, Data, FoldFit, by_candidate, fit_all
@@ -21,11 +22,13 @@ from .setup import KEPT, Protocol, Setup, focus_of, open_data
 from .statistics import bootstrap_p, corrected_t, holm, influence, paired_bootstrap, with_fits
 
 
-def all_fusions(cache_path: str | Path) -> list[str]:
-    """Return every fusion that a cache allows, and ``linear``."""
+def all_fusions(cache_path: str | Path, recipe: Recipe) -> list[str]:
+    """Return every fusion that a cache and the rest of a recipe allow, and ``linear`` beside MLPs."""
     with FeatureCache.open(cache_path) as cache:
         names = [name for name, fusion in FUSIONS.items() if cache.has_tokens or not fusion.needs_tokens]
-    return [*names, "linear"]
+    if recipe.head == "linear":
+        return [name for name in names if not FUSIONS[name].has_weights]
+    return names if recipe.views else [*names, "linear"]
 
 
 def candidates_of(names: Sequence[str], recipe: Recipe) -> list[Candidate]:
@@ -34,13 +37,16 @@ def candidates_of(names: Sequence[str], recipe: Recipe) -> list[Candidate]:
     Raises
     ------
     MmcliError
-        There is no such fusion.
+        There is no such fusion, or it has weights that a linear head cannot learn.
     """
     candidates = []
     for name in names:
         fusion, _, head = ("concat", ":", "linear") if name == "linear" else name.partition(":")
+        changed = recipe.changed(fusion=fusion, head=head or recipe.head)
+        if changed.head == "linear":
+            refuse_weights(fusion_class(fusion, recipe.modality), fusion)
         fusion_class(fusion)
-        candidates.append(Candidate(name, recipe.changed(fusion=fusion, head=head or recipe.head)))
+        candidates.append(Candidate(name, changed))
     return candidates
 
 
@@ -88,7 +94,7 @@ def compare(
     if against != "best" and against not in names:
         raise MmcliError(f"no candidate is called {against!r}: choose among {', '.join(names)}")
     check_writable(Path(setup.out))
-    data, about = open_data(setup, candidates, protocol.without_test)
+    data, about, _ = open_data(setup, candidates, ("train", "val") if protocol.without_test else None)
     about["focus_class"] = focus_of(focus_class, about)
     made = repeated_folds(data.rows.classes, data.groups, data.classes, protocol.folds, protocol.repeats, protocol.seed)
     fits = fit_all(data, candidates, made, Path(setup.out) / KEPT, setup.jobs, setup.on_fit)
@@ -151,30 +157,38 @@ def score_candidates(
             "parameters": grouped[name][0].parameters,
             "fit_seconds": float(np.mean([each.seconds for each in grouped[name]])),
             "epochs": float(np.mean([each.epochs for each in grouped[name]])),
-            "difference": None,
         }
-        if number != reference:
-            drawn_differences = with_fits(
-                drawn.macro_f1[:, number] - drawn.macro_f1[:, reference],
-                influences[number] - influences[reference],
-                fold_of,
-                seed=1,
-            )
-            t, p_t = corrected_t(fold_scores[name] - fold_scores[names[reference]], test_share)
-            entry["difference"] = {
-                "macro_f1": float(macro[number] - macro[reference]),
-                "macro_f1_ci": interval(drawn_differences),
-                "p_bootstrap": bootstrap_p(drawn_differences),
-                "t_corrected": t,
-                "p_corrected_t": p_t,
-            }
         listed.append(entry)
-    others = [entry["difference"] for entry in listed if entry["difference"] is not None]
+
+    def difference(one: int, other: int) -> dict[str, float]:
+        """Return the difference of two candidates in macro-F1, its interval, and both p values."""
+        drawn_differences = with_fits(
+            drawn.macro_f1[:, one] - drawn.macro_f1[:, other], influences[one] - influences[other], fold_of, seed=1
+        )
+        t, p_t = corrected_t(fold_scores[names[one]] - fold_scores[names[other]], test_share)
+        low, high = interval(drawn_differences)
+        return {
+            "macro_f1": float(macro[one] - macro[other]),
+            "low": low,
+            "high": high,
+            "p_bootstrap": bootstrap_p(drawn_differences),
+            "t_corrected": t,
+            "p_corrected_t": p_t,
+        }
+
+    # The best is known only after the scores are: with it as reference, every pair could have been the one looked at.
+    pairs = list(itertools.combinations(range(len(names)), 2)) if against == "best" else []
+    pairs = [pair for pair in pairs if reference not in pair]
+    pairs = [(number, reference) for number in range(len(names)) if number != reference] + pairs
+    found = {pair: difference(*pair) for pair in pairs}
     for which in ("p_bootstrap", "p_corrected_t"):
-        for difference, adjusted in zip(others, holm(np.array([each[which] for each in others])), strict=True):
-            difference[f"{which}_holm"] = float(adjusted)
+        adjusted = holm(np.array([each[which] for each in found.values()]))
+        for each, value in zip(found.values(), adjusted, strict=True):
+            each[f"{which}_holm"] = float(value)
+    for number, entry in enumerate(listed):
+        entry["difference"] = found.get((number, reference))
     listed.sort(key=lambda entry: -entry["macro_f1"])
-    return {"against": names[reference], "candidates": listed}
+    return {"against": names[reference], "differences_tested": len(pairs), "candidates": listed}
 
 
 def _fold_scores(true: NDArray[np.int64], fits: Sequence[FoldFit], n_classes: int) -> NDArray[np.float64]:

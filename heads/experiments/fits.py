@@ -24,7 +24,7 @@ from ..parallel import each_of
 from ..recipe import Recipe
 from ..training import fit, predict_logits
 
-_VERSION = 1  # of what a fit does; raise it when a change here or in training changes results
+_VERSION = 2  # of what a fit does; raise it when a change here or in training changes results
 
 OnFit = Callable[[int, int], None]
 
@@ -120,7 +120,7 @@ def fit_all(
     found: dict[tuple[str, int, int], FoldFit] = {}
     for candidate in candidates:
         for number, fold in enumerate(folds):
-            recipe = candidate.recipe.changed(seed=candidate.recipe.seed + number)
+            recipe = candidate.recipe.changed(seed=(candidate.recipe.seed + number) % 2**32)
             path = kept / f"{_key(data, recipe, fold)}.npz"
             finished = _load(path, candidate.name, fold)
             if finished is None:

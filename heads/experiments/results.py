@@ -49,13 +49,13 @@ def results_table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     header = ["candidate", "macro_f1", "macro_f1_low", "macro_f1_high", "accuracy", "accuracy_low", "accuracy_high"]
     for name in classes:
         header += [f"f1_{name}", f"f1_{name}_low", f"f1_{name}_high"]
-    differences = ["macro_f1", "macro_f1_ci", "p_bootstrap", "p_bootstrap_holm", "p_corrected_t", "p_corrected_t_holm"]
+    p_values = ["p_bootstrap", "p_bootstrap_holm", "p_corrected_t", "p_corrected_t_holm"]
     header += [
         "against",
         "difference",
         "difference_low",
         "difference_high",
-        *differences[2:],
+        *p_values,
         "parameters",
         "fit_seconds",
     ]
@@ -68,7 +68,7 @@ def results_table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         if found is None:
             compared = [""] * 8
         else:
-            values = [found["macro_f1"], *found["macro_f1_ci"], *(found[name] for name in differences[2:])]
+            values = [found[name] for name in ("macro_f1", "low", "high", *p_values)]
             compared = [result["against"], *(f"{value:.6f}" for value in values)]
         fitted = [str(entry["parameters"]), f"{entry['fit_seconds']:.3f}"]
         rows.append([entry["name"], *(f"{value:.6f}" for value in numbers), *compared, *fitted])

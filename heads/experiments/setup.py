@@ -12,7 +12,8 @@ from ...cache.store import FeatureCache
 from ..duplicates import duplicate_groups
 from ..inputs import Rows
 from ..labelled import features_of, labels_of
-from ..splits import Split, read_split, stratified_split
+from ..parallel import cpu_count
+from ..splits import Split, make_split
 from .fits import Candidate, Data, OnFit, data_key
 
 KEPT = "fits"  # folder of finished fits, beside the folders of results
@@ -26,8 +27,8 @@ class Setup:
     ----------
     cache, labels
         What ``featurize`` wrote, and a CSV ``guid,tag``; default: the one recorded in the cache.
-    split_dir, split_seed
-        The 8:1:1 split of ``train-head``, for what uses it.
+    split_dir, split_seed, group_duplicates
+        The split of ``train-head``, for what uses it or leaves out its test rows.
     out
         Folder of result folders; finished fits are kept in ``fits/`` in it.
     jobs
@@ -42,16 +43,20 @@ class Setup:
     labels: str | Path | None = None
     split_dir: str | Path | None = None
     split_seed: int = 42
+    group_duplicates: bool = False
     out: str | Path = "artifacts/experiments"
     jobs: int | None = None
     max_bytes: int | None = None
     on_fit: OnFit | None = None
 
-    def split(self, labels: dict[str, str]) -> Split:
-        """Return the split that ``train-head`` would use."""
-        if self.split_dir is not None:
-            return read_split(self.split_dir, labels)
-        return stratified_split(list(labels), list(labels.values()), self.split_seed)
+    def bytes_each(self) -> int | None:
+        """Return the share of ``max_bytes`` for each process.
+
+        Token states in memory are there twice where several processes share them, and blocks of those that are left in
+        the file once in each process.
+        """
+        processes = self.jobs or cpu_count()
+        return None if self.max_bytes is None else self.max_bytes // max(1, processes)
 
 
 @dataclass(frozen=True)
@@ -74,13 +79,15 @@ class Protocol:
     without_test: bool = False
 
 
-def open_data(setup: Setup, candidates: Sequence[Candidate], without_test: bool = False) -> tuple[Data, dict[str, Any]]:
-    """Return the labelled rows for an experiment, and where they are from.
+def open_data(
+    setup: Setup, candidates: Sequence[Candidate], parts: Sequence[str] | None = None
+) -> tuple[Data, dict[str, Any], Split | None]:
+    """Return the rows for an experiment, where they are from, and the split of ``setup`` where ``parts`` asks for it.
 
     Parameters
     ----------
-    without_test
-        Leave out the test rows of the split of ``setup``.
+    parts
+        Which parts of the split (``train``, ``val``, ``test``) are looked at; default: all labelled rows, no split.
 
     Raises
     ------
@@ -94,15 +101,15 @@ def open_data(setup: Setup, candidates: Sequence[Candidate], without_test: bool 
         raise MmcliError(f"a name is given twice among {', '.join(names)}")
     with FeatureCache.open(setup.cache) as cache:
         labels_file, labels, absent = labels_of(cache, setup.labels)
-        guids = list(labels)
-        if without_test:
-            split = setup.split(labels)
-            guids = [*split.train, *split.val]
+        guids, split = list(labels), None
+        group_of = dict(zip(guids, duplicate_groups(cache, guids).tolist(), strict=True))
+        if parts is not None:
+            split = make_split(labels, group_of, setup.split_dir, setup.split_seed, setup.group_duplicates)
+            guids = [guid for name in parts for guid in split.named()[name]]
         classes = sorted({labels[guid] for guid in guids})
-        recipes = [candidate.recipe for candidate in candidates]
-        features = features_of(cache, guids, recipes, setup.max_bytes)
+        features = features_of(cache, guids, [candidate.recipe for candidate in candidates], setup.bytes_each())
         rows = Rows(features, np.searchsorted(classes, [labels[guid] for guid in guids]).astype(np.int64))
-        groups = duplicate_groups(cache, guids)
+        groups = np.array([group_of[guid] for guid in guids], dtype=np.int64)
         data = Data(rows, guids, groups, classes, data_key(cache.fingerprint, guids, rows))
         about = {
             "cache": str(cache.path.absolute()),
@@ -113,7 +120,7 @@ def open_data(setup: Setup, candidates: Sequence[Candidate], without_test: bool 
             "classes": classes,
             "counts": np.bincount(rows.classes, minlength=len(classes)).tolist(),
         }
-        return data, about
+        return data, about, split
 
 
 def focus_of(focus_class: str | None, about: Mapping[str, Any]) -> str:

@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from ..duplicates import separated
 from ..folds import Fold
 from ..metrics import score
+from ..splits import SPLITS
 from .fits import Candidate, fit_all
 from .setup import KEPT, Setup, focus_of, open_data
 
@@ -21,10 +23,10 @@ def single_split(setup: Setup, candidates: Sequence[Candidate], focus_class: str
         ``classes``, ``rows`` (by part), ``focus_class`` and ``candidates``: name, ``val`` and ``test`` (see
         ``metrics.score``), ``gap`` (validation less test macro-F1), parameters.
     """
-    data, about = open_data(setup, candidates)
-    focus = focus_of(focus_class, about)
-    labels = {guid: data.classes[number] for guid, number in zip(data.guids, data.rows.classes, strict=True)}
-    split = setup.split(labels).named()
+    data, about, made = open_data(setup, candidates, SPLITS)
+    assert made is not None
+    focus, split = focus_of(focus_class, about), made.named()
+    group_of = dict(zip(data.guids, data.groups.tolist(), strict=True))
     place = {guid: index for index, guid in enumerate(data.guids)}
     train, val, test = (np.array([place[guid] for guid in guids], dtype=np.int64) for guids in split.values())
     fold = Fold(0, 0, train, val, np.concatenate([val, test]))
@@ -38,4 +40,8 @@ def single_split(setup: Setup, candidates: Sequence[Candidate], focus_class: str
         entry = {"name": each.candidate, "val": val_scores, "test": test_scores, "gap": gap}
         listed.append(entry | {"parameters": each.parameters})
     sizes = {name: len(guids) for name, guids in split.items()}
-    return {**about, "rows": sizes, "focus_class": focus, "candidates": listed}
+    found = {
+        "duplicates_separated": separated(made, group_of),
+        "offsets": any(each.recipe.offsets for each in candidates),
+    }
+    return {**about, "rows": sizes, "focus_class": focus, **found, "candidates": listed}

@@ -56,6 +56,7 @@ def paired_bootstrap(
         support = drawn @ support_of
         f1_block = np.empty((len(drawn), n_candidates, n_classes))
         recall_block = np.zeros_like(f1_block)
+        of_class = np.where(support > 0, support, np.nan)  # a replicate without a class says nothing of its recall
         accuracy_block = np.empty((len(drawn), n_candidates))
         for candidate in range(n_candidates):
             of_repeats, right = [], np.zeros(len(drawn))
@@ -64,7 +65,7 @@ def paired_bootstrap(
                 hits = drawn @ (says * support_of)
                 total = drawn @ says + support
                 of_repeats.append(np.where(total > 0, 2 * hits / np.maximum(total, 1), np.nan))
-                recall_block[:, candidate] += hits / np.maximum(support, 1) / n_repeats
+                recall_block[:, candidate] += hits / of_class / n_repeats
                 right += hits.sum(axis=1) / n
             f1_block[:, candidate] = np.mean(of_repeats, axis=0)
             accuracy_block[:, candidate] = right / n_repeats

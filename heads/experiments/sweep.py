@@ -115,10 +115,16 @@ def sweep(
         raise MmcliError("nothing to sweep over: name settings with --grid name=a,b,c")
     protocol = replace(protocol or Protocol(repeats=1), without_test=True)
     tried: dict[str, dict[str, Any]] = {_BASE: {}}
+    candidates, used = [Candidate(_BASE, recipe)], set(recipe.that_matter())
     for changes in settings_to_try(grid, trials, protocol.seed):
-        if any(getattr(recipe, name) != value for name, value in changes.items()):
+        changed = recipe.changed(**changes)
+        used |= set(changed.that_matter())
+        if all(changed.that_matter() != each.recipe.that_matter() for each in candidates):
             tried[describe(changes)] = changes
-    candidates = [Candidate(name, recipe.changed(**changes)) for name, changes in tried.items()]
+            candidates.append(Candidate(describe(changes), changed))
+    for name in grid:
+        if name not in used:
+            raise MmcliError(f"{name} has no effect on this head ({recipe.sees}, {recipe.head}): leave it out")
     result = compare(setup, candidates, protocol, against=_BASE, what="sweep")
     return result | {"best": tried[result["candidates"][0]["name"]]}
 
