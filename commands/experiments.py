@@ -165,7 +165,7 @@ def _score(
     if as_json:
         print_json(result)
     elif scoring.protocol is None:
-        print_parts(*single_split_tables(result, what))
+        print_parts(*single_split_tables(result, what), f"{shown_path(result['folder'])}: results.json")
     else:
         focus = [focus_table(result)] if what == "ablate" or scoring.focus_class is not None else []
         written = f"{shown_path(result['folder'])}: results.csv, results.json, results.png, out_of_fold.csv"

@@ -92,7 +92,7 @@ def train_head(
                 jobs=jobs,
                 on_fit=on_fit,
             )
-    note_about(result)
+    note_about(result | {"full": full})
     if as_json:
         print_json(result)
     else:

@@ -1,5 +1,8 @@
 """Work spread over cores: one process per core, one thread in each."""
 
+import os
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -7,12 +10,33 @@ from ..cache.errors import MmcliError
 
 Result = TypeVar("Result")
 
+_watched = False  # whether this process, a worker, watches over the one that started it
+
 
 def cpu_count() -> int:
     """Return how many cores this process may use."""
     import joblib
 
     return int(joblib.cpu_count())
+
+
+def _leave_with(parent: int) -> None:
+    """End this process when the one that started it is gone: killed, it can no longer tell its workers to leave."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    global _watched
+    if os.name == "posix" and not _watched and os.getppid() == parent:
+        _watched = True
+        threading.Thread(target=watch, daemon=True).start()
+
+
+def _call(parent: int, function: Callable[..., Result], task: tuple[Any, ...]) -> Result:
+    _leave_with(parent)
+    return function(*task)
 
 
 def each_of(
@@ -44,7 +68,7 @@ def each_of(
     with joblib.parallel_config(backend="loky", inner_max_num_threads=1):
         pool = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", mmap_mode="c")
         try:
-            yield from pool(joblib.delayed(function)(*task) for task in tasks)
+            yield from pool(joblib.delayed(_call)(os.getpid(), function, task) for task in tasks)
         except TerminatedWorkerError as error:
             raise MmcliError(
                 "a process that was working on this was killed, most likely for lack of memory: run the same command "

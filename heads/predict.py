@@ -131,7 +131,7 @@ def predict(
             f"{len(rejects)} of {len(pairs)} pairs cannot be read: "
             + ", ".join(f"{reject.guid!r} ({reject.reason}, {reject.path})" for reject in rejects[:10])
             + (", …" if len(rejects) > 10 else "")
-            + ": mend them or take them out of the list"
+            + (": mend them or take them out of the list" if pair is None else ": give another image and text")
         )
     guids = [guid for guid in wanted or [each.guid for each in pairs] if guid in logits]
     return _predictions(checkpoint, guids, np.stack([logits[guid] for guid in guids]), rejects)
@@ -179,7 +179,8 @@ def _pairs_of(dataset: Dataset, wanted: list[str] | None) -> list[Pair]:
     missing = [guid for guid in wanted if guid not in there]
     if missing:
         raise DataError(
-            f"{len(missing)} of {len(wanted)} listed pairs are not in {dataset.data}, the first is {missing[0]!r}"
+            f"{len(missing)} of the listed pairs are not in {dataset.data}, the first is {missing[0]!r}: take them out "
+            "of the list, or say with --data where they are"
         )
     return [there[guid] for guid in wanted]
 

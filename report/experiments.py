@@ -8,6 +8,7 @@ from rich.table import Table
 from .tables import with_interval
 
 _MOST_CLASSES = 8  # columns that a table can still have
+_FEW_FITS = 8
 
 
 def comparison_tables(result: Mapping[str, Any], by_class: bool = True) -> list[Table | str]:
@@ -78,6 +79,11 @@ def verdict(result: Mapping[str, Any], level: float = 0.05) -> str:
         )
     if alike:
         said.append(f"Not distinguishable from {against}: {', '.join(alike)}.")
+    fits = result["folds"] * result["repeats"]
+    if fits < _FEW_FITS:
+        said.append(
+            f"({fits} fits each say little about how much fits vary: with more --repeats, differences get clearer.)"
+        )
     return " ".join(said)
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -376,7 +377,7 @@ def test_on_the_command_line(cli, learnable, tmp_path):
     assert "differences from" in out
     assert "out_of_fold.csv" in out
     other = next(name for name in ("concat", "linear") if f"differences from {name}" not in out)
-    assert out.splitlines()[-2].endswith(f": {other}.")  # the verdict names it
+    assert f": {other}." in out.splitlines()[-2]  # the verdict names it
     code, out, _ = cli("compare", *folds, *shared, "--json")
     assert {entry["name"] for entry in json.loads(out)["candidates"]} == {*POOLED, "linear"}
     assert json.loads(out)["recipes"]["concat"]["hidden"] == [8]
@@ -630,3 +631,30 @@ def test_cached_rows_that_are_not_finite_are_not_predicted(learnable, tmp_path):
     (tmp_path / "ids.csv").write_text("guid\n3\n119\n")
     with pytest.raises(MmcliError, match="image embeddings that are not finite, the first is '119'"):
         predict(run["best_pt"], ids=tmp_path / "ids.csv")
+
+
+def test_workers_leave_when_the_process_that_started_them_is_killed(setup):
+    code = (
+        "import os, sys, time\n"
+        "from mmcli.heads.parallel import each_of\n"
+        "print(*each_of(os.getpid, [()] * 4, jobs=2), flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        workers = {int(number) for number in process.stdout.readline().split()}
+        assert workers
+        assert process.pid not in workers
+        process.kill()
+    for _ in range(200):  # each looks once a second
+        if not any(alive(worker) for worker in workers):
+            return
+        time.sleep(0.1)
+    raise AssertionError("workers are still there")
+
+
+def alive(pid):
+    """Whether a process runs; one that has ended but was not waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

@@ -123,7 +123,7 @@ def test_listed_pairs_that_were_added_since_are_encoded(trained, tmp_path, encod
     ids.write_text("guid\n41\n2\n")
     assert np.allclose(predict(best_pt, ids=ids).probs[1], alone.probs[0], atol=1e-6)
     ids.write_text("guid\n2\n42\n")
-    with pytest.raises(DataError, match=r"1 of 1 listed pairs are not in .*'42'"):
+    with pytest.raises(DataError, match=r"1 of the listed pairs are not in .*'42'"):
         predict(best_pt, ids=ids)
     (folder / "41.jpg").write_bytes(b"")
     ids.write_text("guid\n41\n")

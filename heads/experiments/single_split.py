@@ -1,12 +1,15 @@
 """One split, as the published report has it: its own tables, which a single test part of a few hundred rows fills."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ...cache.atomic import write_text
 from ..duplicates import separated
+from ..folders import check_writable, new_folder
 from ..folds import Fold
 from ..metrics import score
 from ..splits import SPLITS
@@ -21,8 +24,10 @@ def single_split(setup: Setup, candidates: Sequence[Candidate], focus_class: str
     -------
     dict
         ``classes``, ``rows`` (by part), ``focus_class`` and ``candidates``: name, ``val`` and ``test`` (see
-        ``metrics.score``), ``gap`` (validation less test macro-F1), parameters.
+        ``metrics.score``), ``gap`` (validation less test macro-F1), parameters. Also written to ``results.json`` in the
+        new folder ``folder``.
     """
+    check_writable(Path(setup.out))
     data, about, made = open_data(setup, candidates, SPLITS)
     assert made is not None
     focus, split = focus_of(focus_class, about), made.named()
@@ -44,4 +49,8 @@ def single_split(setup: Setup, candidates: Sequence[Candidate], focus_class: str
         "duplicates_separated": separated(made, group_of),
         "offsets": any(each.recipe.offsets for each in candidates),
     }
-    return {**about, "rows": sizes, "focus_class": focus, **found, "candidates": listed}
+    with new_folder(Path(setup.out), "single-split") as (draft, folder):
+        about |= {"folder": str(folder.absolute()), "rows": sizes, "focus_class": focus}
+        result = {**about, **found, "candidates": listed}
+        write_text(draft / "results.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    return result
