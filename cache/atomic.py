@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -102,6 +103,11 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_text(path: Path, content: str) -> None:
     """Write ``content`` to ``path`` atomically, as UTF-8."""
     write_bytes(path, content.encode())
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write plain data to ``path`` atomically, as JSON that one can read."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def remove_leftovers(path: Path) -> None:

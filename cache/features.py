@@ -165,9 +165,20 @@ def tokens_bytes(file: h5py.File) -> int:
     return sum(int(file[name].size) * 2 for name in ("image_tokens", "text_tokens"))
 
 
+def finite_rows(values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return which rows of (n, ...) hold finite numbers only, (n,)."""
+    finite: NDArray[np.bool_] = np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
+    return finite
+
+
+def text_offsets(texts: Sequence[NDArray[Any]]) -> NDArray[np.int64]:
+    """Return where each of n texts, (L, w_t), begins when they are joined, and where the last ends, (n + 1,)."""
+    return np.cumsum([0, *(len(text) for text in texts)], dtype=np.int64)
+
+
 def check_finite(path: Path, name: str, values: NDArray[Any], guids: Sequence[str]) -> None:
     """Raise a CacheError where one of the rows, (n, ...), one per guid, is not finite; it names the first."""
-    finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
+    finite = finite_rows(values)
     if not finite.all():
         raise CacheError(
             f"{np.count_nonzero(~finite)} rows of {path} have {name} embeddings that are not finite, the first is "
@@ -202,13 +213,12 @@ def read_tokens(file: h5py.File, path: Path, rows: NDArray[np.int64]) -> Tokens:
             f"{path} is damaged: token states cannot be read ({error}); restore a copy, or put it aside and run "
             "`mmcli featurize` again"
         ) from error
-    finite = np.isfinite(image).all(axis=(1, 2)) & np.array([np.isfinite(text).all() for text in texts], dtype=bool)
+    finite = finite_rows(image) & np.array([np.isfinite(text).all() for text in texts], dtype=bool)
     if not finite.all():
         guid = file["guid"][int(there[int(np.argmin(finite))])].decode()
         raise CacheError(
             f"{np.count_nonzero(~finite)} rows of {path} have token states that are not finite, one is {guid!r}: "
             "featurize with --dtype float32 into another --out, or take them out of the labels"
         )
-    offsets = np.concatenate([[0], np.cumsum([len(text) for text in texts], dtype=np.int64)]).astype(np.int64)
     joined = np.concatenate(texts) if texts else np.zeros((0, file["text_tokens"].shape[1]), np.float16)
-    return Tokens(image, joined, offsets, back.astype(np.int64).reshape(-1))
+    return Tokens(image, joined, text_offsets(texts), back.astype(np.int64).reshape(-1))

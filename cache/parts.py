@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from .atomic import atomic_path
 from .errors import CacheError, DiskFullError
+from .features import text_offsets
 from .hdf5 import new_hdf5
 from .schema import PER_ROW, Header
 from .store import FeatureCache
@@ -61,8 +62,7 @@ def write_part(folder: Path, number: int, block: Block, header: Header) -> Path:
         for name, values in block.columns.items():
             file[name] = values
         if block.text_tokens is not None:
-            lengths = [len(tokens) for tokens in block.text_tokens]
-            file["text_offsets"] = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+            file["text_offsets"] = text_offsets(block.text_tokens)
             file["text_tokens"] = np.concatenate(block.text_tokens)
     return path
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from .features import finite_rows
 from .store import FeatureCache
 
 _BLOCK_ROWS = 4096
@@ -60,9 +61,9 @@ def verify(cache: FeatureCache, digests_now: Callable[[str], Digests | None]) ->
         rows = np.arange(start, min(start + _BLOCK_ROWS, len(cache)))
         finite, zero = np.ones(len(rows), dtype=bool), np.zeros(len(rows), dtype=bool)
         for name in cache.embedding_names():
-            values = cache.read(name, rows).reshape(len(rows), -1)
-            finite &= np.isfinite(values).all(axis=1)
-            zero |= ~values.any(axis=1)
+            values = cache.read(name, rows)
+            finite &= finite_rows(values)
+            zero |= ~values.reshape(len(rows), -1).any(axis=1)
         report.non_finite += [cache.guids[row] for row in rows[~finite]]
         report.all_zero += [cache.guids[row] for row in rows[zero]]
     return report

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..cache.errors import BackboneError
-from ..cache.features import Features, Tokens
+from ..cache.features import Features, Tokens, text_offsets
 from ..cache.parts import Block
 from ..cache.schema import describe_difference, fingerprint_of
 from ..cache.store import FeatureCache
@@ -101,7 +101,5 @@ def _features(block: Block) -> Features:
     image, text = (block.columns[name].astype(np.float32) for name in ("image", "text"))
     if not block.text_tokens:
         return Features(image, text)
-    offsets = np.concatenate([[0], np.cumsum([len(each) for each in block.text_tokens])]).astype(np.int64)
-    rows = np.arange(len(block.guids))
-    tokens = Tokens(block.columns["image_tokens"], np.concatenate(block.text_tokens), offsets, rows)
-    return Features(image, text, tokens)
+    joined, offsets = np.concatenate(block.text_tokens), text_offsets(block.text_tokens)
+    return Features(image, text, Tokens(block.columns["image_tokens"], joined, offsets, np.arange(len(block.guids))))

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from ..cache.errors import DataError
+from ..cache.features import finite_rows
 from ..cache.parts import Block
 from .backbone import Encoder
 from .dataset import Pair
@@ -250,8 +251,7 @@ def _without_non_finite(block: Block, rows: list[_Loaded], rejects: list[Reject]
     good = np.ones(len(rows), dtype=bool)
     for name in ("image", "text", "image_views"):
         if name in block.columns:
-            values = block.columns[name]
-            good &= np.isfinite(values).reshape(len(rows), -1).all(axis=1) if len(rows) else good
+            good &= finite_rows(block.columns[name])
     if good.all():
         return block
     for index in np.flatnonzero(~good):

@@ -1,13 +1,12 @@
 """The run folder: what ``train-head`` leaves, and what ``--full`` reads back from it."""
 
 import csv
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..cache.atomic import write_text
+from ..cache.atomic import write_json, write_text
 from ..cache.errors import CheckpointError
 from ..cache.labels import table_text
 from ..cache.store import FeatureCache
@@ -73,7 +72,7 @@ def write_run(
             figures.curves(list(histories.values()), checkpoint.best_epochs, draft / "curves.png")
         shown = "test" if "test" in metrics else "train"
         figures.confusion(metrics[shown]["confusion"], checkpoint.classes, shown, draft / "confusion.png")
-        write_text(draft / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+        write_json(draft / "config.json", config)
         result = {
             "run": str(folder.absolute()),
             "best_pt": str(folder.absolute() / "best.pt"),
@@ -87,5 +86,5 @@ def write_run(
             **metrics,
             "seconds": time.perf_counter() - started,
         }
-        write_text(draft / "metrics.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+        write_json(draft / "metrics.json", result)
     return result

@@ -1,6 +1,5 @@
 """The result folder of an experiment: tables, out-of-fold probabilities, a figure."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...cache.atomic import write_text
+from ...cache.atomic import write_json, write_text
 from ...cache.labels import table_text
 from ..folders import new_folder
 from ..folds import Fold, folds_of
@@ -35,7 +34,7 @@ def write_results(
 
     with new_folder(out, what) as (draft, folder):
         result = {"folder": str(folder.absolute()), **result}
-        write_text(draft / "results.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+        write_json(draft / "results.json", result)
         header, rows = results_table(result)
         write_text(draft / "results.csv", table_text(header, rows))
         write_text(draft / "out_of_fold.csv", _out_of_fold_text(data, logits, folds))

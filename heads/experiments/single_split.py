@@ -1,13 +1,12 @@
 """One split, as the published report has it: its own tables, which a single test part of a few hundred rows fills."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ...cache.atomic import write_text
+from ...cache.atomic import write_json
 from ..duplicates import separated
 from ..folders import check_writable, new_folder
 from ..folds import Fold
@@ -52,5 +51,5 @@ def single_split(setup: Setup, candidates: Sequence[Candidate], focus_class: str
     with new_folder(Path(setup.out), "single-split") as (draft, folder):
         about |= {"folder": str(folder.absolute()), "rows": sizes, "focus_class": focus}
         result = {**about, **found, "candidates": listed}
-        write_text(draft / "results.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+        write_json(draft / "results.json", result)
     return result
