@@ -156,7 +156,7 @@ class CrossAttn(Fusion):
 
     def forward(self, batch: Batch) -> tuple[Tensor, ...]:
         """Return (n, width + 2 d)."""
-        assert batch.tokens is not None  # Head.batch refuses rows without tokens
+        assert batch.tokens is not None  # sizes without token states were refused above
         return (torch.cat([self.attention(batch.tokens), batch.text, batch.image], dim=1),)
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 
 from ..cache.errors import DataError
-from ..cache.features import Features
 from ..cache.labels import read_labels
 from ..cache.store import FeatureCache
 from .fusions import fusion_class
@@ -42,10 +41,10 @@ def rows_of(
     guids: Sequence[str],
     labels: dict[str, str],
     classes: Sequence[str],
-    recipe: Recipe,
+    recipes: Sequence[Recipe],
     max_bytes: int | None = None,
 ) -> Rows:
-    """Return what heads of ``recipe`` look at, and class numbers, of ``guids`` in their order.
+    """Return what heads of any of ``recipes`` look at, and class numbers, of ``guids`` in their order.
 
     Raises
     ------
@@ -58,13 +57,6 @@ def rows_of(
     for guid in guids:
         if labels[guid] not in number:
             raise DataError(f"guid {guid!r} has the label {labels[guid]!r}, the head knows {', '.join(classes)}")
-    features = features_of(cache, guids, [recipe], max_bytes)
-    return Rows(features, np.array([number[labels[guid]] for guid in guids], dtype=np.int64))
-
-
-def features_of(
-    cache: FeatureCache, guids: Sequence[str], recipes: Sequence[Recipe], max_bytes: int | None = None
-) -> Features:
-    """Return what heads of any of ``recipes`` look at, in the order of ``guids``; see ``rows_of``."""
     tokens = any(fusion_class(recipe.fusion, recipe.modality).needs_tokens for recipe in recipes)
-    return cache.features(guids, tokens, any(recipe.views for recipe in recipes), max_bytes)
+    features = cache.features(guids, tokens, any(recipe.views for recipe in recipes), max_bytes)
+    return Rows(features, np.array([number[labels[guid]] for guid in guids], dtype=np.int64))

@@ -28,6 +28,11 @@ def confusion_matrix(true: NDArray[np.int64], predicted: NDArray[np.int64], n_cl
     return counts.reshape(n_classes, n_classes).astype(np.int64)
 
 
+def f1_of(hits: NDArray[Any], total: NDArray[Any]) -> NDArray[np.float64]:
+    """F1 = 2 hits / total, total being how often a class occurs plus how often it is predicted; NaN where that is 0."""
+    return np.where(total > 0, 2 * hits / np.maximum(total, 1), np.nan)
+
+
 def f1_per_class(confusion: NDArray[Any]) -> NDArray[np.float64]:
     """F1 of each class, (..., C) float64, from confusion matrices (..., C, C).
 
@@ -36,7 +41,7 @@ def f1_per_class(confusion: NDArray[Any]) -> NDArray[np.float64]:
     """
     hits = np.diagonal(confusion, axis1=-2, axis2=-1)
     total = confusion.sum(axis=-1) + confusion.sum(axis=-2)
-    return np.where(total > 0, 2 * hits / np.maximum(total, 1), np.nan)
+    return f1_of(hits, total)
 
 
 def macro_f1(confusion: NDArray[Any]) -> NDArray[np.float64]:
@@ -51,6 +56,12 @@ def accuracy(confusion: NDArray[Any]) -> NDArray[np.float64]:
     """Share of rows on the diagonal, (...,) float64, from confusion matrices (..., C, C)."""
     hits = np.diagonal(confusion, axis1=-2, axis2=-1).sum(axis=-1)
     return hits / np.maximum(confusion.sum(axis=(-2, -1)), 1)
+
+
+def quick_scores(true: NDArray[np.int64], predicted: NDArray[np.int64], n_classes: int) -> dict[str, float]:
+    """Return macro-F1 and accuracy, without intervals, of class numbers (n,) each."""
+    confusion = confusion_matrix(true, predicted, n_classes)
+    return {"macro_f1": float(macro_f1(confusion)), "accuracy": float(accuracy(confusion))}
 
 
 def bootstrap_confusions(confusion: NDArray[np.int64], replicates: int, seed: int) -> NDArray[np.int64]:

@@ -145,6 +145,10 @@ class Recipe:
             check_name(name)
         return replace(self, **settings)
 
+    def reseeded(self, number: int) -> "Recipe":
+        """Return a copy with the ``number``-th seed after this one's, beginning anew beyond the largest."""
+        return replace(self, seed=(self.seed + number) % 2**32)
+
 
 _OF_LINEAR = ("fusion", "modality", "head", "class_weights", "offsets", "normalize", "seed")
 SETTINGS: dict[str, Any] = {field.name: field.default for field in fields(Recipe)}

@@ -16,7 +16,7 @@ from .folders import check_writable
 from .inputs import Rows
 from .labelled import labels_of, rows_of
 from .losses import fit_offsets
-from .metrics import score
+from .metrics import quick_scores, score
 from .model import Ensemble, sizes_of
 from .parallel import each_of
 from .recipe import Recipe
@@ -84,20 +84,11 @@ def train_head(
         split = make_split(labels, groups, split_dir, split_seed, group_duplicates)
         classes = sorted({labels[guid] for guids in split.named().values() for guid in guids})
         rows = {
-            name: rows_of(cache, guids, labels, classes, recipe, max_bytes) for name, guids in split.named().items()
+            name: rows_of(cache, guids, labels, classes, [recipe], max_bytes) for name, guids in split.named().items()
         }
         of_train = np.array([groups[guid] for guid in split.train])
-        tasks = [
-            (
-                replace(recipe, seed=(recipe.seed + number) % 2**32),
-                len(classes),
-                rows["train"],
-                rows["val"],
-                device,
-                of_train,
-            )
-            for number in range(seeds)
-        ]
+        recipes = [recipe.reseeded(number) for number in range(seeds)]
+        tasks = [(each, len(classes), rows["train"], rows["val"], device, of_train) for each in recipes]
         fits = _fit_all(tasks, jobs if device == "cpu" else 1, on_fit)
         checkpoint = _checkpoint(cache, fits, recipe, classes, split, labels_file, rows["train"])
         if recipe.offsets:
@@ -141,7 +132,7 @@ def train_full(
         earlier.check_cache(cache)
         labels_file, labels, absent = labels_of(cache, labels_path or earlier.made_from["labels"])
         split = Split(list(labels), [], [])
-        rows = rows_of(cache, split.train, labels, earlier.classes, earlier.recipe, max_bytes)
+        rows = rows_of(cache, split.train, labels, earlier.classes, [earlier.recipe], max_bytes)
         missing = sorted(set(earlier.classes) - set(labels.values()))
         if missing:
             raise DataError(f"{labels_file} has no row of class {missing[0]!r}, which the run of {source} knows")
@@ -210,7 +201,8 @@ def evaluate(
                     f"{len(unlabelled)} of {len(guids)} {name} rows have no label or no features here, the first is "
                     f"{unlabelled[0]!r}: give the labels file and the cache that the head was trained with"
                 )
-            rows = rows_of(cache, guids, labels, checkpoint.classes, checkpoint.recipe.changed(views=False), max_bytes)
+            recipe = checkpoint.recipe.changed(views=False)
+            rows = rows_of(cache, guids, labels, checkpoint.classes, [recipe], max_bytes)
             result[name] = _score(checkpoint, rows)
     return result
 
@@ -260,8 +252,7 @@ def _seed_scores(checkpoint: Checkpoint, fits: Sequence[Fit], rows: dict[str, Ro
             for name in ("val", "test"):
                 if name in rows:
                     predicted = predict_logits(alone, rows[name].features).argmax(axis=1)
-                    scores = score(rows[name].classes, predicted, checkpoint.classes)
-                    entry[name] = {"macro_f1": scores["macro_f1"], "accuracy": scores["accuracy"]}
+                    entry[name] = quick_scores(rows[name].classes, predicted, len(checkpoint.classes))
         of_each.append(entry)
     result: dict[str, Any] = {"seeds": of_each}
     if len(fits) > 1 and rows:
@@ -294,7 +285,7 @@ def _checkpoint(
         classes=classes,
         sizes=sizes_of(train.features),
         recipe=recipe,
-        seeds=[(recipe.seed + number) % 2**32 for number in range(len(fits))],
+        seeds=[recipe.reseeded(number).seed for number in range(len(fits))],
         identity=cache.header.identity,
         backbone=cache.header.backbone,
         split=split,

@@ -15,7 +15,7 @@ from ..cache.features import Features
 from .inputs import Batch, Rows, batches, token_batches
 from .linear import fit_linear
 from .losses import Loss, make_loss
-from .metrics import accuracy, confusion_matrix, macro_f1
+from .metrics import quick_scores
 from .model import Ensemble, Head, sizes_of
 from .optimizer import AdamW, Plateau
 from .recipe import Recipe
@@ -112,12 +112,12 @@ def _linear_record(
     chosen = fit_linear(head, recipe, n_classes, train, groups)
     head.eval()
     record: dict[str, float] = {"epoch": 1, "C": chosen}
+    loss = make_loss(recipe, np.bincount(train.classes, minlength=n_classes), "cpu")
     for name, rows in (("train", train), ("val", val)):
         if rows is not None:
             logits = torch.from_numpy(predict_logits(head, rows.features))
-            loss = make_loss(recipe, np.bincount(train.classes, minlength=n_classes), "cpu")
             record[f"{name}_loss"] = float(loss(logits, torch.from_numpy(rows.classes)))
-            record[f"{name}_macro_f1"], record[f"{name}_accuracy"] = _scores(logits, rows.classes, n_classes)
+            record |= _scores(logits, rows.classes, n_classes, name)
     return record
 
 
@@ -155,13 +155,13 @@ class _Training:
             record["train_loss"] = self._epoch(epoch)
             head.eval()
             if score_train:
-                record["train_macro_f1"] = _scores(self._training_logits(), self.train.classes, self.n_classes)[0]
+                scores = _scores(self._training_logits(), self.train.classes, self.n_classes, "train")
+                record["train_macro_f1"] = scores["train_macro_f1"]
             if val is not None:
                 parts = predict_parts(head, val.features)
                 true = torch.from_numpy(val.classes).to(self.device)
                 record["val_loss"] = float(torch.stack([self.loss(logits, true) for logits in parts]).mean())
-                logits = parts.mean(dim=0)
-                record["val_macro_f1"], record["val_accuracy"] = _scores(logits, val.classes, self.n_classes)
+                record |= _scores(parts.mean(dim=0), val.classes, self.n_classes, "val")
             result.history.append(record)
             if on_epoch is not None:
                 on_epoch(record)
@@ -217,9 +217,10 @@ class _Training:
             return self.head.parts(self.inputs).mean(dim=0)
 
 
-def _scores(logits: Tensor, classes: NDArray[np.int64], n_classes: int) -> tuple[float, float]:
-    confusion = confusion_matrix(classes, logits.argmax(dim=1).cpu().numpy(), n_classes)
-    return float(macro_f1(confusion)), float(accuracy(confusion))
+def _scores(logits: Tensor, classes: NDArray[np.int64], n_classes: int, part: str) -> dict[str, float]:
+    """Return ``<part>_macro_f1`` and ``<part>_accuracy``."""
+    scores = quick_scores(classes, logits.argmax(dim=1).cpu().numpy(), n_classes)
+    return {f"{part}_{name}": value for name, value in scores.items()}
 
 
 def predict_parts(head: Head, features: Features) -> Tensor:

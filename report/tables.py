@@ -99,9 +99,9 @@ def featurize_table(summary: Mapping[str, Any], next_command: str) -> Table:
 
 def run_table(result: Mapping[str, Any], next_command: str) -> Table:
     """Show what ``train-head`` did beside the scores, and what to type next."""
-    epochs = {"epochs": ", ".join(f"{each['epochs']}, best {each['best_epoch']}" for each in result["seeds"][:1])}
-    if len(result["seeds"]) > 1:
-        epochs = {"epochs": " ".join(str(each["epochs"]) for each in result["seeds"])}
+    seeds = result["seeds"]
+    one = f"{seeds[0]['epochs']}, best {seeds[0]['best_epoch']}"
+    epochs = {"epochs": one if len(seeds) == 1 else " ".join(str(each["epochs"]) for each in seeds)}
     return pairs_table(
         ({} if result["head"] == "linear" else epochs)
         | {

@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from ...cache.errors import MmcliError
 from ...cache.store import FeatureCache
 from ..folders import check_writable
-from ..folds import folds_of, repeated_folds
+from ..folds import Fold, folds_of, repeated_folds
 from ..fusions import FUSIONS, fusion_class, refuse_weights
-from ..metrics import confusion_matrix, f1_per_class, interval
+from ..metrics import accuracy, confusion_matrix, f1_per_class, interval, macro_f1
 from ..recipe import Recipe
 from .fits import Candidate, Data, FoldFit, by_candidate, fit_all
 from .results import write_results
 from .setup import KEPT, Protocol, Setup, focus_of, open_data
-from .statistics import bootstrap_p, corrected_t, holm, influence, paired_bootstrap, with_fits
+from .statistics import Replicates, bootstrap_p, corrected_t, holm, influence, paired_bootstrap, with_fits
 
 
 def all_fusions(cache_path: str | Path, recipe: Recipe) -> list[str]:
@@ -42,10 +42,9 @@ def candidates_of(names: Sequence[str], recipe: Recipe) -> list[Candidate]:
     candidates = []
     for name in names:
         fusion, _, head = ("concat", ":", "linear") if name == "linear" else name.partition(":")
-        changed = recipe.changed(fusion=fusion, head=head or recipe.head)
+        chosen, changed = fusion_class(fusion, recipe.modality), recipe.changed(fusion=fusion, head=head or recipe.head)
         if changed.head == "linear":
-            refuse_weights(fusion_class(fusion, recipe.modality), fusion)
-        fusion_class(fusion)
+            refuse_weights(chosen, fusion)
         candidates.append(Candidate(name, changed))
     return candidates
 
@@ -122,78 +121,95 @@ def score_candidates(
     true, n_classes, names = data.rows.classes, len(data.classes), list(logits)
     predicted = np.stack([logits[name].argmax(axis=2) for name in names])  # (K, R, n)
     confusions = np.stack([[confusion_matrix(true, each, n_classes) for each in of_one] for of_one in predicted])
-    f1 = np.nanmean(f1_per_class(confusions), axis=1)  # (K, C)
-    macro = f1.mean(axis=1)
-    hits = np.diagonal(confusions, axis1=2, axis2=3)
-    recall = (hits / np.maximum(confusions.sum(axis=3), 1)).mean(axis=1)  # (K, C)
-    reference = int(np.argmax(macro)) if against == "best" else names.index(against)
     drawn = paired_bootstrap(true, predicted, n_classes, seed=0)
-    influences = np.stack([[influence(true, each, n_classes) for each in of_one] for of_one in predicted])
     grouped = by_candidate(fits)
-    fold_of = folds_of([each.fold for each in grouped[names[0]]], len(true))
-    fold_scores = {name: _fold_scores(true, grouped[name], n_classes) for name in names}
-    fold = fits[0].fold
-    test_share = len(fold.test) / (len(fold.train) + len(fold.stop))
     listed = []
     for number, name in enumerate(names):
-        right = np.diagonal(confusions[number], axis1=1, axis2=2).sum(axis=1) / len(true)
-        entry: dict[str, Any] = {
-            "name": name,
-            "macro_f1": float(macro[number]),
-            "macro_f1_ci": interval(drawn.macro_f1[:, number]),
-            "accuracy": float(right.mean()),
-            "accuracy_ci": interval(drawn.accuracy[:, number]),
-            "per_class": {
-                each: {
-                    "f1": float(f1[number, index]),
-                    "f1_ci": interval(drawn.f1[:, number, index]),
-                    "recall": float(recall[number, index]),
-                    "recall_ci": interval(drawn.recall[:, number, index]),
-                }
-                for index, each in enumerate(data.classes)
-            },
-            "confusion": confusions[number].mean(axis=0).tolist(),
-            "fold_macro_f1": fold_scores[name].tolist(),
+        entry = _scores(confusions[number], drawn, number, data.classes)
+        entry |= {
+            "fold_macro_f1": [float(macro_f1(_confusion(each, true, n_classes))) for each in grouped[name]],
             "parameters": grouped[name][0].parameters,
             "fit_seconds": float(np.mean([each.seconds for each in grouped[name]])),
             "epochs": float(np.mean([each.epochs for each in grouped[name]])),
         }
-        listed.append(entry)
-
-    def difference(one: int, other: int) -> dict[str, float]:
-        """Return the difference of two candidates in macro-F1, its interval, and both p values."""
-        drawn_differences = with_fits(
-            drawn.macro_f1[:, one] - drawn.macro_f1[:, other], influences[one] - influences[other], fold_of, seed=1
-        )
-        t, p_t = corrected_t(fold_scores[names[one]] - fold_scores[names[other]], test_share)
-        low, high = interval(drawn_differences)
-        return {
-            "macro_f1": float(macro[one] - macro[other]),
-            "low": low,
-            "high": high,
-            "p_bootstrap": bootstrap_p(drawn_differences),
-            "t_corrected": t,
-            "p_corrected_t": p_t,
-        }
-
-    # The best is known only after the scores are: with it as reference, every pair could have been the one looked at.
-    pairs = list(itertools.combinations(range(len(names)), 2)) if against == "best" else []
-    pairs = [pair for pair in pairs if reference not in pair]
-    pairs = [(number, reference) for number in range(len(names)) if number != reference] + pairs
-    found = {pair: difference(*pair) for pair in pairs}
-    for which in ("p_bootstrap", "p_corrected_t"):
-        adjusted = holm(np.array([each[which] for each in found.values()]))
-        for each, value in zip(found.values(), adjusted, strict=True):
-            each[f"{which}_holm"] = float(value)
+        listed.append({"name": name, **entry})
+    macro = [entry["macro_f1"] for entry in listed]
+    reference = int(np.argmax(macro)) if against == "best" else names.index(against)
+    pairs = _pairs(len(names), reference, every=against == "best")
+    influences = np.stack([[influence(true, each, n_classes) for each in of_one] for of_one in predicted])
+    folds = [each.fold for each in grouped[names[0]]]
+    found = _differences(pairs, listed, drawn, influences, folds)
     for number, entry in enumerate(listed):
         entry["difference"] = found.get((number, reference))
     listed.sort(key=lambda entry: -entry["macro_f1"])
     return {"against": names[reference], "differences_tested": len(pairs), "candidates": listed}
 
 
-def _fold_scores(true: NDArray[np.int64], fits: Sequence[FoldFit], n_classes: int) -> NDArray[np.float64]:
-    scores = []
-    for each in fits:
-        confusion = confusion_matrix(true[each.fold.test], each.logits.argmax(axis=1), n_classes)
-        scores.append(float(np.nanmean(f1_per_class(confusion))))
-    return np.array(scores)
+def _confusion(each: FoldFit, true: NDArray[np.int64], n_classes: int) -> NDArray[np.int64]:
+    return confusion_matrix(true[each.fold.test], each.logits.argmax(axis=1), n_classes)
+
+
+def _scores(confusions: NDArray[np.int64], drawn: Replicates, number: int, classes: Sequence[str]) -> dict[str, Any]:
+    """Return the scores of one candidate, means over its repeats, with intervals; confusions are (R, C, C)."""
+    f1 = np.nanmean(f1_per_class(confusions), axis=0)
+    hits = np.diagonal(confusions, axis1=1, axis2=2)
+    recall = (hits / np.maximum(confusions.sum(axis=2), 1)).mean(axis=0)
+    return {
+        "macro_f1": float(f1.mean()),
+        "macro_f1_ci": interval(drawn.macro_f1[:, number]),
+        "accuracy": float(accuracy(confusions).mean()),
+        "accuracy_ci": interval(drawn.accuracy[:, number]),
+        "per_class": {
+            each: {
+                "f1": float(f1[index]),
+                "f1_ci": interval(drawn.f1[:, number, index]),
+                "recall": float(recall[index]),
+                "recall_ci": interval(drawn.recall[:, number, index]),
+            }
+            for index, each in enumerate(classes)
+        },
+        "confusion": confusions.mean(axis=0).tolist(),
+    }
+
+
+def _pairs(count: int, reference: int, every: bool) -> list[tuple[int, int]]:
+    """Return the pairs of candidates whose difference is looked at: each with the reference, or every one.
+
+    The best is known only after the scores are: with it as reference, every pair could have been the one looked at.
+    """
+    shown = [(number, reference) for number in range(count) if number != reference]
+    others = itertools.combinations((number for number in range(count) if number != reference), 2)
+    return shown + (list(others) if every else [])
+
+
+def _differences(
+    pairs: Sequence[tuple[int, int]],
+    listed: Sequence[dict[str, Any]],
+    drawn: Replicates,
+    influences: NDArray[np.float64],
+    folds: Sequence[Fold],
+) -> dict[tuple[int, int], dict[str, float]]:
+    """Return for each pair the difference in macro-F1, its interval, and p values, adjusted for their number too."""
+    fold_of = folds_of(folds, influences.shape[2])
+    test_share = len(folds[0].test) / (len(folds[0].train) + len(folds[0].stop))
+    found: dict[tuple[int, int], dict[str, float]] = {}
+    for one, other in pairs:
+        replicates = with_fits(
+            drawn.macro_f1[:, one] - drawn.macro_f1[:, other], influences[one] - influences[other], fold_of, seed=1
+        )
+        by_fold = np.array(listed[one]["fold_macro_f1"]) - np.array(listed[other]["fold_macro_f1"])
+        t, p_t = corrected_t(by_fold, test_share)
+        low, high = interval(replicates)
+        found[one, other] = {
+            "macro_f1": listed[one]["macro_f1"] - listed[other]["macro_f1"],
+            "low": low,
+            "high": high,
+            "p_bootstrap": bootstrap_p(replicates),
+            "t_corrected": t,
+            "p_corrected_t": p_t,
+        }
+    for which in ("p_bootstrap", "p_corrected_t"):
+        adjusted = holm(np.array([each[which] for each in found.values()]))
+        for each, value in zip(found.values(), adjusted, strict=True):
+            each[f"{which}_holm"] = float(value)
+    return found

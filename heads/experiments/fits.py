@@ -120,7 +120,7 @@ def fit_all(
     found: dict[tuple[str, int, int], FoldFit] = {}
     for candidate in candidates:
         for number, fold in enumerate(folds):
-            recipe = candidate.recipe.changed(seed=(candidate.recipe.seed + number) % 2**32)
+            recipe = candidate.recipe.reseeded(number)
             path = kept / f"{_key(data, recipe, fold)}.npz"
             finished = _load(path, candidate.name, fold)
             if finished is None:

@@ -10,8 +10,7 @@ import numpy as np
 from ...cache.errors import MmcliError
 from ...cache.store import FeatureCache
 from ..duplicates import duplicate_groups
-from ..inputs import Rows
-from ..labelled import features_of, labels_of
+from ..labelled import labels_of, rows_of
 from ..parallel import cpu_count
 from ..splits import Split, make_split
 from .fits import Candidate, Data, OnFit, data_key
@@ -107,8 +106,8 @@ def open_data(
             split = make_split(labels, group_of, setup.split_dir, setup.split_seed, setup.group_duplicates)
             guids = [guid for name in parts for guid in split.named()[name]]
         classes = sorted({labels[guid] for guid in guids})
-        features = features_of(cache, guids, [candidate.recipe for candidate in candidates], setup.bytes_each())
-        rows = Rows(features, np.searchsorted(classes, [labels[guid] for guid in guids]).astype(np.int64))
+        recipes = [candidate.recipe for candidate in candidates]
+        rows = rows_of(cache, guids, labels, classes, recipes, setup.bytes_each())
         groups = np.array([group_of[guid] for guid in guids], dtype=np.int64)
         data = Data(rows, guids, groups, classes, data_key(cache.fingerprint, guids, rows))
         about = {

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ..metrics import f1_of
+
 REPLICATES = 5000
 _CELLS = 4_000_000  # numbers drawn at once
 
@@ -63,8 +65,7 @@ def paired_bootstrap(
             for repeat in range(n_repeats):
                 says = (patterns[:, 1 + candidate * n_repeats + repeat, None] == is_class).astype(np.float64)
                 hits = drawn @ (says * support_of)
-                total = drawn @ says + support
-                of_repeats.append(np.where(total > 0, 2 * hits / np.maximum(total, 1), np.nan))
+                of_repeats.append(f1_of(hits, drawn @ says + support))
                 recall_block[:, candidate] += hits / of_class / n_repeats
                 right += hits.sum(axis=1) / n
             f1_block[:, candidate] = np.mean(of_repeats, axis=0)
@@ -86,10 +87,9 @@ def influence(true: NDArray[np.int64], predicted: NDArray[np.int64], n_classes: 
     support, called = (rows[:, None] == is_class for rows in (true, predicted))
     total = support.sum(axis=0) + called.sum(axis=0)
     hits = support & called
-    there = total > 0
-    f1 = 2 * hits.sum(axis=0) / np.maximum(total, 1)
+    f1 = f1_of(hits.sum(axis=0), total)
     moved = (2.0 * hits - f1 * (support.astype(np.float64) + called)) / np.maximum(total, 1)
-    return len(true) * moved[:, there].mean(axis=1)
+    return len(true) * moved[:, total > 0].mean(axis=1)
 
 
 def fit_spread(influences: NDArray[np.float64], fold_of: NDArray[np.int64]) -> tuple[float, int]:
