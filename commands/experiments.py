@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from .options import MAX_SEED, RECIPE, SETUP, Group, Json, Settings, note_about, typed, with_options
+from .options import MAX_SEED, RECIPE, SETUP, Group, Json, Settings, typed, with_options
 
 if TYPE_CHECKING:
     from ..heads.experiments import Candidate, Protocol, Setup
@@ -126,6 +126,7 @@ def sweep(
     from ..heads.experiments import sweep as run
     from ..heads.recipe import setting_text
     from ..report.experiments import comparison_tables
+    from ..report.notes import note_about
     from ..report.progress import ProgressLine
     from ..report.terminal import note, print_json, print_parts
 
@@ -151,6 +152,7 @@ def _score(
     from ..heads.experiments import compare as by_folds
     from ..heads.experiments import single_split
     from ..report.experiments import comparison_tables, focus_table, single_split_tables
+    from ..report.notes import note_about
     from ..report.progress import ProgressLine
     from ..report.tables import shown_path
     from ..report.terminal import print_json, print_parts

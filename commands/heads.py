@@ -22,7 +22,6 @@ from .options import (
     Settings,
     SplitDir,
     SplitSeed,
-    note_about,
     parse_bytes,
     typed,
     with_options,
@@ -66,6 +65,7 @@ def train_head(
     from ..featurize.loading import choose_device
     from ..heads import train_full as run_full
     from ..heads import train_head as run
+    from ..report.notes import note_about
     from ..report.progress import ProgressLine
     from ..report.tables import run_table, score_tables, seeds_table
     from ..report.terminal import print_json, print_parts
@@ -133,6 +133,7 @@ def evaluate(
     """
     from ..featurize.loading import choose_device
     from ..heads import evaluate as run
+    from ..report.notes import note_about
     from ..report.tables import score_tables, shown_path
     from ..report.terminal import print_json, print_parts
 

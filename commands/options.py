@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -18,7 +18,6 @@ RUNS = Path("artifacts/runs")
 BEST = RUNS / "latest" / "best.pt"
 EXPERIMENTS = Path("artifacts/experiments")
 INTERRUPTED = "interrupted: what was finished is kept; run the same command again to go on"
-_FEW = 5  # rows of a class
 MAX_SEED = 2**32 - 1  # what scikit-learn takes
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
@@ -202,26 +201,3 @@ def parse_bytes(text: str) -> int:
         if stripped.endswith(unit) and number.replace(".", "", 1).isdigit():
             return int(float(number) * size)
     raise typer.BadParameter(f"--max-memory is a size such as 500MB or 2GB, found {text!r}")
-
-
-def note_about(result: Mapping[str, Any]) -> None:
-    """Say on stderr what a reader of the scores should know."""
-    from ..report.terminal import note
-
-    if result["labels_without_features"]:
-        note(f"note: {result['labels_without_features']} labels are of pairs without features; left out")
-    if result.get("duplicates_separated"):
-        note(
-            f"note: {result['duplicates_separated']} validation and test pairs have a copy (same image or same cleaned "
-            "text) in another part, which flatters the scores; --group-duplicates keeps copies together"
-        )
-    for part in ("val", "test"):
-        few = [name for name, each in result.get(part, {}).get("per_class", {}).items() if 0 < each["support"] < _FEW]
-        if few:
-            note(
-                f"note: fewer than {_FEW} {part} rows of {', '.join(few)}: its scores say little, and bend the macro-F1"
-            )
-    if result.get("full"):
-        note("note: the scores are of the rows that the head learned from")
-    if result.get("offsets") and "val" in result.get("candidates", [result])[0]:
-        note("note: the offsets were fitted on the validation rows, whose scores they flatter; look at the test rows")
