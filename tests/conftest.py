@@ -164,3 +164,52 @@ def content(path):
             for row, guid in enumerate(cache.guids):
                 rows[guid].append(cache.text_tokens(row).tobytes())
         return rows
+
+
+def rewrite(path, change, target=None):
+    """Write a cache of synthetic features again, its columns changed in place by ``change``."""
+    with FeatureCache.open(path) as cache:
+        image, text = cache.embeddings()
+        block = synthetic_block(cache.guids, cache.dim)
+    block.columns |= {"image": image, "text": text}
+    change(block.columns)
+    return write_cache(target or path, block)
+
+
+def interrupt_at_third(monkeypatch, module, name):
+    """Make the third call of ``module.name`` a Ctrl-C; return the function that makes it as it was."""
+    original, made = getattr(module, name), []
+
+    def interrupt(*arguments):
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        made.append(original(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(module, name, interrupt)
+    return lambda: monkeypatch.setattr(module, name, original)
+
+
+@pytest.fixture
+def setup(learnable, tmp_path):
+    """Return where experiments on ``learnable`` read and write."""
+    from mmcli.heads.experiments import Setup
+
+    path, labels = learnable
+    return Setup(path, labels, out=tmp_path / "experiments", jobs=1)
+
+
+@pytest.fixture
+def fitted(monkeypatch):
+    """Collect the candidates of the fits that are really made."""
+    from mmcli.heads.experiments import fits
+
+    names = []
+    original = fits._fit_one
+
+    def spy(name, *rest):
+        names.append(name)
+        return original(name, *rest)
+
+    monkeypatch.setattr(fits, "_fit_one", spy)
+    return names

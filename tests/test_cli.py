@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import write_pair
+from conftest import interrupt_at_third, write_pair
 
 
 @pytest.fixture
@@ -163,19 +163,11 @@ def test_an_interrupt_keeps_what_is_done_and_exits_with_130(cli, pairs, tiny_cli
 
     folder, _ = pairs(20)
     monkeypatch.setattr(pipeline, "BLOCK_ROWS", 5)
-    original, written = pipeline.write_part, []
-
-    def interrupt_at_third(*arguments):
-        if len(written) == 2:
-            raise KeyboardInterrupt
-        written.append(original(*arguments))
-        return written[-1]
-
-    monkeypatch.setattr(pipeline, "write_part", interrupt_at_third)
+    restore = interrupt_at_third(monkeypatch, pipeline, "write_part")
     code, _, err = cli("featurize", folder, "--backbone", tiny_clip)
     assert code == 130
     assert "run the same command again" in err
-    monkeypatch.setattr(pipeline, "write_part", original)
+    restore()
     code, out, _ = cli("featurize", folder, "--backbone", tiny_clip, "--json")
     assert (json.loads(out)["resumed"], json.loads(out)["computed"]) == (10, 10)
 

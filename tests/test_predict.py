@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_pair
-from mmcli.cache import BackboneError, CheckpointError, DataError, FeatureCache
+from conftest import rewrite, write_pair
+from mmcli.cache import BackboneError, CheckpointError, DataError, FeatureCache, MmcliError
 from mmcli.featurize import FeaturizeOptions, embed, featurize
 from mmcli.heads import FUSIONS, Recipe, load_checkpoint, predict, predict_logits, train_head
+from small_experiments import QUICK
 
 
 @pytest.fixture
@@ -163,3 +164,16 @@ def test_without_a_cache_listed_pairs_need_a_folder(trained, tmp_path):
     assert predict(best_pt, ids=ids, data=folder).guids == ["3"]
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         predict(tmp_path / "none.pt", ids=ids)
+
+
+def test_cached_rows_that_are_not_finite_are_not_predicted(learnable, tmp_path):
+    path, labels = learnable
+    run = train_head(path, labels, QUICK, runs=tmp_path / "runs")
+
+    def spoil(columns):
+        columns["image"][119, 2] = np.inf
+
+    rewrite(path, spoil)
+    (tmp_path / "ids.csv").write_text("guid\n3\n119\n")
+    with pytest.raises(MmcliError, match="image embeddings that are not finite, the first is '119'"):
+        predict(run["best_pt"], ids=tmp_path / "ids.csv")

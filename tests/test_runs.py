@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import header, synthetic_block, write_cache
-from mmcli.cache import CheckpointError, DataError, FeatureCache, read_labels
+from conftest import header, rewrite, synthetic_block, write_cache
+from mmcli.cache import CheckpointError, DataError, FeatureCache, MmcliError, read_labels
 from mmcli.heads import Recipe, evaluate, load_checkpoint, predict, predict_logits, train_full, train_head, write_split
 from PIL import Image
 from sklearn.metrics import f1_score
@@ -264,3 +264,42 @@ def test_a_disk_that_fills_up_while_a_run_is_written(learnable, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "no room to write" in done.stdout
     assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_several_seeds_make_one_ensemble(learnable, tmp_path):
+    path, labels = learnable
+    run = train_head(path, labels, QUICK.changed(offsets=True), runs=tmp_path / "runs", seeds=3, jobs=1)
+    checkpoint = load_checkpoint(run["best_pt"])
+    assert checkpoint.seeds == [42, 43, 44]
+    assert len(checkpoint.head.heads) == 3
+    assert run["offsets"] == dict(zip(checkpoint.classes, checkpoint.head.offsets.tolist(), strict=True))
+    of_each = [each["test"]["macro_f1"] for each in run["seeds"]]
+    assert run["over_seeds"]["test"]["macro_f1"]["mean"] == pytest.approx(np.mean(of_each))
+    assert run["over_seeds"]["test"]["macro_f1"]["sd"] == pytest.approx(np.std(of_each, ddof=1))
+    for seed, scores in zip((42, 43), of_each, strict=False):
+        alone = train_head(path, labels, QUICK.changed(offsets=True, seed=seed), runs=tmp_path / "runs")
+        assert alone["test"]["macro_f1"] == pytest.approx(scores)
+    history = (Path(run["run"]) / "history.csv").read_text().splitlines()
+    assert {line.split(",")[0] for line in history[1:]} == {"42", "43", "44"}
+    full = load_checkpoint(train_full(run["best_pt"], runs=tmp_path / "runs", jobs=1)["best_pt"])
+    assert full.seeds == [42, 43, 44]
+    assert np.array_equal(full.head.offsets, checkpoint.head.offsets)
+    assert full.best_epochs == [each["best_epoch"] for each in run["seeds"]]
+
+
+def test_a_plain_split_says_how_many_copies_it_separates(learnable, tmp_path, cli):
+    path, labels = learnable
+
+    def copy_images(columns):
+        columns["row/image_sha256"][:120] = np.repeat(columns["row/image_sha256"][:40], 3, axis=0)
+
+    rewrite(path, copy_images)
+    plain = train_head(path, labels, QUICK, runs=tmp_path / "runs")
+    assert plain["duplicates_separated"] > 5
+    grouped = train_head(path, labels, QUICK, runs=tmp_path / "runs", group_duplicates=True)
+    assert grouped["duplicates_separated"] == 0
+    assert sum(grouped[part]["n"] for part in ("train", "val", "test")) == 400
+    code, _, err = cli("train-head", "--cache", path, "--labels", labels, "--epochs", "1")
+    assert (code, f"{plain['duplicates_separated']} validation and test pairs have a copy" in err) == (0, True)
+    with pytest.raises(MmcliError, match="give one of them"):
+        train_head(path, labels, QUICK, Path(plain["run"]) / "splits", runs=tmp_path / "runs", group_duplicates=True)
