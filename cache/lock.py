@@ -10,8 +10,8 @@ from .errors import LockedError
 
 
 @contextlib.contextmanager
-def writer_lock(cache_path: Path) -> Iterator[None]:
-    """Hold the right to write ``cache_path``.
+def writer_lock(cache_path: Path, remedy: str = "give this one another --out") -> Iterator[None]:
+    """Hold the right to write ``cache_path``; ``remedy`` is what one may do instead of waiting.
 
     Raises
     ------
@@ -23,9 +23,7 @@ def writer_lock(cache_path: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise LockedError(
-            f"another mmcli is writing {cache_path}: wait until it has finished, or give this one another --out"
-        ) from error
+        raise LockedError(f"another mmcli is writing {cache_path}: wait until it has finished, or {remedy}") from error
     try:
         yield
     finally:

@@ -4,6 +4,8 @@ The last good cache is never opened for writing. A part appears under its name o
 disk, so whatever is there after a crash can be used.
 """
 
+from __future__ import annotations
+
 import contextlib
 import shutil
 from collections import OrderedDict
@@ -32,12 +34,23 @@ _OPEN_FILES = 16
 class Block:
     """Rows that were computed together, in the layout of the file (see ``schema``).
 
-    ``columns`` maps dataset names to arrays whose first axis is the row; ``text_tokens`` is a list of (L, w_t).
+    ``columns`` maps dataset names to arrays whose first axis is the row; ``text_tokens`` is a list of (L, w_t), and
+    ``text_ids``, where these are states in the middle of a tower, one of (L,).
     """
 
     guids: list[str]
     columns: dict[str, NDArray[Any]]
-    text_tokens: list[NDArray[np.float16]] | None = None
+    text_tokens: list[NDArray[Any]] | None = None
+    text_ids: list[NDArray[np.int32]] | None = None
+
+    def take(self, rows: NDArray[np.int64]) -> Block:
+        """Return the rows numbered ``rows``, in that order."""
+        return Block(
+            [self.guids[row] for row in rows],
+            {name: values[rows] for name, values in self.columns.items()},
+            None if self.text_tokens is None else [self.text_tokens[row] for row in rows],
+            None if self.text_ids is None else [self.text_ids[row] for row in rows],
+        )
 
 
 def parts_folder(cache_path: Path, fingerprint: str) -> Path:
@@ -64,6 +77,8 @@ def write_part(folder: Path, number: int, block: Block, header: Header) -> Path:
         if block.text_tokens is not None:
             file["text_offsets"] = text_offsets(block.text_tokens)
             file["text_tokens"] = np.concatenate(block.text_tokens)
+        if block.text_ids is not None:
+            file["text_ids"] = np.concatenate(block.text_ids)
     return path
 
 

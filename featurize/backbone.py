@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import nn
 
+    from .tops import Top
+
 DEFAULT_BACKBONE = "openai/clip-vit-base-patch32"
 OFFLINE = "offline"
 MAX_TOKENS = 77
@@ -77,6 +79,30 @@ class Encoder(ABC):
     @abstractmethod
     def vision_layers(self) -> list[nn.Module]:
         """Return the layers of the image tower, first to last."""
+
+    @abstractmethod
+    def images_below(self, pixels: NDArray[np.float32], layers: int) -> NDArray[np.float32]:
+        """Return what enters the last ``layers`` layers for prepared images, (B, 3, H, W): states (B, ...)."""
+
+    @abstractmethod
+    def texts_below(self, ids: Sequence[Sequence[int]], layers: int) -> list[NDArray[np.float32]]:
+        """Return what enters the last ``layers`` layers for B token lists: states (L, w) of each."""
+
+    @abstractmethod
+    def image_top(self, layers: int) -> Top:
+        """Return the last ``layers`` layers of the image tower and what follows, a copy to be trained.
+
+        Load in float32 for it: weights that were rounded stay rounded.
+
+        Raises
+        ------
+        BackboneError
+            There are not as many layers.
+        """
+
+    @abstractmethod
+    def text_top(self, layers: int) -> Top:
+        """Return the last ``layers`` layers of the text tower and what follows; as ``image_top``."""
 
 
 class Backbone(ABC):

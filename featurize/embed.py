@@ -11,6 +11,7 @@ from ..cache.features import Features, Tokens, text_offsets
 from ..cache.parts import Block
 from ..cache.schema import describe_difference, fingerprint_of
 from ..cache.store import FeatureCache
+from .backbone import Backbone
 from .dataset import Pair
 from .encode import How, Reject, encode_blocks
 from .loading import choose_device, open_backbone
@@ -82,22 +83,39 @@ def _encode(
     device: str,
     on_progress: Callable[[int, int], None] | None,
 ) -> Iterator[Embedded]:
+    source = open_same(identity, backbone)
+    encoder = source.load(choose_device(device), identity["dtype"], identity["image"]["resize"])
+    for block, rejects in encode_blocks(_blocks(pairs), encoder, how_of(identity, tokens=tokens), on_progress):
+        yield Embedded(block.guids, features_of(block), rejects)
+
+
+def open_same(identity: dict[str, Any], backbone: dict[str, Any]) -> Backbone:
+    """Open the backbone that features of ``identity`` were made with; ``backbone`` says where it is.
+
+    Raises
+    ------
+    BackboneError
+        It cannot be had, or what is there is another one.
+    """
     source = open_backbone(backbone["name"], backbone["revision"])
-    resize, clean = identity["image"]["resize"], identity["text"]["cleaning"] > 0
-    here = identity_of(source, identity["dtype"], clean, resize)
+    here = identity_of(source, identity["dtype"], identity["text"]["cleaning"] > 0, identity["image"]["resize"])
     if fingerprint_of(here) != fingerprint_of(identity):
         raise BackboneError(
             f"{backbone['name']} is not the backbone that the head was trained with ("
             + "; ".join(describe_difference(here, identity))
             + "): give the folder of the right one with --backbone"
         )
-    encoder = source.load(choose_device(device), identity["dtype"], resize)
+    return source
+
+
+def how_of(identity: dict[str, Any], **more: Any) -> How:
+    """Return how pairs are encoded for features of ``identity``."""
     store = np.float16 if identity["dtype"] == "bfloat16" else np.float32
-    for block, rejects in encode_blocks(_blocks(pairs), encoder, How(clean, tokens=tokens, store=store), on_progress):
-        yield Embedded(block.guids, _features(block), rejects)
+    return How(clean=identity["text"]["cleaning"] > 0, store=store, **more)
 
 
-def _features(block: Block) -> Features:
+def features_of(block: Block) -> Features:
+    """Return what a head may look at of the rows of a block."""
     image, text = (block.columns[name].astype(np.float32) for name in ("image", "text"))
     if not block.text_tokens:
         return Features(image, text)

@@ -7,10 +7,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL.Image import Image
-from torch import nn
+from torch import Tensor, nn
 
 from .backbone import MAX_TOKENS, Encoded, Encoder
 from .tensors import checked_resize, computing, low_precision, pad, to_float, to_half, tokenize
+from .tops import Top, check_layers, cut, entering, with_children
 
 
 class HuggingFaceEncoder(Encoder):
@@ -40,23 +41,38 @@ class HuggingFaceEncoder(Encoder):
 
     def encode_images(self, pixels: NDArray[np.float32], tokens: bool = False) -> Encoded:
         """Encode prepared images, (B, 3, H, W) float32."""
-        with computing(self.device, self.dtype):
-            out = self.model.get_image_features(pixel_values=torch.from_numpy(pixels).to(self.device))
+        out = self._run_images(pixels)
         states = to_half(out.last_hidden_state) if tokens else None
         return Encoded(to_float(out.pooler_output), None if states is None else list(states))
 
     def encode_texts(self, ids: Sequence[Sequence[int]], tokens: bool = False) -> Encoded:
         """Encode B token lists, padded to the longest of them (SigLIP: to its full length)."""
+        out = self._run_texts(ids)
+        return Encoded(to_float(out.pooler_output), self._own(to_half(out.last_hidden_state), ids) if tokens else None)
+
+    def images_below(self, pixels: NDArray[np.float32], layers: int) -> NDArray[np.float32]:
+        """Return what enters the last ``layers`` layers for prepared images, (B, P, w)."""
+        return to_float(entering(self.vision_layers()[-layers], lambda: self._run_images(pixels)))
+
+    def texts_below(self, ids: Sequence[Sequence[int]], layers: int) -> list[NDArray[np.float32]]:
+        """Return what enters the last ``layers`` layers for B token lists, (L, w) each (SigLIP: of its full length)."""
+        return self._own(to_float(entering(self.text_layers()[-layers], lambda: self._run_texts(ids))), ids)
+
+    def _run_images(self, pixels: NDArray[np.float32]) -> Any:
+        with computing(self.device, self.dtype):
+            return self.model.get_image_features(pixel_values=torch.from_numpy(pixels).to(self.device))
+
+    def _run_texts(self, ids: Sequence[Sequence[int]]) -> Any:
         full = self.max_tokens if self.pads_to_full_length else None
         padded, mask = pad(ids, self.tokenizer.pad_token_id, self.device, full)
         with computing(self.device, self.dtype):
-            inputs = {} if self.pads_to_full_length else {"attention_mask": mask}
-            out = self.model.get_text_features(input_ids=padded, **inputs)
-        states = None
-        if tokens:
-            lengths = [padded.shape[1] if self.pads_to_full_length else len(row) for row in ids]
-            states = [state[:length] for state, length in zip(to_half(out.last_hidden_state), lengths, strict=True)]
-        return Encoded(to_float(out.pooler_output), states)
+            return text_features(self.model, padded, None if self.pads_to_full_length else mask)
+
+    def _own(self, states: NDArray[Any], ids: Sequence[Sequence[int]]) -> list[NDArray[Any]]:
+        """Return the states of each text without those of its padding, which SigLIP looks at, too."""
+        if self.pads_to_full_length:
+            return list(states)
+        return [state[: len(row)] for state, row in zip(states, ids, strict=True)]
 
     def text_layers(self) -> list[nn.Module]:
         """Return the transformer layers of the text tower."""
@@ -66,3 +82,44 @@ class HuggingFaceEncoder(Encoder):
     def vision_layers(self) -> list[nn.Module]:
         """Return the transformer layers of the image tower."""
         return list(self.model.vision_model.encoder.layers)
+
+    def image_top(self, layers: int) -> Top:
+        """Return the last layers of the image tower, its last norm, and the projection."""
+        check_layers(self.vision_layers(), layers, "image")
+        return _ImageTop(self.model, layers)
+
+    def text_top(self, layers: int) -> Top:
+        """Return the last layers of the text tower, its last norm, and the projection."""
+        check_layers(self.text_layers(), layers, "text")
+        return _TextTop(self.model, layers, self.tokenizer.pad_token_id, masked=not self.pads_to_full_length)
+
+
+def text_features(model: Any, ids: Tensor, mask: Tensor | None) -> Any:
+    """Return what the model makes of token ids, (B, L); without a mask, every position is looked at."""
+    return model.get_text_features(input_ids=ids, **({} if mask is None else {"attention_mask": mask}))
+
+
+class _ImageTop(Top):
+    def __init__(self, model: Any, layers: int) -> None:
+        tower, unfrozen = cut(model.vision_model, layers)
+        super().__init__(with_children(model, vision_model=tower, text_model=None, text_projection=None), unfrozen)
+
+    def forward(self, states: Tensor, ids: Tensor | None = None, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return embeddings and last hidden states of images."""
+        model: Any = self.tower
+        out = self.run_from(states, lambda: model.get_image_features(pixel_values=states))
+        return out.pooler_output, out.last_hidden_state
+
+
+class _TextTop(Top):
+    def __init__(self, model: Any, layers: int, pad_id: int, masked: bool) -> None:
+        tower, unfrozen = cut(model.text_model, layers)
+        made = with_children(model, text_model=tower, vision_model=None, visual_projection=None)
+        super().__init__(made, unfrozen, pad_id)
+        self.masked = masked
+
+    def forward(self, states: Tensor, ids: Tensor | None = None, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return embeddings and last hidden states of texts."""
+        assert ids is not None
+        out = self.run_from(states, lambda: text_features(self.tower, ids, mask if self.masked else None))
+        return out.pooler_output, out.last_hidden_state

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,10 +10,11 @@ import transformers
 from efficientnet_lite_pytorch import EfficientNet
 from numpy.typing import NDArray
 from PIL.Image import Image
-from torch import nn
+from torch import Tensor, nn
 
 from .backbone import MAX_TOKENS, Encoded, Encoder
 from .tensors import checked_resize, computing, low_precision, pad, to_float, to_half, tokenize
+from .tops import Top, check_layers, cut, entering, upper, with_children
 
 IMAGE_SIZE = 224
 # The normalisation with which the image weights were published.
@@ -75,30 +77,101 @@ class OfflineEncoder(Encoder):
 
     def encode_images(self, pixels: NDArray[np.float32], tokens: bool = False) -> Encoded:
         """Encode prepared images; tokens are the 7 x 7 positions of the last feature map, (49, 1280)."""
-        with computing(self.device, self.dtype):
-            batch = torch.from_numpy(pixels).to(self.device, memory_format=torch.channels_last)
-            states = self.image_model.extract_features(batch)
+        features = self._run_images(pixels)
         with torch.inference_mode():
-            states = states.float().flatten(2).transpose(1, 2)
-            pooled = states.mean(dim=1) @ self.image_projection
+            pooled, states = pool_map(features, self.image_projection)
             return Encoded(to_float(pooled), list(to_half(states)) if tokens else None)
 
     def encode_texts(self, ids: Sequence[Sequence[int]], tokens: bool = False) -> Encoded:
         """Encode B token lists, padded to the longest of them; tokens are (L, 384)."""
+        states, mask = self._run_texts(ids)
+        with torch.inference_mode():
+            pooled = pool_tokens(states, mask, self.text_projection)
+            return Encoded(to_float(pooled), _own(to_half(states), ids) if tokens else None)
+
+    def images_below(self, pixels: NDArray[np.float32], layers: int) -> NDArray[np.float32]:
+        """Return the feature maps that enter the last ``layers`` layers, (B, channels, H, W)."""
+        return to_float(entering(self.vision_layers()[-layers], lambda: self._run_images(pixels)))
+
+    def texts_below(self, ids: Sequence[Sequence[int]], layers: int) -> list[NDArray[np.float32]]:
+        """Return what enters the last ``layers`` layers of MiniLM, (L, 384) each."""
+        return _own(to_float(entering(self.text_layers()[-layers], lambda: self._run_texts(ids))), ids)
+
+    def _run_images(self, pixels: NDArray[np.float32]) -> Tensor:
+        with computing(self.device, self.dtype):
+            batch = torch.from_numpy(pixels).to(self.device, memory_format=torch.channels_last)
+            features: Tensor = self.image_model.extract_features(batch)
+            return features
+
+    def _run_texts(self, ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         padded, mask = pad(ids, self.tokenizer.pad_token_id, self.device)
         with computing(self.device, self.dtype):
-            states = self.text_model(input_ids=padded, attention_mask=mask).last_hidden_state
-        with torch.inference_mode():
-            states = states.float()
-            weight = mask.unsqueeze(2).float()
-            pooled = (states * weight).sum(dim=1) / weight.sum(dim=1) @ self.text_projection
-            kept = [state[: len(row)] for state, row in zip(to_half(states), ids, strict=True)] if tokens else None
-            return Encoded(to_float(pooled), kept)
+            return self.text_model(input_ids=padded, attention_mask=mask).last_hidden_state, mask
 
     def text_layers(self) -> list[nn.Module]:
         """Return MiniLM's six layers."""
         return list(self.text_model.encoder.layer)
 
     def vision_layers(self) -> list[nn.Module]:
-        """Return EfficientNet's blocks."""
-        return list(self.image_model._blocks)
+        """Return EfficientNet's sixteen blocks and the convolution that follows them."""
+        return [*self.image_model._blocks, self.image_model._conv_head]
+
+    def image_top(self, layers: int) -> Top:
+        """Return the last layers of EfficientNet; with them, the scale and shift of its last norm are trained."""
+        check_layers(self.vision_layers(), layers, "image")
+        return _EfficientNetTop(self.image_model, layers, self.image_projection)
+
+    def text_top(self, layers: int) -> Top:
+        """Return the last layers of MiniLM, whose norms are inside them."""
+        check_layers(self.text_layers(), layers, "text")
+        return _MiniLMTop(self.text_model, layers, self.text_projection, self.tokenizer.pad_token_id)
+
+
+def _own(states: NDArray[Any], ids: Sequence[Sequence[int]]) -> list[NDArray[Any]]:
+    return [state[: len(row)] for state, row in zip(states, ids, strict=True)]
+
+
+def pool_tokens(states: Tensor, mask: Tensor, projection: Tensor) -> Tensor:
+    """Return the projected mean over a text's tokens, (B, d), of its last hidden states, (B, L, w)."""
+    weight = mask.unsqueeze(2).float()
+    return (states.float() * weight).sum(dim=1) / weight.sum(dim=1) @ projection
+
+
+def pool_map(features: Tensor, projection: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the projected mean over positions, (B, d), and each position, (B, P, w), of feature maps (B, w, H, W)."""
+    states = features.float().flatten(2).transpose(1, 2)
+    return states.mean(dim=1) @ projection, states
+
+
+class _MiniLMTop(Top):
+    projection: Tensor
+
+    def __init__(self, model: nn.Module, layers: int, projection: Tensor, pad_id: int) -> None:
+        tower, unfrozen = cut(model, layers)
+        tower = with_children(tower, pooler=None)  # a layer of BERT that nothing here looks at
+        super().__init__(nn.ModuleDict({"text_model": tower}), unfrozen, pad_id)
+        self.register_buffer("projection", projection)
+
+    def forward(self, states: Tensor, ids: Tensor | None = None, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return embeddings and last hidden states of texts."""
+        assert mask is not None
+        model: Any = self.tower["text_model"]  # type: ignore[index]
+        out = self.run_from(states, lambda: model(input_ids=ids, attention_mask=mask)).last_hidden_state
+        return pool_tokens(out, mask, self.projection), out
+
+
+class _EfficientNetTop(Top):
+    projection: Tensor
+
+    def __init__(self, model: Any, layers: int, projection: Tensor) -> None:
+        blocks = upper(model._blocks, layers - 1)
+        tower = with_children(model, _blocks=blocks, _conv_stem=None, _bn0=None, _fc=None)
+        super().__init__(nn.ModuleDict({"image_model": tower}), [blocks, model._conv_head, model._bn1])
+        self.register_buffer("projection", projection)
+
+    def forward(self, states: Tensor, ids: Tensor | None = None, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return embeddings and the positions of the last feature map, as ``EfficientNet.extract_features`` goes on."""
+        model: Any = self.tower["image_model"]  # type: ignore[index]
+        for block in model._blocks:
+            states = block(states)
+        return pool_map(model._swish(model._bn1(model._conv_head(states))), self.projection)

@@ -1,9 +1,11 @@
 """best.pt: tensors and a JSON header, nothing that runs code when it is loaded."""
 
+import contextlib
 import io
 import json
 import pickle
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from .recipe import Recipe
 from .splits import Split
 
 FORMAT = "mmcli head 2"
+FINETUNED = "mmcli finetune 1"  # with layers of the backbone; read and used by ``finetune``
 
 
 @dataclass
@@ -86,7 +89,12 @@ class Checkpoint:
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write ``path`` atomically."""
-    header = {
+    write_best_pt(path, FORMAT, header_of(checkpoint), {"tensors": tensors_of(checkpoint.head)})
+
+
+def header_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return, as plain data, all of a checkpoint but its tensors."""
+    return {
         "classes": checkpoint.classes,
         "sizes": checkpoint.sizes._asdict(),
         "recipe": checkpoint.recipe.to_dict(),
@@ -99,9 +107,17 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "made_from": checkpoint.made_from,
         "versions": {"torch": torch.__version__},
     }
-    tensors = {name: tensor.detach().cpu() for name, tensor in checkpoint.head.state_dict().items()}
+
+
+def tensors_of(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return what a module has learned, in main memory."""
+    return {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}
+
+
+def write_best_pt(path: Path, kind: str, header: dict[str, Any], tensors: dict[str, Any]) -> None:
+    """Write a file of format ``kind``: a JSON header and named groups of tensors."""
     buffer = io.BytesIO()  # torch's own writing says RuntimeError where the disk is full
-    torch.save({"format": FORMAT, "header": json.dumps(header, sort_keys=True), "tensors": tensors}, buffer)
+    torch.save({"format": kind, "header": json.dumps(header, sort_keys=True), **tensors}, buffer)
     write_bytes(path, buffer.getvalue())
 
 
@@ -111,8 +127,66 @@ def load_checkpoint(path: str | Path, device: str = "cpu") -> Checkpoint:
     Raises
     ------
     CheckpointError
-        No such file; a pickle with code in it; not a checkpoint of mmcli; cut off.
+        No such file; a pickle with code in it; not a checkpoint of mmcli; cut off; of stage 2.
     """
+    stored = read_best_pt(path)
+    if stored.content["format"] != FORMAT:
+        made_from = stored.header().get("made_from", {})
+        raise CheckpointError(
+            f"{stored.path} is of stage 2 (mmcli finetune), where a head on frozen features is asked for: give the "
+            f"best.pt that it was made from, {made_from.get('stage1', 'that of `mmcli train-head`')}"
+        )
+    return stored.checkpoint(device)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A best.pt as it was read: ``content`` has ``format``, ``header`` (JSON) and groups of tensors."""
+
+    path: Path
+    content: dict[str, Any]
+
+    def header(self) -> dict[str, Any]:
+        """Return the header."""
+        with self.must_fit():
+            return dict(json.loads(self.content["header"]))
+
+    def checkpoint(self, device: str = "cpu") -> Checkpoint:
+        """Return the head that is in it."""
+        header = self.header()
+        with self.must_fit():
+            recipe = Recipe.from_dict(header["recipe"])
+            sizes, n_classes = Sizes(**header["sizes"]), len(header["classes"])
+            head = Ensemble([Head(sizes, n_classes, recipe) for _ in header["seeds"]], n_classes)
+            head.load_state_dict(self.content["tensors"])
+            return Checkpoint(
+                head=head.eval().to(device),
+                classes=header["classes"],
+                sizes=sizes,
+                recipe=recipe,
+                seeds=header["seeds"],
+                identity=header["identity"],
+                backbone=header["backbone"],
+                split=Split(**header["split"]),
+                best_epochs=header["best_epochs"],
+                made_from=header["made_from"],
+                path=self.path,
+            )
+
+    @contextlib.contextmanager
+    def must_fit(self) -> Iterator[None]:
+        """Turn what goes wrong while the content is taken apart into a CheckpointError."""
+        try:
+            yield
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, MmcliError) as error:
+            raise CheckpointError(
+                f"{self.path} is a best.pt of mmcli, but its content does not fit ({_first_line(error)}): was it "
+                "changed by hand, or written by a newer mmcli?"
+            ) from error
+
+
+def read_best_pt(path: str | Path) -> Stored:
+    """Read a best.pt of either stage; errors as ``load_checkpoint``."""
     path = Path(path)
     if path.is_dir():
         path = path / "best.pt"
@@ -131,32 +205,9 @@ def load_checkpoint(path: str | Path, device: str = "cpu") -> Checkpoint:
         raise CheckpointError(f"{path} cannot be read, it may be cut off ({_first_line(error)})") from error
     if isinstance(content, dict) and content.get("format") == "mmcli head 1":
         raise CheckpointError(f"{path} was written by an older mmcli: train the head again with `mmcli train-head`")
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    if not isinstance(content, dict) or content.get("format") not in (FORMAT, FINETUNED):
         raise CheckpointError(f"{path} is not a best.pt of mmcli: train one with `mmcli train-head`")
-    try:
-        header = json.loads(content["header"])
-        recipe = Recipe.from_dict(header["recipe"])
-        sizes, n_classes = Sizes(**header["sizes"]), len(header["classes"])
-        head = Ensemble([Head(sizes, n_classes, recipe) for _ in header["seeds"]], n_classes)
-        head.load_state_dict(content["tensors"])
-        return Checkpoint(
-            head=head.eval().to(device),
-            classes=header["classes"],
-            sizes=sizes,
-            recipe=recipe,
-            seeds=header["seeds"],
-            identity=header["identity"],
-            backbone=header["backbone"],
-            split=Split(**header["split"]),
-            best_epochs=header["best_epochs"],
-            made_from=header["made_from"],
-            path=path.resolve(),
-        )
-    except (KeyError, TypeError, ValueError, RuntimeError, MmcliError) as error:
-        raise CheckpointError(
-            f"{path} is a best.pt of mmcli, but its content does not fit ({_first_line(error)}): was it changed by "
-            "hand, or written by a newer mmcli?"
-        ) from error
+    return Stored(path.resolve(), content)
 
 
 def _first_line(error: BaseException) -> str:

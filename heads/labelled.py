@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..cache.errors import DataError
 from ..cache.labels import read_labels
@@ -53,10 +54,22 @@ def rows_of(
     CacheError
         Where tokens or views are needed and not there, or an embedding is not finite.
     """
+    numbers = class_numbers(guids, labels, classes)
+    tokens = any(fusion_class(recipe.fusion, recipe.modality).needs_tokens for recipe in recipes)
+    features = cache.features(guids, tokens, any(recipe.views for recipe in recipes), max_bytes)
+    return Rows(features, numbers)
+
+
+def class_numbers(guids: Sequence[str], labels: dict[str, str], classes: Sequence[str]) -> NDArray[np.int64]:
+    """Return the number of each guid's label among ``classes``, (n,) int64.
+
+    Raises
+    ------
+    DataError
+        A label is not one of them.
+    """
     number = {name: index for index, name in enumerate(classes)}
     for guid in guids:
         if labels[guid] not in number:
             raise DataError(f"guid {guid!r} has the label {labels[guid]!r}, the head knows {', '.join(classes)}")
-    tokens = any(fusion_class(recipe.fusion, recipe.modality).needs_tokens for recipe in recipes)
-    features = cache.features(guids, tokens, any(recipe.views for recipe in recipes), max_bytes)
-    return Rows(features, np.array([number[labels[guid]] for guid in guids], dtype=np.int64))
+    return np.array([number[labels[guid]] for guid in guids], dtype=np.int64)

@@ -9,15 +9,13 @@ from numpy.typing import NDArray
 
 from ..cache.atomic import write_text
 from ..cache.errors import CheckpointError, DataError
-from ..cache.features import Features
 from ..cache.labels import read_ids, table_text
 from ..cache.store import FeatureCache
 from ..featurize.dataset import Dataset, Pair
-from ..featurize.embed import embed_pairs
 from ..featurize.encode import Reject
-from .checkpoint import Checkpoint, load_checkpoint
+from .checkpoint import Checkpoint
 from .metrics import softmax
-from .training import predict_logits
+from .trained import Trained, trained
 
 _AT_ONCE = 256  # rows, so that token states of 100,000 pairs are never in memory together
 
@@ -61,7 +59,7 @@ class Predictions:
 
 
 def predict(
-    best_pt: str | Path,
+    best_pt: str | Path | Trained,
     ids: str | Path | None = None,
     data: str | Path | None = None,
     pair: tuple[str | Path, str] | None = None,
@@ -75,7 +73,7 @@ def predict(
     Parameters
     ----------
     best_pt
-        A trained head.
+        A trained head: its file or run folder, or opened.
     ids
         CSV with the column ``guid``: which pairs, in which order. Without ``data`` they are looked up in the cache,
         then in the dataset that the cache was made from.
@@ -97,8 +95,8 @@ def predict(
     CheckpointError, CacheError, BackboneError
         As they say.
     """
-    checkpoint = load_checkpoint(best_pt)
-    tokens = checkpoint.head.needs_tokens
+    model = trained(best_pt)
+    checkpoint, tokens = model.checkpoint, model.needs_tokens
     cache = None if pair is not None else _open_cache(checkpoint, cache_path)
     logits: dict[str, NDArray[np.float32]] = {}
     rejects: list[Reject] = []
@@ -115,13 +113,13 @@ def predict(
             if cache is not None:
                 for start in range(0, len(cached), _AT_ONCE):
                     guids = cached[start : start + _AT_ONCE]
-                    logits |= _logits(checkpoint, guids, cache.features(guids, tokens))
+                    logits |= zip(guids, model.of_rows(cache, guids, device=device), strict=True)
             missing = [guid for guid in wanted or [] if guid not in logits]
-            pairs = _pairs_of(_recorded_dataset(cache, best_pt), missing) if missing else []
+            pairs = _pairs_of(_recorded_dataset(cache, checkpoint), missing) if missing else []
             compared = None
         source = checkpoint.backbone if backbone is None else {"name": backbone, "revision": None}
-        for found in embed_pairs(pairs, checkpoint.identity, source, compared, tokens, device, on_progress):
-            logits |= _logits(checkpoint, found.guids, found.features)
+        for found in model.of_pairs(pairs, source, compared, device, on_progress):
+            logits |= zip(found.guids, found.logits, strict=True)
             rejects += found.rejects
     finally:
         if cache is not None:
@@ -135,12 +133,6 @@ def predict(
         )
     guids = [guid for guid in wanted or [each.guid for each in pairs] if guid in logits]
     return _predictions(checkpoint, guids, np.stack([logits[guid] for guid in guids]), rejects)
-
-
-def _logits(checkpoint: Checkpoint, guids: list[str], features: Features) -> dict[str, NDArray[np.float32]]:
-    if not guids:
-        return {}
-    return dict(zip(guids, predict_logits(checkpoint.head, features), strict=True))
 
 
 def _open_cache(checkpoint: Checkpoint, path: str | Path | None) -> FeatureCache | None:
@@ -163,11 +155,11 @@ def _open_cache(checkpoint: Checkpoint, path: str | Path | None) -> FeatureCache
     return cache
 
 
-def _recorded_dataset(cache: FeatureCache | None, best_pt: str | Path) -> Dataset:
+def _recorded_dataset(cache: FeatureCache | None, checkpoint: Checkpoint) -> Dataset:
     if cache is None:
         raise DataError(
-            f"the cache that {best_pt} was trained with is gone or was made anew otherwise: give --data FOLDER with "
-            "the pairs, or --cache FILE"
+            f"the cache that {checkpoint.path} was trained with is gone or was made anew otherwise: give --data FOLDER "
+            "with the pairs, or --cache FILE"
         )
     return Dataset.open(cache.header.dataset["data"])
 

@@ -14,7 +14,7 @@ from .checkpoint import Checkpoint, load_checkpoint
 from .duplicates import duplicate_groups, separated
 from .folders import check_writable
 from .inputs import Rows
-from .labelled import labels_of, rows_of
+from .labelled import class_numbers, labels_of, rows_of
 from .losses import fit_offsets
 from .metrics import quick_scores, score
 from .model import Ensemble, sizes_of
@@ -22,6 +22,7 @@ from .parallel import each_of
 from .recipe import Recipe
 from .run_folder import config_of, read_schedules, write_run
 from .splits import Split, make_split
+from .trained import Trained, trained
 from .training import Fit, fit, predict_logits
 
 OnFit = Callable[[int, int], None]
@@ -152,7 +153,7 @@ def train_full(
 
 
 def evaluate(
-    best_pt: str | Path,
+    best_pt: str | Path | Trained,
     cache_path: str | Path | None = None,
     on: Sequence[str] = ("val", "test"),
     labels_path: str | Path | None = None,
@@ -163,6 +164,8 @@ def evaluate(
 
     Parameters
     ----------
+    best_pt
+        A trained head: its file or run folder, or opened.
     cache_path, labels_path
         Default: those that the head was trained with.
     on
@@ -176,7 +179,8 @@ def evaluate(
         ``best_pt``, ``classes``, ``fusion``, ``modality``, ``labels_without_features``, and a score (see
         ``metrics.score``) by part.
     """
-    checkpoint = load_checkpoint(best_pt, device)
+    model = trained(best_pt, device)
+    checkpoint = model.checkpoint
     with FeatureCache.open(cache_path or checkpoint.made_from["cache"]) as cache:
         checkpoint.check_cache(cache)
         _, labels, absent = labels_of(cache, labels_path or checkpoint.made_from["labels"])
@@ -201,9 +205,9 @@ def evaluate(
                     f"{len(unlabelled)} of {len(guids)} {name} rows have no label or no features here, the first is "
                     f"{unlabelled[0]!r}: give the labels file and the cache that the head was trained with"
                 )
-            recipe = checkpoint.recipe.changed(views=False)
-            rows = rows_of(cache, guids, labels, checkpoint.classes, [recipe], max_bytes)
-            result[name] = _score(checkpoint, rows)
+            true = class_numbers(guids, labels, checkpoint.classes)
+            logits = model.of_rows(cache, guids, max_bytes, device)
+            result[name] = score(true, logits.argmax(axis=1), checkpoint.classes)
     return result
 
 

@@ -37,6 +37,16 @@ class FreeEncoder(Encoder):
     def vision_layers(self):
         return []
 
+    def images_below(self, pixels, layers):
+        raise AssertionError("the free backbone has no layers")
+
+    texts_below = images_below
+
+    def image_top(self, layers):
+        raise AssertionError("the free backbone has no layers")
+
+    text_top = image_top
+
 
 class FreeBackbone(Backbone):
     """Remembers every encoder that it loaded."""

@@ -1,0 +1,89 @@
+"""A trained head, ready for use: logits of rows of a cache, and of raw pairs."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..cache.store import FeatureCache
+from ..featurize.dataset import Pair
+from ..featurize.embed import embed_pairs
+from ..featurize.encode import Reject
+from .checkpoint import Checkpoint, load_checkpoint
+from .training import predict_logits
+
+OnProgress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Logits, (n, C) float32, of some of the pairs asked for, and those that could not be read."""
+
+    guids: list[str]
+    logits: NDArray[np.float32]
+    rejects: list[Reject]
+
+
+class Trained:
+    """A head on frozen features. ``finetune`` has its counterpart for heads whose backbone was trained on.
+
+    Attributes
+    ----------
+    checkpoint
+        What best.pt holds.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+
+    @property
+    def needs_tokens(self) -> bool:
+        """Whether token states are looked at."""
+        return self.checkpoint.head.needs_tokens
+
+    def of_rows(
+        self, cache: FeatureCache, guids: Sequence[str], max_bytes: int | None = None, device: str = "cpu"
+    ) -> NDArray[np.float32]:
+        """Return the logits, (n, C), of rows of a cache with the checkpoint's fingerprint.
+
+        Parameters
+        ----------
+        max_bytes
+            Token states that take more than this are read as they are needed.
+        device
+            For what has to be encoded; nothing has, here.
+
+        Raises
+        ------
+        CacheError
+            Tokens are needed and not there, or a number is not finite.
+        """
+        return predict_logits(self.checkpoint.head, cache.features(guids, self.needs_tokens, max_bytes=max_bytes))
+
+    def of_pairs(
+        self,
+        pairs: Sequence[Pair],
+        backbone: dict[str, Any],
+        cache: FeatureCache | None,
+        device: str,
+        on_progress: OnProgress | None = None,
+    ) -> Iterator[Scored]:
+        """Yield the logits of raw pairs, some at a time. Rows of ``cache`` with the same raw bytes are taken from it.
+
+        Raises
+        ------
+        BackboneError
+            ``backbone`` cannot be had, or is not the one of the checkpoint.
+        """
+        identity, head = self.checkpoint.identity, self.checkpoint.head
+        for found in embed_pairs(pairs, identity, backbone, cache, self.needs_tokens, device, on_progress):
+            none = np.zeros((0, len(self.checkpoint.classes)), np.float32)
+            yield Scored(found.guids, predict_logits(head, found.features) if found.guids else none, found.rejects)
+
+
+def trained(best_pt: "str | Path | Trained", device: str = "cpu") -> Trained:
+    """Return what ``best_pt`` names, with its head on ``device``; a ``Trained`` is returned as it is."""
+    return best_pt if isinstance(best_pt, Trained) else Trained(load_checkpoint(best_pt, device))
