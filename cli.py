@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from . import __version__
-from .commands import experiments, features, heads
+from .commands import experiments, features, finetune, heads
 
 app = typer.Typer(
     name="mmcli",
@@ -26,6 +26,7 @@ cache_app.command("info")(features.info)
 cache_app.command("verify")(features.verify)
 cache_app.command("export")(features.export)
 app.command("train-head")(heads.train_head)
+app.command("finetune")(finetune.finetune)
 app.command("evaluate")(heads.evaluate)
 app.command("predict")(heads.predict)
 app.command("fusions")(heads.fusions)

@@ -123,6 +123,7 @@ def evaluate(
     ] = "held-out",
     cache: Annotated[Path | None, typer.Option(help=Trained)] = None,
     labels: Annotated[Path | None, typer.Option(help=Trained)] = None,
+    data: Annotated[Path | None, typer.Option(help="Of stage 2: where the raw pairs are now, if they moved.")] = None,
     max_memory: MaxMemory = "4GB",
     device: Device = "auto",
     as_json: Json = False,
@@ -132,13 +133,15 @@ def evaluate(
     Example: mmcli evaluate --from artifacts/runs/latest/best.pt --on test
     """
     from ..featurize.loading import choose_device
+    from ..finetune import open_best_pt
     from ..heads import evaluate as run
     from ..report.notes import note_about
     from ..report.tables import score_tables, shown_path
     from ..report.terminal import print_json, print_parts
 
     parts: list[str] = ["val", "test"] if on == "held-out" else [on]
-    result = run(source, cache, parts, labels, choose_device(device), parse_bytes(max_memory))
+    where = choose_device(device)
+    result = run(open_best_pt(source, where, data), cache, parts, labels, where, parse_bytes(max_memory))
     note_about(result)
     if as_json:
         print_json(result)
@@ -169,6 +172,7 @@ def predict(
     if (image is None) == (ids is None and data is None):
         raise typer.BadParameter("give --ids FILE, or --data FOLDER (with or without --ids), or --image with --text")
     from ..cache.atomic import refuse_to_overwrite
+    from ..finetune import open_best_pt
     from ..heads import predict as run
     from ..report.progress import ProgressLine
     from ..report.terminal import note, print_json, print_parts
@@ -178,7 +182,7 @@ def predict(
         refuse_to_overwrite(out, b"guid", [source, *(path for path in (ids, data, image, cache) if path)])
         out.parent.mkdir(parents=True, exist_ok=True)
     with ProgressLine("encode") as progress:
-        found = run(source, ids, data, pair, cache, backbone, device, progress)
+        found = run(open_best_pt(source), ids, data, pair, cache, backbone, device, progress)
     note(f"head: {found.head}")
     for reject in found.rejects:
         note(f"left out {reject.guid}: {reject.reason}")

@@ -1,6 +1,6 @@
 """Labelled rows of a cache."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -73,3 +73,13 @@ def class_numbers(guids: Sequence[str], labels: dict[str, str], classes: Sequenc
         if labels[guid] not in number:
             raise DataError(f"guid {guid!r} has the label {labels[guid]!r}, the head knows {', '.join(classes)}")
     return np.array([number[labels[guid]] for guid in guids], dtype=np.int64)
+
+
+def check_labelled(part: str, guids: Sequence[str], labels: Mapping[str, str]) -> None:
+    """Raise a DataError where a row of a part of a split has no label, or no features, any more."""
+    missing = [guid for guid in guids if guid not in labels]
+    if missing:
+        raise DataError(
+            f"{len(missing)} of {len(guids)} {part} rows have no label or no features here, the first is "
+            f"{missing[0]!r}: give the labels file and the cache that the head was trained with"
+        )

@@ -198,12 +198,14 @@ class Ensemble(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Return logits, (n, C): of several heads, the log of their mean probabilities."""
-        if len(self.heads) == 1:
-            logits: Tensor = self.heads[0](batch)
-        else:
-            each = torch.stack([torch.log_softmax(head(batch), dim=1) for head in self.heads])
-            logits = torch.logsumexp(each, dim=0) - torch.log(torch.tensor(float(len(self.heads))))
-        return logits + self.offsets
+        return self.combined([head(batch) for head in self.heads])
+
+    def combined(self, logits: Sequence[Tensor]) -> Tensor:
+        """Return the logits of the whole, (n, C), of those of each head, (n, C)."""
+        if len(logits) == 1:
+            return logits[0] + self.offsets
+        each = torch.stack([torch.log_softmax(one, dim=1) for one in logits])
+        return torch.logsumexp(each, dim=0) - torch.log(torch.tensor(float(len(logits)))) + self.offsets
 
     def n_parameters(self) -> int:
         """Count the trainable parameters of all heads."""

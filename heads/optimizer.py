@@ -47,6 +47,17 @@ class AdamW:
         self.weight_decay = weight_decay
         self.factor = 1.0  # of every group's rate
 
+    def state(self) -> list[list[Tensor]]:
+        """Return what has been gathered over the steps; of each group its means, squares and step counts."""
+        return [[*group.means, *group.squares, *group.steps] for group in self.groups]
+
+    @torch.no_grad()
+    def load_state(self, state: list[list[Tensor]]) -> None:
+        """Go on from what ``state`` returned, of an optimizer with the same parameters."""
+        for mine, stored in zip(self.state(), state, strict=True):
+            for tensor, value in zip(mine, stored, strict=True):
+                tensor.copy_(value)
+
     @torch.no_grad()
     def step(self) -> None:
         """Take a step and drop the gradients."""

@@ -154,10 +154,10 @@ _OF_LINEAR = ("fusion", "modality", "head", "class_weights", "offsets", "normali
 SETTINGS: dict[str, Any] = {field.name: field.default for field in fields(Recipe)}
 
 
-def check_name(name: str) -> None:
+def check_name(name: str, settings: Mapping[str, Any] = SETTINGS, of: str = "a head") -> None:
     """Raise an MmcliError where no setting is called ``name``."""
-    if name not in SETTINGS:
-        raise MmcliError(f"no setting of a head is called {name!r}: choose among {', '.join(SETTINGS)}")
+    if name not in settings:
+        raise MmcliError(f"no setting of {of} is called {name!r}: choose among {', '.join(settings)}")
 
 
 def parse_setting(name: str, text: str) -> Any:
@@ -169,7 +169,12 @@ def parse_setting(name: str, text: str) -> Any:
         No such setting, or it cannot be that.
     """
     check_name(name)
-    text, default = text.strip(), SETTINGS[name]
+    return parse_as(name, text, SETTINGS[name])
+
+
+def parse_as(name: str, text: str, default: Any) -> Any:
+    """Read the value of a setting as the type of ``default``; an MmcliError says what it must be."""
+    text = text.strip()
     try:
         if isinstance(default, bool):
             return {"true": True, "false": False}[text.lower()]

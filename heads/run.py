@@ -14,7 +14,7 @@ from .checkpoint import Checkpoint, load_checkpoint
 from .duplicates import duplicate_groups, separated
 from .folders import check_writable
 from .inputs import Rows
-from .labelled import class_numbers, labels_of, rows_of
+from .labelled import check_labelled, class_numbers, labels_of, rows_of
 from .losses import fit_offsets
 from .metrics import quick_scores, score
 from .model import Ensemble, sizes_of
@@ -99,7 +99,8 @@ def train_head(
         metrics["duplicates_separated"] = separated(split, groups)
         metrics["labels_without_features"] = absent
         config = config_of(cache, labels_file, recipe, split_dir, split_seed) | {"group_duplicates": group_duplicates}
-        return write_run(Path(runs), checkpoint, fits, metrics, config, labels, started)
+        by_seed = dict(zip(checkpoint.seeds, fits, strict=True))
+        return write_run(Path(runs), checkpoint, by_seed, metrics, config, labels, started)
 
 
 def train_full(
@@ -149,7 +150,8 @@ def train_full(
         metrics: dict[str, Any] = {"train": _score(checkpoint, rows), "labels_without_features": absent}
         metrics |= _seed_scores(checkpoint, fits, {})
         config = config_of(cache, labels_file, recipe, None, None) | {"full": True, "epochs_from": str(source)}
-        return write_run(Path(runs), checkpoint, fits, metrics, config, labels, started)
+        by_seed = dict(zip(checkpoint.seeds, fits, strict=True))
+        return write_run(Path(runs), checkpoint, by_seed, metrics, config, labels, started)
 
 
 def evaluate(
@@ -199,12 +201,7 @@ def evaluate(
                     else "it learned from all rows; give --from the run that held some out"
                 )
                 raise DataError(f"{checkpoint.path} has no {name} row to be scored on: {why}")
-            unlabelled = [guid for guid in guids if guid not in labels]
-            if unlabelled:
-                raise DataError(
-                    f"{len(unlabelled)} of {len(guids)} {name} rows have no label or no features here, the first is "
-                    f"{unlabelled[0]!r}: give the labels file and the cache that the head was trained with"
-                )
+            check_labelled(name, guids, labels)
             true = class_numbers(guids, labels, checkpoint.classes)
             logits = model.of_rows(cache, guids, max_bytes, device)
             result[name] = score(true, logits.argmax(axis=1), checkpoint.classes)

@@ -2,9 +2,9 @@
 
 import csv
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ..cache.atomic import write_json, write_text
 from ..cache.errors import CheckpointError
@@ -14,7 +14,13 @@ from .checkpoint import Checkpoint, save_checkpoint
 from .folders import new_folder
 from .recipe import Recipe
 from .splits import write_split
-from .training import Fit
+
+
+class Fitted(Protocol):
+    """What a run folder says of a fit of either stage."""
+
+    history: list[dict[str, float]]
+    best_epoch: int
 
 
 def read_schedules(source: Path, earlier: Checkpoint) -> list[list[float] | None]:
@@ -52,24 +58,42 @@ def config_of(
 def write_run(
     runs: Path,
     checkpoint: Checkpoint,
-    fits: Sequence[Fit],
+    fits: Mapping[int, Fitted],
     metrics: dict[str, Any],
     config: dict[str, Any],
     labels: dict[str, str],
     started: float,
+    name: str | None = None,
+    save: Callable[[Path], None] | None = None,
 ) -> dict[str, Any]:
-    """Write a run folder into ``runs`` and return what its ``metrics.json`` holds."""
+    """Write a run folder into ``runs`` and return what its ``metrics.json`` holds.
+
+    Parameters
+    ----------
+    fits
+        By seed.
+    metrics, config
+        What goes into ``metrics.json``, beside what can be said of any run, and into ``config.json``.
+    name
+        Last part of the folder's name; default: what the head sees.
+    save
+        Writes best.pt; default: that of ``checkpoint``.
+    """
     from ..report import figures  # here, because workers that only fit must not wait for matplotlib
 
-    histories = {seed: found.history for seed, found in zip(checkpoint.seeds, fits, strict=True)}
-    with new_folder(runs, checkpoint.recipe.sees) as (draft, folder):
-        save_checkpoint(draft / "best.pt", checkpoint)
-        columns = list(fits[0].history[0])
-        rows = ([seed, *(record[name] for name in columns)] for seed, each in histories.items() for record in each)
+    first = next(iter(fits.values()))
+    with new_folder(runs, name or checkpoint.recipe.sees) as (draft, folder):
+        if save is None:
+            save_checkpoint(draft / "best.pt", checkpoint)
+        else:
+            save(draft / "best.pt")
+        columns = list(first.history[0])
+        rows = ([seed, *(record[each] for each in columns)] for seed, found in fits.items() for record in found.history)
         write_text(draft / "history.csv", table_text(["seed", *columns], rows))
         write_split(draft / "splits", checkpoint.split, labels)
-        if checkpoint.recipe.head == "mlp":
-            figures.curves(list(histories.values()), checkpoint.best_epochs, draft / "curves.png")
+        if "lr" in columns:  # a linear head has no epochs
+            histories, best_epochs = zip(*((found.history, found.best_epoch) for found in fits.values()), strict=True)
+            figures.curves(histories, best_epochs, draft / "curves.png")
         shown = "test" if "test" in metrics else "train"
         figures.confusion(metrics[shown]["confusion"], checkpoint.classes, shown, draft / "confusion.png")
         write_json(draft / "config.json", config)
@@ -81,8 +105,8 @@ def write_run(
             "modality": checkpoint.recipe.modality,
             "head": checkpoint.recipe.head,
             "parameters": checkpoint.head.n_parameters(),
-            "best_epoch": fits[0].best_epoch,
-            "epochs": len(fits[0].history),
+            "best_epoch": first.best_epoch,
+            "epochs": len(first.history),
             **metrics,
             "seconds": time.perf_counter() - started,
         }

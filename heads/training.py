@@ -117,7 +117,7 @@ def _linear_record(
         if rows is not None:
             logits = torch.from_numpy(predict_logits(head, rows.features))
             record[f"{name}_loss"] = float(loss(logits, torch.from_numpy(rows.classes)))
-            record |= _scores(logits, rows.classes, n_classes, name)
+            record |= scores_of_part(logits, rows.classes, n_classes, name)
     return record
 
 
@@ -155,13 +155,13 @@ class _Training:
             record["train_loss"] = self._epoch(epoch)
             head.eval()
             if score_train:
-                scores = _scores(self._training_logits(), self.train.classes, self.n_classes, "train")
+                scores = scores_of_part(self._training_logits(), self.train.classes, self.n_classes, "train")
                 record["train_macro_f1"] = scores["train_macro_f1"]
             if val is not None:
                 parts = predict_parts(head, val.features)
                 true = torch.from_numpy(val.classes).to(self.device)
                 record["val_loss"] = float(torch.stack([self.loss(logits, true) for logits in parts]).mean())
-                record |= _scores(parts.mean(dim=0), val.classes, self.n_classes, "val")
+                record |= scores_of_part(parts.mean(dim=0), val.classes, self.n_classes, "val")
             result.history.append(record)
             if on_epoch is not None:
                 on_epoch(record)
@@ -217,7 +217,7 @@ class _Training:
             return self.head.parts(self.inputs).mean(dim=0)
 
 
-def _scores(logits: Tensor, classes: NDArray[np.int64], n_classes: int, part: str) -> dict[str, float]:
+def scores_of_part(logits: Tensor, classes: NDArray[np.int64], n_classes: int, part: str) -> dict[str, float]:
     """Return ``<part>_macro_f1`` and ``<part>_accuracy``."""
     scores = quick_scores(classes, logits.argmax(dim=1).cpu().numpy(), n_classes)
     return {f"{part}_{name}": value for name, value in scores.items()}

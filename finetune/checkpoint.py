@@ -1,0 +1,46 @@
+"""best.pt of stage 2: a head, and the layers of the backbone that were trained with it; nothing else of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from ..heads.checkpoint import FINETUNED, Checkpoint, Stored, header_of, tensors_of, write_best_pt
+from .recipe import FinetuneRecipe
+
+
+@dataclass
+class FinetunedCheckpoint:
+    """What is needed to use a head whose backbone was trained on.
+
+    Attributes
+    ----------
+    checkpoint
+        The heads; ``made_from`` names the best.pt of stage 1, too. ``identity`` is that of the features of stage 1.
+    settings
+        Of stage 2.
+    changed
+        For each head, the weights of the unfrozen layers by their names in the whole model.
+    """
+
+    checkpoint: Checkpoint
+    settings: FinetuneRecipe
+    changed: list[dict[str, Tensor]]
+
+    def save(self, path: Path) -> None:
+        """Write ``path`` atomically."""
+        header = header_of(self.checkpoint) | {"finetune": self.settings.to_dict()}
+        tensors = {"tensors": tensors_of(self.checkpoint.head), "changed": self.changed}
+        write_best_pt(path, FINETUNED, header, tensors)
+
+    @classmethod
+    def of(cls, stored: Stored, device: str = "cpu") -> FinetunedCheckpoint:
+        """Take apart a best.pt that was read; a CheckpointError says what does not fit."""
+        with stored.must_fit():
+            settings, changed = FinetuneRecipe(**stored.header()["finetune"]), stored.content["changed"]
+            made = cls(stored.checkpoint(device), settings, changed)
+            if len(changed) != len(made.checkpoint.seeds):
+                raise ValueError(f"{len(changed)} sets of layers for {len(made.checkpoint.seeds)} heads")
+            return made

@@ -1,0 +1,154 @@
+"""A head together with the tops of the towers that are trained with it, and the rows that they look at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ..cache.features import Features
+from ..featurize.tops import Top
+from ..heads.checkpoint import tensors_of
+from ..heads.inputs import Batch, TokenBatch, token_batches
+from ..heads.model import Head
+from .states import StateBatch, States
+
+_AT_ONCE = 64  # rows per batch in evaluation
+
+
+@dataclass(frozen=True)
+class StateRows:
+    """What stage 2 looks at, n rows: features of the towers that stay frozen, and states of the others by tower."""
+
+    features: Features
+    states: dict[str, States]
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def take(self, rows: NDArray[np.int64]) -> StateRows:
+        """Return the rows numbered ``rows``, in that order."""
+        return StateRows(self.features.take(rows), {tower: each.take(rows) for tower, each in self.states.items()})
+
+
+class Finetuned(nn.Module):
+    """A head on towers whose tops are trained with it; everything in float32.
+
+    Parameters
+    ----------
+    tops
+        By tower (``text``, ``image``).
+    head
+        It sees the embeddings that the tops make, and those of the features for a tower without a top.
+    """
+
+    def __init__(self, tops: Mapping[str, Top], head: Head) -> None:
+        super().__init__()
+        self.tops = nn.ModuleDict(dict(tops))
+        self.head = head
+
+    def top(self, tower: str) -> Top:
+        """Return the top of a tower."""
+        found = self.tops[tower]
+        assert isinstance(found, Top)
+        return found
+
+    def unfrozen(self) -> list[nn.Parameter]:
+        """Return the parameters of the backbone that are trained."""
+        return [each for tower in self.tops for each in self.top(tower).unfrozen().values()]
+
+    def changed(self) -> dict[str, Tensor]:
+        """Return the weights of the backbone that are trained, in main memory, by their names in the whole model."""
+        return {
+            name: each.detach().cpu().clone()
+            for tower in self.tops
+            for name, each in self.top(tower).unfrozen().items()
+        }
+
+    @torch.no_grad()
+    def load_changed(self, weights: Mapping[str, Tensor]) -> None:
+        """Take what ``changed`` returned.
+
+        Raises
+        ------
+        KeyError, RuntimeError
+            The names or shapes are others.
+        """
+        mine = {name: each for tower in self.tops for name, each in self.top(tower).unfrozen().items()}
+        if mine.keys() != weights.keys():
+            raise KeyError(f"layers {', '.join(sorted(mine.keys() ^ weights.keys())[:3])} do not match")
+        for name, each in mine.items():
+            each.copy_(weights[name])
+
+    def weights(self) -> dict[str, dict[str, Tensor]]:
+        """Return what is trained, in main memory: ``changed`` of the backbone, and ``head``."""
+        head = {name: tensor.clone() for name, tensor in tensors_of(self.head).items()}
+        return {"changed": self.changed(), "head": head}
+
+    def load_weights(self, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Take what ``weights`` returned."""
+        self.load_changed(weights["changed"])
+        self.head.load_state_dict(weights["head"])
+
+    def n_parameters(self) -> int:
+        """Count what is trained: the head and the unfrozen layers."""
+        return self.head.n_parameters() + sum(each.numel() for each in self.unfrozen())
+
+    def embedded(self, batch: Batch, states: Mapping[str, StateBatch]) -> Batch:
+        """Return ``batch`` with what the tops make of ``states`` in the place of frozen embeddings and tokens."""
+        for tower, each in states.items():
+            pooled, tokens = self.tops[tower](*each)
+            batch = batch._replace(**{tower: pooled})
+            if batch.tokens is not None:
+                batch = batch._replace(tokens=_replaced(batch.tokens, tower, tokens, each.mask))
+        return batch
+
+    def parts(self, batch: Batch, states: Mapping[str, StateBatch]) -> Tensor:
+        """Return the logits of each MLP of the head, (k, b, C)."""
+        return self.head.parts(self.head.standardised(self.embedded(batch, states)))
+
+    def forward(self, batch: Batch, states: Mapping[str, StateBatch]) -> Tensor:
+        """Return logits, (b, C)."""
+        return self.parts(batch, states).mean(dim=0)
+
+
+def _replaced(tokens: TokenBatch, tower: str, found: Tensor, mask: Tensor | None) -> TokenBatch:
+    if tower == "image":
+        return tokens._replace(image=found)
+    assert mask is not None
+    return tokens._replace(text=found, mask=mask.bool())
+
+
+def state_batches(
+    rows: StateRows, model: Finetuned, order: NDArray[np.int64], size: int, device: str
+) -> Iterator[tuple[Batch, dict[str, StateBatch]]]:
+    """Yield the rows numbered ``order``, ``size`` at a time."""
+    features = rows.features
+    starts = range(0, len(order), size)
+    tokens = token_batches(features, model.head.needs_tokens, order, size, device)
+    for start, of_batch in zip(starts, tokens, strict=True):
+        picked = order[start : start + size]
+        image, text = (torch.from_numpy(array[picked]).to(device) for array in (features.image, features.text))
+        states = {tower: each.take(picked).load(model.top(tower).pad_id, device) for tower, each in rows.states.items()}
+        yield Batch(image, text, of_batch), states
+
+
+def predict_parts(model: Finetuned, rows: StateRows, device: str) -> Tensor:
+    """Return the logits of each MLP, (k, n, C), of n rows; texts of like length are looked at together."""
+    order = np.arange(len(rows))
+    if "text" in rows.states:
+        order = np.argsort(rows.states["text"].lengths(), kind="stable")
+    model.eval()
+    with torch.inference_mode():
+        found = [model.parts(*each) for each in state_batches(rows, model, order, _AT_ONCE, device)]
+    return torch.cat(found, dim=1)[:, torch.from_numpy(np.argsort(order)).to(device)]
+
+
+def predict_logits(model: Finetuned, rows: StateRows, device: str) -> NDArray[np.float32]:
+    """Return the logits, (n, C) float32, of n rows."""
+    logits: NDArray[np.float32] = predict_parts(model, rows, device).mean(dim=0).float().cpu().numpy()
+    return logits

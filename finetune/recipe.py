@@ -1,0 +1,100 @@
+"""How stage 2 is done: every setting in one frozen dataclass. Importing this imports no torch."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from ..cache.errors import MmcliError
+from ..heads.recipe import check_name, parse_as
+
+TOWERS = {"text": "unfreeze_text_layers", "image": "unfreeze_vision_layers"}
+
+
+@dataclass(frozen=True)
+class FinetuneRecipe:
+    """What stage 2 trains, and how. The defaults: docs/decisions.md.
+
+    Loss, weight decay, dropout and class weights are those of the head that it goes on from.
+
+    Attributes
+    ----------
+    unfreeze_text_layers, unfreeze_vision_layers
+        Layers at the top of each tower that are trained, with the tower's last norm. Of a tower that the head does not
+        see, none can be.
+    lr_backbone, lr_head
+        Learning rates of AdamW at the end of the warm-up, of the layers and of the head.
+    epochs
+        At most this many.
+    patience
+        Stop after this many epochs without a better validation macro-F1.
+    batch_size
+        Rows per step.
+    warmup
+        Share of all steps in which the rates rise from 0; after that they fall to 0, both in a straight line.
+    """
+
+    unfreeze_text_layers: int = 1
+    unfreeze_vision_layers: int = 0
+    lr_backbone: float = 5e-6
+    lr_head: float = 1e-4
+    epochs: int = 5
+    patience: int = 2
+    batch_size: int = 16
+    warmup: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in TOWERS.values():
+            if getattr(self, name) < 0:
+                raise MmcliError(f"{name} must be 0 or more, found {getattr(self, name)}")
+        for name, least in (("lr_backbone", 0), ("lr_head", 0), ("batch_size", 1), ("epochs", 0), ("patience", 0)):
+            if not least < getattr(self, name) < math.inf:
+                raise MmcliError(f"{name} must be above {least}, found {getattr(self, name)}")
+        if not 0 <= self.warmup < 1:
+            raise MmcliError(f"warmup must be in [0, 1), found {self.warmup}")
+
+    def layers(self) -> dict[str, int]:
+        """Return how many layers are unfrozen, by tower (``text``, ``image``), of the towers where any are."""
+        return {tower: getattr(self, name) for tower, name in TOWERS.items() if getattr(self, name)}
+
+    def factor(self, step: int, steps: int) -> float:
+        """Return what the rates are multiplied with in step ``step`` (0 for the first) of ``steps``."""
+        rising = math.ceil(self.warmup * steps)
+        return (step + 1) / rising if step < rising else (steps - step) / (steps - rising)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as plain data."""
+        return asdict(self)
+
+    def changed(self, **settings: Any) -> "FinetuneRecipe":
+        """Return a copy with other settings; an MmcliError names one that does not exist."""
+        for name in settings:
+            check_name(name, SETTINGS, "stage 2")
+        return replace(self, **settings)
+
+
+SETTINGS: dict[str, Any] = {field.name: field.default for field in fields(FinetuneRecipe)}
+
+
+def recipe_for(modality: str, settings: Mapping[str, Any]) -> FinetuneRecipe:
+    """Return the defaults for a head of ``modality`` with ``settings``: of an image-only head, one image layer.
+
+    Raises
+    ------
+    MmcliError
+        Layers are to be unfrozen that the head does not see, or none at all.
+    """
+    defaults = {"unfreeze_text_layers": 0, "unfreeze_vision_layers": 1} if modality == "image" else {}
+    recipe = FinetuneRecipe().changed(**(defaults | dict(settings)))
+    for tower, name in TOWERS.items():
+        if tower in recipe.layers() and modality not in ("both", tower):
+            raise MmcliError(f"{name} has no effect: this head sees {modality} only")
+    if not recipe.layers():
+        raise MmcliError("no layer is to be unfrozen: ask for --unfreeze-text-layers or --unfreeze-vision-layers")
+    return recipe
+
+
+def parse_setting(name: str, text: str) -> Any:
+    """Read a setting as it is typed; an MmcliError says what it is."""
+    check_name(name, SETTINGS, "stage 2")
+    return parse_as(name, text, SETTINGS[name])

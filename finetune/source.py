@@ -1,0 +1,69 @@
+"""Where stage 2 goes back to: the backbone of a cache, and its raw pairs. Both are opened when they are needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..cache.store import FeatureCache
+from ..featurize.backbone import Backbone, Encoder
+from ..featurize.dataset import Dataset
+from ..featurize.embed import open_same
+from ..featurize.tops import Top, check_layers
+
+
+class Source:
+    """The backbone with which features of ``identity`` were made.
+
+    Parameters
+    ----------
+    identity
+        Of the features (see ``cache.schema.Header``).
+    backbone
+        ``{"name", "revision"}``: where the backbone is.
+    device
+        A torch device.
+    data
+        Where the raw pairs are; default: as recorded in the cache.
+    """
+
+    def __init__(
+        self, identity: dict[str, Any], backbone: dict[str, Any], device: str = "cpu", data: str | Path | None = None
+    ) -> None:
+        self.identity, self.place, self.device, self.data = identity, backbone, device, data
+        self._backbone: Backbone | None = None
+        self._encoders: dict[str, Encoder] = {}
+
+    def encoder(self, dtype: str | None = None) -> Encoder:
+        """Return the loaded backbone, in the precision of the features or in ``dtype``.
+
+        Raises
+        ------
+        BackboneError
+            It cannot be had, or what is there is another one.
+        """
+        dtype = dtype or self.identity["dtype"]
+        if dtype not in self._encoders:
+            if self._backbone is None:
+                self._backbone = open_same(self.identity, self.place)
+            self._encoders[dtype] = self._backbone.load(self.device, dtype, self.identity["image"]["resize"])
+        return self._encoders[dtype]
+
+    def check_layers(self, tower: str, layers: int) -> None:
+        """Raise a BackboneError where ``tower`` has fewer layers."""
+        encoder = self.encoder()
+        check_layers(encoder.text_layers() if tower == "text" else encoder.vision_layers(), layers, tower)
+
+    def tops(self, layers: dict[str, int]) -> dict[str, Top]:
+        """Return the last layers of each tower named, in float32, a template for as many copies as one likes."""
+        encoder = self.encoder("float32")
+        cutters = {"text": encoder.text_top, "image": encoder.image_top}
+        return {tower: cutters[tower](count) for tower, count in layers.items()}
+
+    def forget(self) -> None:
+        """Let go of the loaded backbone."""
+        self._encoders.clear()
+
+    def dataset(self, cache: FeatureCache) -> Dataset:
+        """Return the raw pairs of ``cache``."""
+        return Dataset.open(self.data or cache.header.dataset["data"])

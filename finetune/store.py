@@ -1,0 +1,166 @@
+"""States of the rows of a cache: kept beside it, computed from the raw pairs where they are not yet."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..cache.errors import CacheError, DataError
+from ..cache.lock import writer_lock
+from ..cache.parts import Block, read_parts, write_part
+from ..cache.schema import Header
+from ..cache.store import FeatureCache
+from ..featurize.dataset import Pair
+from ..featurize.embed import how_of
+from ..featurize.encode import encode_blocks, prefetch
+from .source import Source
+from .states import Part, States
+
+BLOCK_ROWS = 2048  # pairs per file, and what a crash can cost at most
+
+OnProgress = Callable[[int, int], None]
+
+
+class StateStore:
+    """States of the rows of a cache for one depth of one tower: those that are kept, and the others once computed.
+
+    Parameters
+    ----------
+    cache
+        Open.
+    tower
+        ``text`` or ``image``.
+    layers
+        How many at its top are unfrozen: what enters them is meant.
+    source
+        Where backbone and raw pairs are.
+    """
+
+    def __init__(self, cache: FeatureCache, tower: str, layers: int, source: Source) -> None:
+        self.cache, self.tower, self.layers, self.source = cache, tower, layers, source
+        of = cache.header
+        states = {"version": 1, "tower": tower, "layers": layers}
+        self.header = Header({**of.identity, "states": states}, of.backbone, of.dataset, of.versions)
+        name = f"{tower}-{layers}-{self.header.fingerprint[:12]}"
+        self.folder = cache.path.with_name(f"{cache.path.name}.states") / name
+        self.digests = f"row/{tower}_sha256"
+        self.kept = self._kept()
+
+    def states(self, guids: Sequence[str], on_progress: OnProgress | None = None, keep: bool = True) -> States:
+        """Return the states of ``guids`` in their order; what is not kept is computed from the raw pairs.
+
+        Parameters
+        ----------
+        on_progress
+            Called with (pairs computed, pairs to compute); not at all where all are there.
+        keep
+            Whether what is computed is kept beside the cache.
+
+        Raises
+        ------
+        DataError
+            A raw pair is gone, cannot be read, or has changed since it was featurized.
+        BackboneError
+            The backbone cannot be had, is another one, or has fewer layers.
+        LockedError, DiskFullError
+            As they say; finished blocks are kept.
+        """
+        missing = [guid for guid in guids if guid not in self.kept]
+        if not missing:
+            return self._together(guids, [])
+        self.source.check_layers(self.tower, self.layers)
+        pairs = self._raw_pairs(missing)
+        if not keep:
+            return self._together(guids, list(self._computed(pairs, on_progress)))
+        with writer_lock(self.folder, "let it finish, then run this again"):
+            number = max((int(path.stem.split("-")[1]) + 1 for path in self.folder.glob("part-*.h5")), default=0)
+            for block in self._computed(pairs, on_progress):
+                write_part(self.folder, number, block, self.header)
+                number += 1
+        self.kept = self._kept()
+        gone = [guid for guid in guids if guid not in self.kept]
+        if gone:
+            raise DataError(f"the raw pair {gone[0]!r} was changed while it was being read: run the command again")
+        return self._together(guids, [])
+
+    def _kept(self) -> dict[str, tuple[Path, int]]:
+        """Return where the rows are whose raw bytes were those that the cache has."""
+        found: dict[str, tuple[Path, int]] = {}
+        for path in read_parts(self.folder, self.header):
+            with FeatureCache.open(path) as part:
+                there = [(row, guid) for row, guid in enumerate(part.guids) if guid in self.cache]
+                mine = self.cache.read(self.digests, self.cache.rows([guid for _, guid in there]))
+                same = (part.read(self.digests, np.array([row for row, _ in there], dtype=np.int64)) == mine).all(
+                    axis=1
+                )
+                found |= {guid: (path, row) for (row, guid), good in zip(there, same.tolist(), strict=True) if good}
+        return found
+
+    def _raw_pairs(self, guids: Sequence[str]) -> list[Pair]:
+        """Return the raw pairs of rows; find out before the work that one is gone or was changed."""
+        there = {pair.guid: pair for pair in self.source.dataset(self.cache).pairs}
+        stored = dict(zip(guids, self.cache.read(self.digests, self.cache.rows(guids)), strict=True))
+        gone: list[str] = []
+        changed: list[str] = []
+
+        def digest(guid: str) -> bytes | str:
+            pair = there.get(guid, Pair(guid))
+            try:
+                return hashlib.sha256(pair.read_text() if self.tower == "text" else pair.read_image()).digest()
+            except DataError as error:
+                return f"{guid!r}: {error}"
+
+        for guid, now in zip(guids, prefetch(digest, guids, ahead=64), strict=True):
+            if isinstance(now, str):
+                gone.append(now)
+            elif now != stored[guid].tobytes():
+                changed.append(guid)
+        where = self.source.data or self.cache.header.dataset["data"]
+        if gone:
+            raise DataError(
+                f"stage 2 goes back to the raw pairs, and {len(gone)} of {len(guids)} in {where} cannot be read "
+                f"since they were featurized, the first is {gone[0]}: bring them back, say with --data where they are, "
+                "or take them out of the labels and train stage 1 again"
+            )
+        if changed:
+            raise DataError(
+                f"{len(changed)} of {len(guids)} raw pairs in {where} have changed since they were featurized, the "
+                f"first is {changed[0]!r}: run `mmcli featurize` again, then train stage 1 again"
+            )
+        return [there[guid] for guid in guids]
+
+    def _computed(self, pairs: list[Pair], on_progress: OnProgress | None) -> Iterator[Block]:
+        """Yield a block of states at a time."""
+        blocks = [pairs[start : start + BLOCK_ROWS] for start in range(0, len(pairs), BLOCK_ROWS)]
+        if on_progress is not None:
+            on_progress(0, len(pairs))
+        how = how_of(self.cache.header.identity, towers=(self.tower,), below=self.layers)
+        for block, rejects in encode_blocks(blocks, self.source.encoder(), how, on_progress):
+            if rejects:
+                raise DataError(
+                    f"{len(rejects)} raw pairs cannot be used for stage 2, the first is {rejects[0].guid!r} "
+                    f"({rejects[0].reason}, {rejects[0].path}): mend them and run `mmcli featurize` again; where "
+                    "states are not finite, featurize with --dtype float32 into another --out"
+                )
+            yield block
+
+    def _together(self, guids: Sequence[str], computed: Sequence[Block]) -> States:
+        found = {guid: self.kept[guid] for guid in guids if guid in self.kept}
+        parts: list[Part] = []
+        number_of: dict[Path, int] = {}
+        for path in sorted({path for path, _ in found.values()}):
+            number_of[path] = len(parts)
+            try:
+                parts.append(Part.of_file(path))
+            except (OSError, KeyError, ValueError) as error:
+                raise CacheError(
+                    f"{path} cannot be read ({error}): delete {self.folder} and run the command again"
+                ) from error
+        places = {guid: (number_of[path], row) for guid, (path, row) in found.items()}
+        for block in computed:
+            places |= {guid: (len(parts), row) for row, guid in enumerate(block.guids)}
+            parts.append(Part.of_block(block))
+        return States(parts, np.array([places[guid] for guid in guids], dtype=np.int64).reshape(-1, 2))
