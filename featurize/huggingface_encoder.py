@@ -10,8 +10,9 @@ from PIL.Image import Image
 from torch import Tensor, nn
 
 from .backbone import MAX_TOKENS, Encoded, Encoder
+from .one_position import at_position, can_be_pooled
 from .tensors import checked_resize, computing, low_precision, pad, to_float, to_half, tokenize
-from .tops import Top, check_layers, cut, entering, with_children
+from .tops import Top, check_layers, cut, entering, last_layer, with_children
 
 
 class HuggingFaceEncoder(Encoder):
@@ -110,6 +111,18 @@ class _ImageTop(Top):
         out = self.run_from(states, lambda: model.get_image_features(pixel_values=states))
         return out.pooler_output, out.last_hidden_state
 
+    def pooled(self, states: Tensor, ids: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """Return the embeddings; of CLIP, of whose last layer only the first position is looked at, at a fraction."""
+        model: Any = self.tower
+        layer = last_layer(model.vision_model)
+        if not can_be_pooled(layer):
+            return super().pooled(states)
+        entered = entering(layer, lambda: self.forward(states))
+        first = torch.zeros(len(states), dtype=torch.int64, device=states.device)
+        state = at_position(layer, entered, first, None)
+        embeddings: Tensor = model.visual_projection(model.vision_model.post_layernorm(state))
+        return embeddings
+
 
 class _TextTop(Top):
     def __init__(self, model: Any, layers: int, pad_id: int, masked: bool) -> None:
@@ -123,3 +136,19 @@ class _TextTop(Top):
         assert ids is not None
         out = self.run_from(states, lambda: text_features(self.tower, ids, mask if self.masked else None))
         return out.pooler_output, out.last_hidden_state
+
+    def pooled(self, states: Tensor, ids: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """Return the embeddings; of CLIP, of whose last layer only the end token is looked at, at a fraction."""
+        model: Any = self.tower
+        layer = last_layer(model.text_model)
+        if not can_be_pooled(layer):
+            return super().pooled(states, ids, mask)
+        assert ids is not None
+        entered = entering(layer, lambda: self.forward(states, ids, mask))
+        # As in CLIPTextModel.forward: old configurations call the end token 2, and it is the highest id.
+        end = model.text_model.eos_token_id
+        place = ids.argmax(dim=1) if end == 2 else (ids == end).int().argmax(dim=1)
+        before = torch.arange(ids.shape[1], device=ids.device) <= place[:, None]
+        state = at_position(layer, entered, place, before)
+        embeddings: Tensor = model.text_projection(model.text_model.final_layer_norm(state))
+        return embeddings

@@ -99,6 +99,10 @@ class Top(nn.Module, ABC):
             Token ids and attention mask of texts, (b, L) int64.
         """
 
+    def pooled(self, states: Tensor, ids: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """Return the embeddings alone, which may cost less."""
+        return self.forward(states, ids, mask)[0]
+
 
 def check_layers(layers: Sequence[nn.Module], asked: int, tower: str) -> None:
     """Raise a BackboneError where more layers are asked for than ``tower`` has."""
@@ -122,6 +126,12 @@ def with_children(module: nn.Module, **children: nn.Module | None) -> nn.Module:
     made = copy.copy(module)
     made._modules = {**module._modules, **children}
     return made
+
+
+def last_layer(tower: Any) -> nn.Module:
+    """Return the last layer of a transformers tower."""
+    *_, last = getattr(tower.encoder, "layers", None) or tower.encoder.layer
+    return last
 
 
 def cut(tower: nn.Module, count: int) -> tuple[nn.Module, list[nn.Module]]:

@@ -101,10 +101,13 @@ class Finetuned(nn.Module):
     def embedded(self, batch: Batch, states: Mapping[str, StateBatch]) -> Batch:
         """Return ``batch`` with what the tops make of ``states`` in the place of frozen embeddings and tokens."""
         for tower, each in states.items():
-            pooled, tokens = self.tops[tower](*each)
-            batch = batch._replace(**{tower: pooled})
-            if batch.tokens is not None:
-                batch = batch._replace(tokens=_replaced(batch.tokens, tower, tokens, each.mask))
+            if batch.tokens is None:
+                pooled, tokens = self.top(tower).pooled(*each), None
+            else:
+                pooled, found = self.top(tower)(*each)
+                tokens = _replaced(batch.tokens, tower, found, each.mask)
+            image, text = (pooled, batch.text) if tower == "image" else (batch.image, pooled)
+            batch = Batch(image, text, tokens)
         return batch
 
     def parts(self, batch: Batch, states: Mapping[str, StateBatch]) -> Tensor:
