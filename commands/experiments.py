@@ -1,6 +1,8 @@
 """compare, ablate, sweep: many heads on the same folds."""
 
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -8,7 +10,9 @@ import typer
 from .options import MAX_SEED, RECIPE, SETUP, Group, Json, Settings, typed, with_options
 
 if TYPE_CHECKING:
+    from ..finetune.experiments import Stage2
     from ..heads.experiments import Candidate, Protocol, Setup
+    from ..heads.experiments.fits import OnFit
 
 Folds = Annotated[int, typer.Option(help="Folds of cross-validation.")]
 Repeats = Annotated[int, typer.Option(help="Times that the folds are dealt anew.")]
@@ -53,16 +57,67 @@ def _scoring(context: typer.Context, values: dict[str, Any]) -> Scoring:
 SCORING = Group(_scoring_options, _scoring)
 
 
-@with_options(SCORING, RECIPE, SETUP)
+@dataclass(frozen=True)
+class Finetuning:
+    """Whether stage 2 is a candidate, and what was typed of it."""
+
+    wanted: bool
+    settings: dict[str, Any]
+    data: Path | None
+    backbone: str | None
+
+    def stage2(self, setup: "Setup", on_states: "OnFit") -> "Stage2":
+        """Return stage 2 for the cache of ``setup``."""
+        from ..finetune.experiments import Stage2
+
+        return Stage2(setup.cache, self.settings, self.data, self.backbone, on_states)
+
+
+def _finetuning_options(
+    with_finetune: Annotated[
+        bool, typer.Option("--with-finetune", help="Stage 2 of the (first) fusion as one more candidate.")
+    ] = False,
+    finetune: Annotated[
+        list[str] | None, typer.Option(help="A setting of stage 2, name=value, as of `mmcli finetune`; repeatable.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Of stage 2: where the raw pairs are now; default: as recorded.")
+    ] = (None),
+    backbone: Annotated[
+        str | None, typer.Option(help="Of stage 2: where the backbone is now, if it was moved.")
+    ] = None,
+) -> None:
+    """List the options of stage 2 as a candidate."""
+
+
+def _finetuning(context: typer.Context, values: dict[str, Any]) -> Finetuning:
+    from ..finetune.recipe import parse_setting
+
+    settings = {}
+    for each in values["finetune"] or []:
+        name, equals, text = each.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"--finetune takes name=value, found {each!r}")
+        name = name.strip().replace("-", "_")
+        settings[name] = parse_setting(name, text)
+    return Finetuning(values["with_finetune"], settings, values["data"], values["backbone"])
+
+
+FINETUNING = Group(_finetuning_options, _finetuning)
+
+
+@with_options(SCORING, FINETUNING, RECIPE, SETUP)
 def compare(
     scoring: Scoring,
+    finetuning: Finetuning,
     settings: Settings,
     setup: "Setup",
     context: typer.Context,
     fusions: Annotated[
         str | None,
         typer.Option(
-            help="Names, with commas: fusions, `linear`, <fusion>:linear; default: all that the cache allows."
+            help="Names, with commas: fusions, `linear`, <fusion>:linear, any of them with :finetune for stage 2; "
+            "default: all fusions that the cache allows."
         ),
     ] = None,
     as_json: Json = False,
@@ -71,13 +126,18 @@ def compare(
 
     Example: mmcli compare --fusions concat,gated,film,product,late,linear
     """
-    from ..heads.experiments import all_fusions, candidates_of
+    from ..finetune.experiments import SUFFIX
+    from ..heads.experiments import all_fusions
+    from ..report.progress import ProgressLine
 
     recipe = settings.recipe()
     names = all_fusions(setup.cache, recipe) if fusions is None else [name.strip() for name in fusions.split(",")]
-    candidates = candidates_of(names, recipe)
-    settings.check_used([each.recipe for each in candidates])
-    _score(setup, candidates, scoring, "best", "compare", as_json)
+    if finetuning.wanted and not any(name.endswith(SUFFIX) for name in names):
+        names.append(names[0] + SUFFIX)
+    with ProgressLine("frozen part") as on_states:
+        candidates = finetuning.stage2(setup, on_states).candidates_of(names, recipe)
+        settings.check_used([each.recipe for each in candidates])
+        _score(setup, candidates, scoring, "best", "compare", as_json)
 
 
 @with_options(SCORING, RECIPE, SETUP)
@@ -100,14 +160,18 @@ def ablate(
     _score(setup, candidates, scoring, "both", "ablate", as_json)
 
 
-@with_options(RECIPE, SETUP)
+@with_options(FINETUNING, RECIPE, SETUP)
 def sweep(
+    finetuning: Finetuning,
     settings: Settings,
     setup: "Setup",
     context: typer.Context,
     grid: Annotated[
-        list[str], typer.Option(help="name=a,b,c or, with --trials, name=low:high; may be given several times.")
-    ],
+        list[str] | None,
+        typer.Option(
+            help="name=a,b,c or, with --trials, name=low:high; repeatable. finetune.name: a setting of stage 2."
+        ),
+    ] = None,
     fusion: Annotated[str, typer.Option(help="How image and text are joined.")] = "concat",
     modality: Annotated[Literal["both", "text", "image"], typer.Option(help="What the head sees.")] = "both",
     trials: Annotated[int | None, typer.Option(help="Draw this many random settings; default: all combinations.")] = (
@@ -122,6 +186,7 @@ def sweep(
 
     Example: mmcli sweep --fusion film --grid lr=1e-4,3e-4,1e-3 --grid dropout=0.3,0.5
     """
+    from ..finetune.experiments import parse_grid_setting
     from ..heads.experiments import Protocol, grid_of
     from ..heads.experiments import sweep as run
     from ..heads.recipe import setting_text
@@ -131,15 +196,23 @@ def sweep(
     from ..report.terminal import note, print_json, print_parts
 
     recipe = settings.recipe(fusion=fusion, modality=modality)
-    with ProgressLine("fit", "fits") as progress:
+    with ProgressLine("frozen part") as on_states, ProgressLine("fit", "fits") as progress:
+        stage2 = finetuning.stage2(setup, on_states)
+        then = partial(stage2.after, modality) if finetuning.wanted else None
+        tried = grid_of(grid or [], parse_grid_setting)
         protocol = Protocol(folds, repeats, fold_seed)
-        result = run(replace(setup, on_fit=progress), recipe, grid_of(grid), trials, protocol)
+        result = run(replace(setup, on_fit=progress), recipe, tried, trials, protocol, then)
     note_about(result)
     if as_json:
         print_json(result)
         return
     print_parts(*comparison_tables(result, by_class=False))
-    flags = " ".join(f"--{name.replace('_', '-')} {setting_text(value)}" for name, value in result["best"].items())
+    flags = " ".join(
+        f"--finetune {name.removeprefix('finetune.')}={setting_text(value)}"
+        if name.startswith("finetune.")
+        else f"--{name.replace('_', '-')} {setting_text(value)}"
+        for name, value in result["best"].items()
+    )
     note(
         f"highest: {flags or 'the settings as they are'}. The highest of many is partly luck: where its interval is "
         "not clear of 0, keep what is simpler, and score it once, with train-head, on the test rows"

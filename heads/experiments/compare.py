@@ -99,7 +99,10 @@ def compare(
     fits = fit_all(data, candidates, made, Path(setup.out) / KEPT, setup.jobs, setup.on_fit)
     logits = out_of_fold(fits, len(data.guids), len(data.classes), protocol.repeats)
     scored = score_candidates(data, logits, fits, against)
-    recipes = {candidate.name: candidate.recipe.to_dict() for candidate in candidates}
+    recipes = {
+        candidate.name: candidate.recipe.to_dict() | ({} if candidate.then is None else {"then": candidate.then.key()})
+        for candidate in candidates
+    }
     result = {"what": what, **about, **asdict(protocol), **scored, "recipes": recipes}
     return write_results(Path(setup.out), what, result, data, logits, made)
 

@@ -7,10 +7,10 @@ import json
 import time
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from ...cache.errors import MmcliError
 from ..folds import Fold
 from ..inputs import Rows
 from ..losses import fit_offsets
+from ..model import Head
 from ..parallel import each_of
 from ..recipe import Recipe
 from ..training import fit, predict_logits
@@ -29,12 +30,46 @@ _VERSION = 2  # of what a fit does; raise it when a change here or in training c
 OnFit = Callable[[int, int], None]
 
 
+class Prepared(Protocol):
+    """What goes on with a head after it was fitted, ready to be sent to another process."""
+
+    def __call__(self, head: Head, recipe: Recipe, n_classes: int, rows: Rows, fold: Fold) -> "Continued":
+        """Go on with ``head``, fitted on ``fold``."""
+        ...
+
+
+class Continuation(Protocol):
+    """What goes on with a head after it was fitted: stage 2, of which this folder knows no more than this."""
+
+    def key(self) -> dict[str, Any]:
+        """Return, as plain data, all that its result depends on beside the fit and the data."""
+        ...
+
+    def prepare(self, data: "Data") -> Prepared:
+        """Get ready for the rows of ``data``, in their order; called once, where there is something to fit."""
+        ...
+
+
+class Continued(NamedTuple):
+    """Logits, (n, C) float32, of a fold's test rows and of those that it is stopped by; epochs; parameters."""
+
+    test: NDArray[np.float32]
+    stop: NDArray[np.float32]
+    epochs: int
+    parameters: int
+
+
 @dataclass(frozen=True)
 class Candidate:
-    """A recipe under the name by which tables show it."""
+    """A recipe under the name by which tables show it, and what goes on after its fits."""
 
     name: str
     recipe: Recipe
+    then: Continuation | None = None
+
+    def that_matter(self) -> dict[str, Any]:
+        """Return, as plain data, the settings that its fits depend on."""
+        return self.recipe.that_matter() | ({} if self.then is None else {"then": self.then.key()})
 
 
 @dataclass(frozen=True)
@@ -116,15 +151,16 @@ def fit_all(
     on_fit
         Called with (fits finished, fits there are).
     """
-    tasks = []
+    tasks: list[tuple[Any, ...]] = []
     found: dict[tuple[str, int, int], FoldFit] = {}
     for candidate in candidates:
         for number, fold in enumerate(folds):
             recipe = candidate.recipe.reseeded(number)
-            path = kept / f"{_key(data, recipe, fold)}.npz"
+            path = kept / f"{_key(data, replace(candidate, recipe=recipe), fold)}.npz"
             finished = _load(path, candidate.name, fold)
             if finished is None:
-                tasks.append((candidate.name, recipe, data.rows, len(data.classes), data.groups, fold, path))
+                task = (candidate.name, recipe, data.rows, len(data.classes), data.groups, fold, path)
+                tasks.append((*task, candidate.then))
             else:
                 found[candidate.name, fold.repeat, fold.fold] = finished
     total = len(candidates) * len(folds)
@@ -132,6 +168,8 @@ def fit_all(
         on_fit(len(found), total)
     with disk_full_is_clear(kept):
         kept.mkdir(parents=True, exist_ok=True)
+    prepared = {id(then): then.prepare(data) for *_, then in tasks if then is not None}
+    tasks = [(*task, None if then is None else prepared[id(then)]) for *task, then in tasks]
     for each in each_of(_fit_one, sorted(tasks, key=_expected_cost, reverse=True), jobs):
         found[each.candidate, each.fold.repeat, each.fold.fold] = each
         if on_fit is not None:
@@ -142,34 +180,46 @@ def fit_all(
 def _expected_cost(task: tuple[Any, ...]) -> int:
     """Long fits first, so that no core is idle at the end."""
     recipe: Recipe = task[1]
+    if task[-1] is not None:
+        return 4
     return {"cross_attn": 3, "late": 2, "film": 2}.get(recipe.sees, 1) if recipe.head == "mlp" else 2
 
 
 def _fit_one(
-    name: str, recipe: Recipe, rows: Rows, n_classes: int, groups: NDArray[np.int64], fold: Fold, path: Path
+    name: str,
+    recipe: Recipe,
+    rows: Rows,
+    n_classes: int,
+    groups: NDArray[np.int64],
+    fold: Fold,
+    path: Path,
+    then: Prepared | None = None,
 ) -> FoldFit:
     started = time.perf_counter()
     try:
         stop = rows.take(fold.stop)
         done = fit(recipe, n_classes, rows.take(fold.train), stop, score_train=False, groups=groups[fold.train])
-        logits = predict_logits(done.head, rows.features.take(fold.test))
-        if recipe.offsets:
-            logits = logits + fit_offsets(predict_logits(done.head, stop.features), stop.classes)
+        if then is None:
+            of_test, of_stop = (predict_logits(done.head, rows.features.take(part)) for part in (fold.test, fold.stop))
+            found = Continued(of_test, of_stop, len(done.history), done.head.n_parameters())
+        else:
+            found = then(done.head, recipe, n_classes, rows, fold)
+        logits = found.test + fit_offsets(found.stop, stop.classes) if recipe.offsets else found.test
     except MmcliError as error:
         raise MmcliError(f"{name}, repeat {fold.repeat + 1}, fold {fold.fold + 1}: {error}") from error
     seconds = time.perf_counter() - started
-    result = FoldFit(name, fold, logits, seconds, len(done.history), done.head.n_parameters())
+    result = FoldFit(name, fold, logits, seconds, found.epochs, found.parameters)
     _save(path, result)
     return result
 
 
-def _key(data: Data, recipe: Recipe, fold: Fold) -> str:
+def _key(data: Data, candidate: Candidate, fold: Fold) -> str:
     digest = hashlib.sha256()
     depends_on = {
         "version": _VERSION,
         "torch": version("torch"),
         "scikit-learn": version("scikit-learn"),
-        "recipe": recipe.that_matter(),
+        "recipe": candidate.that_matter(),
         "data": data.key,
         "classes": data.classes,
     }

@@ -1,22 +1,35 @@
 """``sweep``: settings of a head tried on validation folds; the test rows are never looked at."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from ...cache.errors import MmcliError
-from ..recipe import Recipe, check_name, parse_setting, setting_text
+from ..recipe import Recipe, parse_setting, setting_text
 from .compare import compare
-from .fits import Candidate
+from .fits import Candidate, Continuation
 from .setup import Protocol, Setup
 
-_LOGARITHMIC = ("lr", "lr_attn", "weight_decay")  # ranges of these are drawn on a logarithmic scale
 _BASE = "as it is"
+_OF_STAGE_2 = "finetune."  # what names of its settings begin with in a grid
 
 
-def grid_of(settings: Sequence[str]) -> dict[str, Any]:
+def _is_logarithmic(name: str) -> bool:
+    """Whether a range of a setting is drawn on a logarithmic scale: rates and weight decay."""
+    name = name.removeprefix(_OF_STAGE_2)
+    return name == "lr" or name.startswith("lr_") or name == "weight_decay"
+
+
+def grid_of(settings: Sequence[str], parse: Callable[[str, str], Any] = parse_setting) -> dict[str, Any]:
     """Read ``name=a,b,c`` (values) and ``name=low:high`` (a range), each as the type of that setting.
+
+    Parameters
+    ----------
+    settings
+        As they are typed.
+    parse
+        Reads one value of a setting; an MmcliError says that there is no such setting, or what it must be.
 
     Returns
     -------
@@ -32,21 +45,20 @@ def grid_of(settings: Sequence[str]) -> dict[str, Any]:
     for each in settings:
         name, equals, text = each.partition("=")
         name = name.strip().replace("-", "_")
-        check_name(name)
         if not equals or not text.strip():
             raise MmcliError(f"{each!r} names no value: write {name}=a,b,c or {name}=low:high")
         if name in found:
             raise MmcliError(f"{name} is given twice: list its values once, {name}=a,b,c")
         low, colon, high = text.partition(":")
         if colon:
-            bounds = (parse_setting(name, low), parse_setting(name, high))
+            bounds = (parse(name, low), parse(name, high))
             if not all(isinstance(bound, int | float) and not isinstance(bound, bool) for bound in bounds):
                 raise MmcliError(f"{name} is not a number, so it has no range: write {name}=a,b,c")
-            if not bounds[0] < bounds[1] or (name in _LOGARITHMIC and bounds[0] <= 0):
+            if not bounds[0] < bounds[1] or (_is_logarithmic(name) and bounds[0] <= 0):
                 raise MmcliError(f"{each!r} is not a range: write {name}=low:high with low below high (and above 0)")
             found[name] = bounds
         else:
-            found[name] = [parse_setting(name, value) for value in text.split(",")]
+            found[name] = [parse(name, value) for value in text.split(",")]
     return found
 
 
@@ -61,6 +73,8 @@ def settings_to_try(grid: Mapping[str, Any], trials: int | None, seed: int) -> l
     from scipy.stats import loguniform, randint, uniform
     from sklearn.model_selection import ParameterGrid, ParameterSampler
 
+    if not grid:
+        return []
     ranges = [name for name, values in grid.items() if isinstance(values, tuple)]
     if trials is None:
         if ranges:
@@ -72,7 +86,7 @@ def settings_to_try(grid: Mapping[str, Any], trials: int | None, seed: int) -> l
     for name, values in grid.items():
         if not isinstance(values, tuple):
             drawn[name] = values
-        elif name in _LOGARITHMIC:
+        elif _is_logarithmic(name):
             drawn[name] = loguniform(*values)
         elif isinstance(values[0], int):
             drawn[name] = randint(values[0], values[1] + 1)
@@ -90,7 +104,12 @@ def _plain(value: Any) -> Any:
 
 
 def sweep(
-    setup: Setup, recipe: Recipe, grid: Mapping[str, Any], trials: int | None = None, protocol: Protocol | None = None
+    setup: Setup,
+    recipe: Recipe,
+    grid: Mapping[str, Any],
+    trials: int | None = None,
+    protocol: Protocol | None = None,
+    then: Callable[[Mapping[str, Any]], Continuation] | None = None,
 ) -> dict[str, Any]:
     """Compare ``recipe`` with changes of its settings, on folds of the training and validation rows only.
 
@@ -99,11 +118,13 @@ def sweep(
     setup
         The test rows of its split are left out.
     grid
-        What ``grid_of`` returns.
+        What ``grid_of`` returns. Names that begin with ``finetune.`` are settings of ``then``.
     trials
         Draw that many random combinations; default: all of them.
     protocol
         Folds, one repeat by default.
+    then
+        What goes on after the fits of all but ``recipe`` as it is, made from settings. It is also tried as it is.
 
     Returns
     -------
@@ -111,17 +132,23 @@ def sweep(
         As ``compare`` returns, differences taken from ``recipe`` as it is; also ``best`` (settings of the best
         candidate).
     """
-    if not grid:
+    if not grid and then is None:
         raise MmcliError("nothing to sweep over: name settings with --grid name=a,b,c")
     protocol = replace(protocol or Protocol(repeats=1), without_test=True)
-    tried: dict[str, dict[str, Any]] = {_BASE: {}}
     candidates, used = [Candidate(_BASE, recipe)], set(recipe.that_matter())
-    for changes in settings_to_try(grid, trials, protocol.seed):
-        changed = recipe.changed(**changes)
-        used |= set(changed.that_matter())
-        if all(changed.that_matter() != each.recipe.that_matter() for each in candidates):
-            tried[describe(changes)] = changes
-            candidates.append(Candidate(describe(changes), changed))
+    tried: dict[str, dict[str, Any]] = {_BASE: {}}
+    as_it_is: list[dict[str, Any]] = [] if then is None else [{}]
+    for changes in as_it_is + settings_to_try(grid, trials, protocol.seed):
+        of_head = {name: value for name, value in changes.items() if not name.startswith(_OF_STAGE_2)}
+        of_then = {name.removeprefix(_OF_STAGE_2): changes[name] for name in changes.keys() - of_head.keys()}
+        if of_then and then is None:
+            raise MmcliError(f"{_OF_STAGE_2}{min(of_then)} is a setting of stage 2: add --with-finetune")
+        name = describe(changes) or "finetune"
+        changed = Candidate(name, recipe.changed(**of_head), None if then is None else then(of_then))
+        used |= set(changed.recipe.that_matter()) | {_OF_STAGE_2 + each for each in of_then}
+        if all(changed.that_matter() != each.that_matter() for each in candidates):
+            tried[name] = changes
+            candidates.append(changed)
     for name in grid:
         if name not in used:
             raise MmcliError(f"{name} has no effect on this head ({recipe.sees}, {recipe.head}): leave it out")

@@ -1,0 +1,137 @@
+"""Stage 2 as a candidate of ``compare`` and ``sweep``: same folds and seeds as the head that it goes on from."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..cache.store import FeatureCache
+from ..featurize.tops import Top
+from ..heads.experiments import candidates_of
+from ..heads.experiments.fits import Candidate, Continued, Data
+from ..heads.folds import Fold
+from ..heads.inputs import Rows
+from ..heads.metrics import quick_scores
+from ..heads.model import Head
+from ..heads.recipe import Recipe
+from ..heads.recipe import parse_setting as parse_of_head
+from ..heads.training import predict_logits as predict_frozen
+from .model import Finetuned, StateRows, predict_logits
+from .recipe import FinetuneRecipe, parse_setting, recipe_for
+from .source import Source
+from .states import States
+from .store import OnProgress, StateStore
+from .training import Labelled, finetune_fit
+
+SUFFIX = ":finetune"
+_PREFIX = "finetune."
+
+
+def parse_grid_setting(name: str, text: str) -> Any:
+    """Read a setting of a grid: of a head, or, as ``finetune.<name>``, of stage 2."""
+    if name.startswith(_PREFIX):
+        return parse_setting(name.removeprefix(_PREFIX), text)
+    return parse_of_head(name, text)
+
+
+class Stage2:
+    """What stage 2 needs, opened once for all candidates that have it.
+
+    Parameters
+    ----------
+    cache
+        What ``featurize`` wrote.
+    settings
+        Of ``FinetuneRecipe``, by name; the others have their defaults.
+    data, backbone
+        Where the raw pairs and the backbone are now; default: as recorded in the cache.
+    on_states
+        Called with (pairs computed, pairs to compute) while the frozen part is computed.
+    """
+
+    def __init__(
+        self,
+        cache: str | Path,
+        settings: Mapping[str, Any] | None = None,
+        data: str | Path | None = None,
+        backbone: str | None = None,
+        on_states: OnProgress | None = None,
+    ) -> None:
+        self.cache, self.settings, self.data, self.backbone = cache, dict(settings or {}), data, backbone
+        self.on_states = on_states
+        self._found: dict[tuple[str, int], tuple[Top, States]] = {}
+        self._source: Source | None = None
+
+    def after(self, modality: str, settings: Mapping[str, Any] | None = None) -> AfterStage1:
+        """Return what goes on after heads of ``modality`` were fitted."""
+        return AfterStage1(self, recipe_for(modality, self.settings | dict(settings or {})))
+
+    def candidates_of(self, names: Sequence[str], recipe: Recipe) -> list[Candidate]:
+        """Return a candidate per name, as ``heads.experiments``; ``<name>:finetune`` goes on with stage 2."""
+        found = []
+        for name in names:
+            (candidate,) = candidates_of([name.removesuffix(SUFFIX)], recipe)
+            if name.endswith(SUFFIX):
+                candidate = replace(candidate, name=name, then=self.after(recipe.modality))
+            found.append(candidate)
+        return found
+
+    def get(self, tower: str, layers: int, guids: Sequence[str]) -> tuple[Top, States]:
+        """Return the top of a tower, and the states of ``guids``, which are the same in every call."""
+        if (tower, layers) not in self._found:
+            with FeatureCache.open(self.cache) as cache:
+                if self._source is None:
+                    of = cache.header
+                    place = of.backbone if self.backbone is None else {"name": self.backbone, "revision": None}
+                    self._source = Source(of.identity, place, data=self.data)
+                top = self._source.tops({tower: layers})[tower]
+                states = StateStore(cache, tower, layers, self._source).states(guids, self.on_states)
+            self._found[tower, layers] = copy.deepcopy(top), states
+        return self._found[tower, layers]
+
+
+@dataclass(frozen=True)
+class AfterStage1:
+    """Stage 2 with one set of settings (a ``Continuation``)."""
+
+    stage2: Stage2
+    settings: FinetuneRecipe
+
+    def key(self) -> dict[str, Any]:
+        """Return what the result depends on."""
+        return {"stage2": 1, **self.settings.to_dict()}
+
+    def prepare(self, data: Data) -> ReadyStage2:
+        """Compute what is frozen of the rows, or find it beside the cache."""
+        found = {tower: self.stage2.get(tower, count, data.guids) for tower, count in self.settings.layers().items()}
+        tops = {tower: top for tower, (top, _) in found.items()}
+        return ReadyStage2(self.settings, tops, {tower: states for tower, (_, states) in found.items()})
+
+
+@dataclass(frozen=True)
+class ReadyStage2:
+    """Stage 2 for certain rows: it can be sent to another process."""
+
+    settings: FinetuneRecipe
+    tops: dict[str, Top]
+    states: dict[str, States]
+
+    def __call__(self, head: Head, recipe: Recipe, n_classes: int, rows: Rows, fold: Fold) -> Continued:
+        """Train on, and return the logits of the stage that is better on the rows that the fold is stopped by."""
+        model = Finetuned(copy.deepcopy(self.tops), copy.deepcopy(head))
+        all_rows = StateRows(rows.features, self.states)
+        train, stop = (Labelled(all_rows.take(part), rows.classes[part]) for part in (fold.train, fold.stop))
+        found = finetune_fit(model, recipe, self.settings, n_classes, train, stop, score_train=False)
+        of_stop = predict_logits(model, stop.rows, "cpu")
+        frozen = predict_frozen(head, stop.rows.features)
+        after, before = (
+            quick_scores(stop.classes, logits.argmax(axis=1), n_classes)["macro_f1"] for logits in (of_stop, frozen)
+        )
+        if after > before:
+            of_test = predict_logits(model, all_rows.take(fold.test), "cpu")
+        else:  # as `finetune` does, which then keeps stage 1
+            of_test, of_stop = predict_frozen(head, rows.features.take(fold.test)), frozen
+        return Continued(of_test, of_stop, len(found.history), model.n_parameters())
