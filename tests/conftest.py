@@ -1,6 +1,7 @@
 """Small datasets and small models that the tests make for themselves."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from random import Random
@@ -213,3 +214,47 @@ def fitted(monkeypatch):
 
     monkeypatch.setattr(fits, "_fit_one", spy)
     return names
+
+
+@pytest.fixture(scope="session")
+def raw_sixty(tmp_path_factory):
+    """Sixty pairs of which the words and the colour tell the class, in part; and a labels file."""
+    folder = tmp_path_factory.mktemp("sixty")
+    random = Random("sixty")
+    names = ("negative", "neutral", "positive")
+    words = {"negative": ["hate", "bad", "rain"], "neutral": ["tree", "house", "day"], "positive": ["love", "good"]}
+    for guid in range(60):
+        write_pair(folder / "data", guid)
+        chosen = random.choices([*words[names[guid % 3]], *WORDS], k=random.randint(2, 9))
+        (folder / "data" / f"{guid}.txt").write_text(" ".join(chosen))
+    rows = "".join(f"{guid},{names[guid % 3]}\n" for guid in range(60))
+    (folder / "labels.csv").write_text("guid,tag\n" + rows)
+    return folder / "data", folder / "labels.csv"
+
+
+@pytest.fixture(scope="session")
+def cached_sixty(raw_sixty, tiny_clip, tmp_path_factory):
+    """The cache of those pairs by the small CLIP, in float32 and with tokens; copy it before you write beside it."""
+    from mmcli.featurize import FeaturizeOptions, featurize
+
+    out = tmp_path_factory.mktemp("cache-of-sixty") / "features.h5"
+    featurize(*raw_sixty, out, FeaturizeOptions(backbone=str(tiny_clip), dtype="float32", tokens=True))
+    return out
+
+
+@pytest.fixture
+def sixty(cached_sixty, tmp_path):
+    """A copy of that cache, to work with."""
+    return shutil.copy(cached_sixty, tmp_path / "sixty.h5")
+
+
+@pytest.fixture
+def stage1(sixty, tmp_path):
+    """Return a function that trains a head on it and returns its best.pt."""
+    from mmcli.heads import Recipe, train_head
+
+    def make(runs="runs", seeds=1, **settings):
+        recipe = Recipe(epochs=3, hidden=(16,), lr=5e-3).changed(**settings)
+        return Path(train_head(sixty, recipe=recipe, runs=tmp_path / runs, seeds=seeds, jobs=1)["best_pt"])
+
+    return make

@@ -99,8 +99,9 @@ def test_every_command_prints_json_on_demand(name):
 
 
 def test_choices_and_defaults_of_the_command_line_are_those_of_the_code():
-    from mmcli.commands import experiments, heads, options
+    from mmcli.commands import experiments, finetune, heads, options
     from mmcli.featurize.backbone import DEFAULT_BACKBONE
+    from mmcli.finetune.recipe import SETTINGS
     from mmcli.heads import recipe
     from mmcli.heads.experiments import Protocol, Setup
 
@@ -126,6 +127,10 @@ def test_choices_and_defaults_of_the_command_line_are_those_of_the_code():
     typed = inspect.signature(experiments._scoring_options).parameters
     for name, field in (("folds", "folds"), ("repeats", "repeats"), ("fold_seed", "seed"), ("without_test",) * 2):
         assert typed[name].default == getattr(Protocol(), field)
+    of_stage2 = inspect.signature(finetune.finetune).parameters
+    assert set(finetune._SETTINGS) == set(SETTINGS)
+    for name, value in SETTINGS.items():
+        assert of_stage2[name].default == value, name
     backbone = get_args(inspect.signature(features.featurize).parameters["backbone"].annotation)[1]
     assert DEFAULT_BACKBONE in backbone.help
 

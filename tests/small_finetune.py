@@ -1,0 +1,155 @@
+"""What tests of stage 2 share: a trained head with all that stage 2 needs, and a naive loop with the whole model."""
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmcli.cache import FeatureCache, read_labels
+from mmcli.featurize import Dataset
+from mmcli.featurize.text import clean_text, decode_text
+from mmcli.finetune import FinetuneRecipe
+from mmcli.finetune.model import Finetuned, state_batches
+from mmcli.finetune.run import read_rows
+from mmcli.finetune.source import Source
+from mmcli.finetune.training import Labelled
+from mmcli.heads.checkpoint import load_checkpoint
+from mmcli.heads.inputs import Batch
+from mmcli.heads.labelled import class_numbers
+from mmcli.heads.losses import class_weights
+
+CLASSES = ("negative", "neutral", "positive")
+QUICK = {"epochs": 2, "batch_size": 16, "lr_backbone": 1e-3, "lr_head": 1e-3, "patience": 5}
+
+
+class Ready:
+    """A head of stage 1 with all that stage 2 needs, as ``finetune`` puts it together."""
+
+    def __init__(self, best_pt, **settings):
+        self.checkpoint = load_checkpoint(best_pt)
+        self.settings = FinetuneRecipe().changed(**(QUICK | settings))
+        self.source = Source(self.checkpoint.identity, self.checkpoint.backbone)
+        self.head = self.checkpoint.head.heads[0]
+        parts = self.checkpoint.split.named()
+        labels = read_labels(self.checkpoint.made_from["labels"])
+        with FeatureCache.open(self.checkpoint.made_from["cache"]) as cache:
+            tokens = self.checkpoint.head.needs_tokens
+            rows = read_rows(cache, parts, self.settings, self.source, tokens, None, None)
+            self.data = cache.header.dataset["data"]
+        self.labelled = {
+            name: Labelled(rows[name], class_numbers(guids, labels, self.checkpoint.classes))
+            for name, guids in parts.items()
+        }
+        self.model = Finetuned(copy.deepcopy(self.source.tops(self.settings.layers())), copy.deepcopy(self.head))
+
+    def first_batch(self, size=16):
+        """Return the first rows of the training part as one batch, and their class numbers."""
+        order = np.arange(size)
+        batch, states = next(state_batches(self.labelled["train"].rows, self.model, order, size, "cpu"))
+        return batch, states, torch.from_numpy(self.labelled["train"].classes[:size])
+
+
+class Naive:
+    """The plain loop: raw pairs through the whole model in every step, written without anything of ``finetune``.
+
+    ``embed(guids)`` returns the head's batch, with gradients; ``unfrozen`` are the parameters that are trained.
+    """
+
+    def __init__(self, ready, embed, unfrozen):
+        self.ready, self.embed, self.unfrozen = ready, embed, unfrozen
+        self.head = copy.deepcopy(ready.head)
+        counts = np.bincount(ready.labelled["train"].classes)
+        weight = torch.from_numpy(class_weights(counts, ready.checkpoint.recipe.class_weights))
+        self.loss = torch.nn.CrossEntropyLoss(weight)
+
+    def train_one_epoch(self):
+        settings, recipe, train = self.ready.settings, self.ready.checkpoint.recipe, self.ready.labelled["train"]
+        groups = [
+            {"params": list(self.unfrozen.values()), "lr": settings.lr_backbone},
+            {"params": list(self.head.parameters()), "lr": settings.lr_head},
+        ]
+        optimizer = torch.optim.AdamW(groups, weight_decay=recipe.weight_decay)
+        random = np.random.default_rng([recipe.seed, 1])
+        torch.manual_seed(int(random.integers(2**63)))
+        order = random.permutation(len(train))
+        per_epoch = -(-len(train) // settings.batch_size)
+        guids = self.ready.checkpoint.split.train
+        self.head.train()
+        for step in range(per_epoch):
+            rows = order[step * settings.batch_size : (step + 1) * settings.batch_size]
+            for group, rate in zip(optimizer.param_groups, (settings.lr_backbone, settings.lr_head), strict=True):
+                group["lr"] = rate * settings.factor(step, settings.epochs * per_epoch)
+            logits = self.head(self.embed([guids[row] for row in rows]))
+            optimizer.zero_grad()
+            self.loss(logits, torch.from_numpy(train.classes[rows])).backward()
+            optimizer.step()
+        return per_epoch
+
+
+def text_of(data, guid):
+    return clean_text(decode_text((Path(data) / f"{guid}.txt").read_bytes())[0])
+
+
+def whole_clip(folder, data, text_layers, vision_layers):
+    """Return (embed, unfrozen, model) of a whole Hugging Face CLIP, padded to 77 tokens."""
+    from mmcli.featurize.image import decode_image
+    from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+
+    model = AutoModel.from_pretrained(folder).eval().requires_grad_(False)
+    processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    text, vision = model.text_model, model.vision_model
+    trained = [*text.encoder.layers[len(text.encoder.layers) - text_layers :]]
+    trained += [text.final_layer_norm] if text_layers else []
+    trained += [*vision.encoder.layers[len(vision.encoder.layers) - vision_layers :]]
+    trained += [vision.post_layernorm] if vision_layers else []
+    for module in trained:
+        module.requires_grad_(True)
+
+    def embed(guids):
+        texts = [text_of(data, guid) for guid in guids]
+        tokens = tokenizer(texts, return_tensors="pt", padding="max_length", truncation=True, max_length=77)
+        images = [decode_image((Path(data) / f"{guid}.jpg").read_bytes()) for guid in guids]
+        pixels = torch.cat([processor(image, return_tensors="pt")["pixel_values"] for image in images])
+        image = model.get_image_features(pixel_values=pixels).pooler_output
+        return Batch(image, model.get_text_features(**tokens).pooler_output)
+
+    unfrozen = {name: each for name, each in model.named_parameters() if each.requires_grad}
+    return embed, unfrozen, model
+
+
+def whole_offline(data, text_layers, vision_layers):
+    """Return (embed, unfrozen, None) of both offline encoders, padded to the longest text."""
+    from mmcli.featurize import open_backbone
+    from mmcli.featurize.image import decode_image
+
+    encoder = open_backbone("offline").load("cpu", "float32", None)
+    text, image = encoder.text_model.requires_grad_(False), encoder.image_model.requires_grad_(False)
+    unfrozen = {}
+    layers = text.encoder.layer
+    for number in range(len(layers) - text_layers, len(layers)):
+        for name, each in layers[number].named_parameters():
+            unfrozen[f"text_model.encoder.layer.{number}.{name}"] = each.requires_grad_(True)
+    for number in range(len(image._blocks) + 1 - vision_layers, len(image._blocks)):
+        for name, each in image._blocks[number].named_parameters():
+            unfrozen[f"image_model._blocks.{number}.{name}"] = each.requires_grad_(True)
+    if vision_layers:
+        for name in ("_conv_head.weight", "_bn1.weight", "_bn1.bias"):
+            unfrozen[f"image_model.{name}"] = image.get_parameter(name).requires_grad_(True)
+
+    def embed(guids):
+        tokens = encoder.tokenizer([text_of(data, guid) for guid in guids], return_tensors="pt", padding=True)
+        states = text(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).last_hidden_state
+        mask = tokens["attention_mask"].unsqueeze(2)
+        pooled = (states * mask).sum(dim=1) / mask.sum(dim=1)
+        images = [decode_image((Path(data) / f"{guid}.jpg").read_bytes()) for guid in guids]
+        pixels = torch.from_numpy(np.stack([encoder.prepare_image(each) for each in images]))
+        features = image.extract_features(pixels).mean(dim=(2, 3))
+        return Batch(features @ encoder.image_projection, pooled @ encoder.text_projection)
+
+    return embed, unfrozen, None
+
+
+def raw_pairs(cache_path):
+    with FeatureCache.open(cache_path) as cache:
+        return Dataset.open(cache.header.dataset["data"]).pairs

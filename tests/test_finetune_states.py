@@ -1,0 +1,186 @@
+"""What enters the unfrozen layers is kept beside the cache: computed once, resumed after a cut, never stale."""
+
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mmcli.cache import BackboneError, CacheError, DataError, FeatureCache, LockedError
+from mmcli.cache.lock import writer_lock
+from mmcli.featurize import FeaturizeOptions, featurize, open_backbone
+from mmcli.finetune import store as store_module
+from mmcli.finetune.source import Source
+from mmcli.finetune.store import StateStore
+from small_finetune import text_of
+
+
+@pytest.fixture
+def cache(sixty):
+    with FeatureCache.open(sixty) as opened:
+        yield opened
+
+
+def store_of(cache, tower="text", layers=1, **source):
+    return StateStore(cache, tower, layers, Source(cache.header.identity, cache.header.backbone, **source))
+
+
+def text_states(states):
+    found = states.load(0, "cpu")
+    return [state[mask.bool()].numpy() for state, mask in zip(found.states, found.mask, strict=True)]
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_states_are_what_the_tower_gives_below_those_layers(cache, tiny_clip, layers):
+    guids = cache.guids[:20]
+    states = store_of(cache, layers=layers).states(guids)
+    encoder = open_backbone(str(tiny_clip)).load("cpu", "float32", None)
+    data = cache.header.dataset["data"]
+    for guid, state, length in zip(guids, text_states(states), states.lengths(), strict=True):
+        ids, _ = encoder.tokenize([text_of(data, guid)])
+        np.testing.assert_allclose(state, encoder.texts_below(ids, layers)[0], atol=1e-5)
+        assert length == len(ids[0])
+
+
+def test_states_of_images(cache):
+    states = store_of(cache, "image", 2).states(cache.guids[:5]).load(0, "cpu")
+    assert states.states.shape == (5, 17, 32)
+    assert states.ids is None
+
+
+def test_the_second_time_the_backbone_is_not_even_opened(cache, monkeypatch):
+    first = store_of(cache).states(cache.guids)
+    monkeypatch.setattr(Source, "encoder", lambda *_: pytest.fail("the backbone was loaded"))
+    seen = []
+    second = store_of(cache).states(cache.guids[::-1], on_progress=lambda *each: seen.append(each))
+    for one, other in zip(text_states(first), text_states(second)[::-1], strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert seen == []
+
+
+def test_depths_and_towers_are_kept_apart(cache):
+    folders = {store_of(cache, tower, layers).folder for tower in ("text", "image") for layers in (1, 2)}
+    assert len(folders) == 4
+
+
+def test_a_cut_costs_the_block_at_work(cache, monkeypatch):
+    whole = text_states(store_of(cache).states(cache.guids, keep=False))
+    monkeypatch.setattr(store_module, "BLOCK_ROWS", 16)
+    written = []
+    original = store_module.write_part
+
+    def killed(*arguments):
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(original(*arguments))
+
+    monkeypatch.setattr(store_module, "write_part", killed)
+    with pytest.raises(KeyboardInterrupt):
+        store_of(cache).states(cache.guids)
+    monkeypatch.setattr(store_module, "write_part", original)
+    seen = []
+    states = store_of(cache).states(cache.guids, on_progress=lambda *each: seen.append(each))
+    assert seen[0] == (0, 60 - 32)
+    for one, other in zip(whole, text_states(states), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_rows_sent_to_another_process_are_read_there(cache):
+    states = store_of(cache).states(cache.guids[:7])
+    sent = pickle.dumps(states)
+    assert len(sent) < 5000  # names of files, not their content
+    for one, other in zip(text_states(states), text_states(pickle.loads(sent)), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.fixture
+def own(raw_sixty, tiny_clip, tmp_path):
+    """A dataset of its own, to be damaged, and its cache."""
+    folder = tmp_path / "own"
+    shutil.copytree(raw_sixty[0], folder)
+    out = tmp_path / "own.h5"
+    options = FeaturizeOptions(backbone=str(tiny_clip), dtype="float32")
+
+    def again():
+        featurize(folder, raw_sixty[1], out, options)
+        return out
+
+    again()
+    return folder, again
+
+
+def test_an_edited_pair_alone_is_computed_again(own):
+    folder, again = own
+    with FeatureCache.open(again()) as cache:
+        store_of(cache).states(cache.guids)
+    (folder / "7.txt").write_text("something else")
+    with FeatureCache.open(again()) as cache:
+        seen = []
+        states = store_of(cache).states(cache.guids, on_progress=lambda *each: seen.append(each))
+        assert seen[0] == (0, 1)
+        direct = store_of(cache).states(["7"], keep=False)
+        np.testing.assert_allclose(text_states(states)[cache.guids.index("7")], text_states(direct)[0], atol=1e-5)
+
+
+def test_raw_pairs_that_changed_or_went_since_they_were_featurized(own):
+    folder, again = own
+    with FeatureCache.open(again()) as cache:
+        (folder / "7.txt").write_text("something else")
+        with pytest.raises(DataError, match=r"1 of 60 raw pairs in .*own have changed .* '7': run `mmcli featurize`"):
+            store_of(cache).states(cache.guids)
+        os.remove(folder / "9.txt")
+        with pytest.raises(DataError, match=r"1 of 60 in .*own cannot be read .* '9': text missing: bring them back"):
+            store_of(cache).states(cache.guids)
+        assert not store_of(cache).kept
+
+
+def test_an_image_that_is_gone_does_not_matter_to_the_text_tower(own):
+    folder, again = own
+    with FeatureCache.open(again()) as cache:
+        os.remove(folder / "9.jpg")
+        assert len(store_of(cache).states(cache.guids)) == 60
+        with pytest.raises(DataError, match="'9': image missing"):
+            store_of(cache, "image").states(cache.guids)
+
+
+def test_raw_pairs_that_were_moved_are_found_where_they_are_now(own, tmp_path):
+    folder, again = own
+    with FeatureCache.open(again()) as cache:
+        shutil.move(folder, tmp_path / "elsewhere")
+        with pytest.raises(DataError, match="no such folder"):
+            store_of(cache).states(cache.guids)
+        assert len(store_of(cache, data=tmp_path / "elsewhere").states(cache.guids)) == 60
+
+
+def test_more_layers_than_there_are(cache):
+    with pytest.raises(BackboneError, match="the text tower of this backbone has 3 layers, 4 are to be unfrozen"):
+        store_of(cache, layers=4).states(cache.guids)
+
+
+def test_another_backbone_under_the_old_name(cache, tiny_clip, tmp_path):
+    other = shutil.copytree(tiny_clip, tmp_path / "other")
+    config = other / "preprocessor_config.json"
+    config.write_text(config.read_text().replace('"shortest_edge": 64', '"shortest_edge": 70'))
+    store = StateStore(cache, "text", 1, Source(cache.header.identity, {"name": str(other), "revision": None}))
+    with pytest.raises(BackboneError, match="is not the backbone that the head was trained with"):
+        store.states(cache.guids)
+
+
+def test_a_second_writer_is_refused(cache):
+    store = store_of(cache)
+    with writer_lock(store.folder), pytest.raises(LockedError, match="let it finish"):
+        store.states(cache.guids)
+
+
+def test_a_damaged_file_of_states(cache):
+    store = store_of(cache)
+    store.states(cache.guids)
+    (part,) = Path(store.folder).glob("part-*.h5")
+    part.write_bytes(part.read_bytes()[:2000])
+    assert len(store_of(cache).states(cache.guids)) == 60  # cannot be opened: computed again
+    newest = sorted(Path(store.folder).glob("part-*.h5"))[-1]
+    again = store_of(cache)
+    newest.write_bytes(b"")
+    with pytest.raises(CacheError, match=r"cannot be read .* delete"):
+        again.states(cache.guids)
