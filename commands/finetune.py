@@ -23,11 +23,11 @@ def finetune(
     context: typer.Context,
     source: From = BEST,
     unfreeze_text_layers: Annotated[
-        int, typer.Option(min=0, help="Last layers of the text tower to train; 0 for a head that sees images only.")
-    ] = 1,
+        str, typer.Option(help="Last layers of the text tower to train, or `all`; of a head that sees images only, 0.")
+    ] = "1",
     unfreeze_vision_layers: Annotated[
-        int, typer.Option(min=0, help="Last layers of the image tower to train; 1 for a head that sees images only.")
-    ] = 0,
+        str, typer.Option(help="Last layers of the image tower to train, or `all`; of a head that sees images only, 1.")
+    ] = "0",
     lr_backbone: Annotated[float, typer.Option(help="Learning rate of those layers.")] = 5e-6,
     lr_head: Annotated[float, typer.Option(help="Learning rate of the head.")] = 1e-4,
     epochs: Annotated[int, typer.Option(min=1, help="At most this many.")] = 5,
@@ -58,13 +58,14 @@ def finetune(
     from ..featurize.loading import choose_device
     from ..finetune import Watch
     from ..finetune import finetune as run
+    from ..finetune.recipe import parse_setting
     from ..report.finetune import stages_tables, stages_verdict
     from ..report.notes import note_about
     from ..report.progress import ProgressLine
     from ..report.tables import run_table
     from ..report.terminal import note, print_json, print_parts
 
-    settings = {name: context.params[name] for name in _SETTINGS if typed(context, name)}
+    settings = {name: parse_setting(name, str(context.params[name])) for name in _SETTINGS if typed(context, name)}
     where, max_bytes = choose_device(device), parse_bytes(max_memory)
     try:
         with ProgressLine("frozen part") as of_states, ProgressLine("train", "steps") as of_steps:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,6 @@ class Stage2:
         self.cache, self.settings, self.data, self.backbone = cache, dict(settings or {}), data, backbone
         self.on_states = on_states
         self._found: dict[tuple[str, int], tuple[Top, States]] = {}
-        self._source: Source | None = None
 
     def after(self, modality: str, settings: Mapping[str, Any] | None = None) -> AfterStage1:
         """Return what goes on after heads of ``modality`` were fitted."""
@@ -79,17 +79,20 @@ class Stage2:
             found.append(candidate)
         return found
 
+    @cached_property
+    def source(self) -> Source:
+        """Where the backbone of the cache and its raw pairs are."""
+        with FeatureCache.open(self.cache) as cache:
+            of = cache.header
+        place = of.backbone if self.backbone is None else {"name": self.backbone, "revision": None}
+        return Source(of.identity, place, data=self.data)
+
     def get(self, tower: str, layers: int, guids: Sequence[str]) -> tuple[Top, States]:
         """Return the top of a tower, and the states of ``guids``, which are the same in every call."""
         if (tower, layers) not in self._found:
             with FeatureCache.open(self.cache) as cache:
-                if self._source is None:
-                    of = cache.header
-                    place = of.backbone if self.backbone is None else {"name": self.backbone, "revision": None}
-                    self._source = Source(of.identity, place, data=self.data)
-                top = self._source.tops({tower: layers})[tower]
-                states = StateStore(cache, tower, layers, self._source).states(guids, self.on_states)
-            self._found[tower, layers] = copy.deepcopy(top), states
+                states = StateStore(cache, tower, layers, self.source).states(guids, self.on_states)
+            self._found[tower, layers] = copy.deepcopy(self.source.tops({tower: layers})[tower]), states
         return self._found[tower, layers]
 
 
@@ -106,7 +109,8 @@ class AfterStage1:
 
     def prepare(self, data: Data) -> ReadyStage2:
         """Compute what is frozen of the rows, or find it beside the cache."""
-        found = {tower: self.stage2.get(tower, count, data.guids) for tower, count in self.settings.layers().items()}
+        layers = self.stage2.source.resolved(self.settings).layers()
+        found = {tower: self.stage2.get(tower, count, data.guids) for tower, count in layers.items()}
         tops = {tower: top for tower, (top, _) in found.items()}
         return ReadyStage2(self.settings, tops, {tower: states for tower, (_, states) in found.items()})
 

@@ -8,6 +8,7 @@ from typing import Any
 from ..cache.errors import MmcliError
 from ..heads.recipe import check_name, parse_as
 
+ALL = -1  # layers; typed as `all`
 TOWERS = {"text": "unfreeze_text_layers", "image": "unfreeze_vision_layers"}
 
 
@@ -20,8 +21,8 @@ class FinetuneRecipe:
     Attributes
     ----------
     unfreeze_text_layers, unfreeze_vision_layers
-        Layers at the top of each tower that are trained, with the tower's last norm. Of a tower that the head does not
-        see, none can be.
+        Layers at the top of each tower that are trained, with the tower's last norm; ``ALL`` of them. Of a tower that
+        the head does not see, none can be.
     lr_backbone, lr_head
         Learning rates of AdamW at the end of the warm-up, of the layers and of the head.
     epochs
@@ -45,8 +46,8 @@ class FinetuneRecipe:
 
     def __post_init__(self) -> None:
         for name in TOWERS.values():
-            if getattr(self, name) < 0:
-                raise MmcliError(f"{name} must be 0 or more, found {getattr(self, name)}")
+            if getattr(self, name) < ALL:
+                raise MmcliError(f"{name} must be 0 or more, or all, found {getattr(self, name)}")
         for name, least in (("lr_backbone", 0), ("lr_head", 0), ("batch_size", 1), ("epochs", 0), ("patience", 0)):
             if not least < getattr(self, name) < math.inf:
                 raise MmcliError(f"{name} must be above {least}, found {getattr(self, name)}")
@@ -97,4 +98,6 @@ def recipe_for(modality: str, settings: Mapping[str, Any]) -> FinetuneRecipe:
 def parse_setting(name: str, text: str) -> Any:
     """Read a setting as it is typed; an MmcliError says what it is."""
     check_name(name, SETTINGS, "stage 2")
+    if name in TOWERS.values() and text.strip() == "all":
+        return ALL
     return parse_as(name, text, SETTINGS[name])

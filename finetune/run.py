@@ -126,6 +126,7 @@ def finetune(
             check_labelled(name, guids, labels)
         place = stage1.backbone if backbone is None else {"name": backbone, "revision": None}
         source = Source(stage1.identity, place, device, data)
+        recipe = source.resolved(recipe)
         tops = source.tops(recipe.layers())
         rows = read_rows(cache, parts, recipe, source, stage1.head.needs_tokens, max_bytes, watch.on_states)
         source.forget()

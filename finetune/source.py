@@ -10,6 +10,7 @@ from ..featurize.backbone import Backbone, Encoder
 from ..featurize.dataset import Dataset
 from ..featurize.embed import open_same
 from ..featurize.tops import Top, check_layers
+from .recipe import ALL, TOWERS, FinetuneRecipe
 
 
 class Source:
@@ -49,10 +50,22 @@ class Source:
             self._encoders[dtype] = self._backbone.load(self.device, dtype, self.identity["image"]["resize"])
         return self._encoders[dtype]
 
-    def check_layers(self, tower: str, layers: int) -> None:
-        """Raise a BackboneError where ``tower`` has fewer layers."""
-        encoder = self.encoder()
-        check_layers(encoder.text_layers() if tower == "text" else encoder.vision_layers(), layers, tower)
+    def resolved(self, recipe: FinetuneRecipe) -> FinetuneRecipe:
+        """Return ``recipe`` with numbers for ``ALL`` layers.
+
+        Raises
+        ------
+        BackboneError
+            More layers are to be unfrozen than a tower has.
+        """
+        encoder = self.encoder("float32")
+        there = {"text": encoder.text_layers(), "image": encoder.vision_layers()}
+        for tower, count in recipe.layers().items():
+            if count == ALL:
+                recipe = recipe.changed(**{TOWERS[tower]: len(there[tower])})
+            else:
+                check_layers(there[tower], count, tower)
+        return recipe
 
     def tops(self, layers: dict[str, int]) -> dict[str, Top]:
         """Return the last layers of each tower named, in float32, a template for as many copies as one likes."""

@@ -71,7 +71,6 @@ class StateStore:
         missing = [guid for guid in guids if guid not in self.kept]
         if not missing:
             return self._together(guids, [])
-        self.source.check_layers(self.tower, self.layers)
         pairs = self._raw_pairs(missing)
         if not keep:
             return self._together(guids, list(self._computed(pairs, on_progress)))

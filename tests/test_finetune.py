@@ -292,7 +292,7 @@ def test_the_cache_or_the_backbone_is_not_at_hand(stage1, sixty, tmp_path):
     [
         ({}, {"unfreeze_text_layers": 9}, "has 3 layers, 9 are to be unfrozen"),
         ({}, {"unfreeze_text_layers": 0}, "no layer is to be unfrozen"),
-        ({}, {"unfreeze_text_layers": -1}, "must be 0 or more"),
+        ({}, {"unfreeze_text_layers": -2}, "must be 0 or more"),
         ({"modality": "text"}, {"unfreeze_vision_layers": 1}, "unfreeze_vision_layers has no effect"),
         ({"modality": "image"}, {"unfreeze_text_layers": 1}, "unfreeze_text_layers has no effect"),
         ({}, {"lr_backbone": float("nan")}, "lr_backbone must be above 0"),
@@ -305,6 +305,13 @@ def test_settings_that_cannot_be(stage1, tmp_path, recipe, settings, message):
     with pytest.raises(MmcliError, match=message):
         finetune(stage1(**recipe), QUICK | settings, runs=tmp_path / "runs")
     assert not [path for path in (tmp_path / "runs").iterdir() if path.name.endswith("-finetune")]
+
+
+def test_all_layers_can_be_asked_for(cli, stage1):
+    options = ["--unfreeze-text-layers", "all", "--unfreeze-vision-layers", "all", "--epochs", "1", "--device", "cpu"]
+    code, out, err = cli("finetune", "--from", stage1(), *options, "--json")
+    assert code == 0, err
+    assert json.loads(out)["unfrozen"]["layers"] == {"text": 3, "image": 3}
 
 
 def test_a_head_of_all_rows_has_none_to_stop_by(stage1, tmp_path):

@@ -153,11 +153,6 @@ def test_raw_pairs_that_were_moved_are_found_where_they_are_now(own, tmp_path):
         assert len(store_of(cache, data=tmp_path / "elsewhere").states(cache.guids)) == 60
 
 
-def test_more_layers_than_there_are(cache):
-    with pytest.raises(BackboneError, match="the text tower of this backbone has 3 layers, 4 are to be unfrozen"):
-        store_of(cache, layers=4).states(cache.guids)
-
-
 def test_another_backbone_under_the_old_name(cache, tiny_clip, tmp_path):
     other = shutil.copytree(tiny_clip, tmp_path / "other")
     config = other / "preprocessor_config.json"

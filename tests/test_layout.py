@@ -102,6 +102,7 @@ def test_choices_and_defaults_of_the_command_line_are_those_of_the_code():
     from mmcli.commands import experiments, finetune, heads, options
     from mmcli.featurize.backbone import DEFAULT_BACKBONE
     from mmcli.finetune.recipe import SETTINGS
+    from mmcli.finetune.recipe import parse_setting as parse_of_stage2
     from mmcli.heads import recipe
     from mmcli.heads.experiments import Protocol, Setup
 
@@ -130,7 +131,7 @@ def test_choices_and_defaults_of_the_command_line_are_those_of_the_code():
     of_stage2 = inspect.signature(finetune.finetune).parameters
     assert set(finetune._SETTINGS) == set(SETTINGS)
     for name, value in SETTINGS.items():
-        assert of_stage2[name].default == value, name
+        assert parse_of_stage2(name, str(of_stage2[name].default)) == value, name
     backbone = get_args(inspect.signature(features.featurize).parameters["backbone"].annotation)[1]
     assert DEFAULT_BACKBONE in backbone.help
 
