@@ -141,10 +141,10 @@ def main():
         warm = [watched([*ours, "--lr-backbone", f"{rate}e-6"], log) for rate in range(6, 6 + args.repeats)]
         for name, found in (("first finetune", cold), ("second finetune", warm)):
             seconds, first, memory = zip(*found, strict=True)
-            print(
-                f"{name}: {statistics.median(seconds):.1f} s [{min(seconds):.1f}, {max(seconds):.1f}], first step after "
-                f"{statistics.median(first):.1f} s [{min(first):.1f}, {max(first):.1f}], peak {max(memory):.2f} GB"
+            whole, begun = (
+                f"{statistics.median(each):.1f} s [{min(each):.1f}, {max(each):.1f}]" for each in (seconds, first)
             )
+            print(f"{name}: {whole}, first step after {begun}, peak {max(memory):.2f} GB")
         for name, dtype, pad in (
             ("float32, padded to 77", "float32", "max_length"),
             ("bfloat16, padded to the longest", "bfloat16", "longest"),

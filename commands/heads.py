@@ -124,6 +124,9 @@ def evaluate(
     cache: Annotated[Path | None, typer.Option(help=Trained)] = None,
     labels: Annotated[Path | None, typer.Option(help=Trained)] = None,
     data: Annotated[Path | None, typer.Option(help="Of stage 2: where the raw pairs are now, if they moved.")] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="Of stage 2: where the backbone is now, if it was moved.")
+    ] = None,
     max_memory: MaxMemory = "4GB",
     device: Device = "auto",
     as_json: Json = False,
@@ -141,7 +144,7 @@ def evaluate(
 
     parts: list[str] = ["val", "test"] if on == "held-out" else [on]
     where = choose_device(device)
-    result = run(open_best_pt(source, where, data), cache, parts, labels, where, parse_bytes(max_memory))
+    result = run(open_best_pt(source, where, data, backbone), cache, parts, labels, where, parse_bytes(max_memory))
     note_about(result)
     if as_json:
         print_json(result)
@@ -172,6 +175,7 @@ def predict(
     if (image is None) == (ids is None and data is None):
         raise typer.BadParameter("give --ids FILE, or --data FOLDER (with or without --ids), or --image with --text")
     from ..cache.atomic import refuse_to_overwrite
+    from ..featurize.loading import choose_device
     from ..finetune import open_best_pt
     from ..heads import predict as run
     from ..report.progress import ProgressLine
@@ -182,7 +186,8 @@ def predict(
         refuse_to_overwrite(out, b"guid", [source, *(path for path in (ids, data, image, cache) if path)])
         out.parent.mkdir(parents=True, exist_ok=True)
     with ProgressLine("encode") as progress:
-        found = run(open_best_pt(source), ids, data, pair, cache, backbone, device, progress)
+        model = open_best_pt(source, choose_device(device), backbone=backbone)
+        found = run(model, ids, data, pair, cache, backbone, device, progress)
     note(f"head: {found.head}")
     for reject in found.rejects:
         note(f"left out {reject.guid}: {reject.reason}")

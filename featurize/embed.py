@@ -13,7 +13,7 @@ from ..cache.schema import describe_difference, fingerprint_of
 from ..cache.store import FeatureCache
 from .backbone import Backbone
 from .dataset import Pair
-from .encode import How, Reject, encode_blocks
+from .encode import TOWERS, How, Reject, encode_blocks
 from .loading import choose_device, open_backbone
 from .pipeline import BLOCK_ROWS, identity_of
 
@@ -60,15 +60,21 @@ def embed_pairs(
     """
     same: list[str] = []
     if cache is not None and (cache.has_tokens or not tokens):
-        known = [pair for pair in pairs if pair.guid in cache]
-        stored = cache.digests()
-        same = [pair.guid for pair in known if pair.digests() == stored[cache.row_of[pair.guid]]]
+        same = same_as_cached(pairs, cache)
         for guids in _blocks(same):
             yield Embedded(guids, cache.features(guids, tokens), [])
     there = set(same)
     missing = [pair for pair in pairs if pair.guid not in there]
     if missing:
         yield from _encode(missing, identity, backbone, tokens, device, on_progress)
+
+
+def same_as_cached(pairs: Sequence[Pair], cache: FeatureCache) -> list[str]:
+    """Return the guids of the pairs whose raw bytes are those that ``cache`` was made from."""
+    known = [pair for pair in pairs if pair.guid in cache]
+    rows = cache.rows([pair.guid for pair in known])
+    stored = zip(*(map(bytes, cache.read(f"row/{tower}_sha256", rows)) for tower in TOWERS), strict=True)
+    return [pair.guid for pair, digests in zip(known, stored, strict=True) if pair.digests() == digests]
 
 
 def _blocks(items: list[Any]) -> list[list[Any]]:

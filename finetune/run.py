@@ -138,7 +138,7 @@ def finetune(
         _look_back(progress, resume, watch)
         fits = _fit_all(stage1, tops, recipe, count, labelled, device, progress, watch)
         outcome = Outcome(stage1, fits, recipe, labelled, device)
-        metrics = outcome.metrics() | {"labels_without_features": absent, "seconds_to_first_step": ready}
+        metrics = outcome.metrics() | {"labels_without_features": absent, "seconds_before_training": ready}
         config = config_of(cache, labels_file, stage1.recipe, None, None) | {
             "finetune": recipe.to_dict(),
             "stage1": str(stage1.path),

@@ -34,6 +34,7 @@ class Source:
         self.identity, self.place, self.device, self.data = identity, backbone, device, data
         self._backbone: Backbone | None = None
         self._encoders: dict[str, Encoder] = {}
+        self._datasets: dict[str, Dataset] = {}
 
     def encoder(self, dtype: str | None = None) -> Encoder:
         """Return the loaded backbone, in the precision of the features or in ``dtype``.
@@ -79,4 +80,7 @@ class Source:
 
     def dataset(self, cache: FeatureCache) -> Dataset:
         """Return the raw pairs of ``cache``."""
-        return Dataset.open(self.data or cache.header.dataset["data"])
+        place = str(self.data or cache.header.dataset["data"])
+        if place not in self._datasets:
+            self._datasets[place] = Dataset.open(place)
+        return self._datasets[place]

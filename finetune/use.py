@@ -16,7 +16,7 @@ from ..cache.features import Features, Tokens, text_offsets
 from ..cache.parts import Block
 from ..cache.store import FeatureCache
 from ..featurize.dataset import Pair
-from ..featurize.embed import how_of
+from ..featurize.embed import how_of, same_as_cached
 from ..featurize.encode import TOWERS, Reject, encode_blocks
 from ..heads.checkpoint import FINETUNED, load_checkpoint, read_best_pt
 from ..heads.trained import OnProgress, Scored, Trained
@@ -26,18 +26,21 @@ from .source import Source
 from .states import Part, States
 from .store import StateStore
 
-_AT_ONCE = 256  # raw pairs
+_ROWS_AT_ONCE = 4096  # of a cache, so that states of 100,000 pairs are never in memory together
+_PAIRS_AT_ONCE = 256
 
 
-def open_best_pt(path: str | Path, device: str = "cpu", data: str | Path | None = None) -> Trained:
+def open_best_pt(
+    path: str | Path, device: str = "cpu", data: str | Path | None = None, backbone: str | None = None
+) -> Trained:
     """Return what ``path`` holds, a best.pt or its run folder, of stage 1 or of stage 2.
 
     Parameters
     ----------
     device
         A torch device.
-    data
-        Where the raw pairs of the cache are now; default: as recorded in it.
+    data, backbone
+        Of stage 2: where the raw pairs of the cache and the backbone are now; default: as recorded.
 
     Raises
     ------
@@ -46,16 +49,23 @@ def open_best_pt(path: str | Path, device: str = "cpu", data: str | Path | None 
     """
     stored = read_best_pt(path)
     if stored.content["format"] == FINETUNED:
-        return FinetunedTrained(FinetunedCheckpoint.of(stored, device), device, data)
+        return TrainedStage2(FinetunedCheckpoint.of(stored, device), device, data, backbone)
     return Trained(load_checkpoint(path, device))
 
 
-class FinetunedTrained(Trained):
+class TrainedStage2(Trained):
     """A head whose backbone was trained on: what changed is computed again, what did not comes from the cache."""
 
-    def __init__(self, found: FinetunedCheckpoint, device: str, data: str | Path | None = None) -> None:
+    def __init__(
+        self,
+        found: FinetunedCheckpoint,
+        device: str,
+        data: str | Path | None = None,
+        backbone: str | None = None,
+    ) -> None:
         super().__init__(found.checkpoint)
         self.found, self.device, self.data = found, device, data
+        self.place = self.checkpoint.backbone if backbone is None else {"name": backbone, "revision": None}
         self.layers = found.settings.layers()
         self._models: list[Finetuned] = []
         self._stores: list[StateStore] = []  # of the cache that was asked for last
@@ -81,16 +91,18 @@ class FinetunedTrained(Trained):
         combined: NDArray[np.float32] = self.checkpoint.head.combined(each).cpu().numpy()
         return combined
 
-    def of_rows(
-        self, cache: FeatureCache, guids: Sequence[str], max_bytes: int | None = None, device: str = "cpu"
-    ) -> NDArray[np.float32]:
+    def of_rows(self, cache: FeatureCache, guids: Sequence[str], max_bytes: int | None = None) -> NDArray[np.float32]:
         """Return the logits of rows of a cache; states that are not kept beside it are computed from the raw pairs."""
         if not self._stores or self._stores[0].cache is not cache:
-            source = Source(self.checkpoint.identity, self.checkpoint.backbone, self.device, self.data)
+            source = Source(self.checkpoint.identity, self.place, self.device, self.data)
             self._stores = [StateStore(cache, tower, count, source) for tower, count in self.layers.items()]
-        states = {store.tower: store.states(guids, keep=False) for store in self._stores}
-        features = cache.features(guids, self.needs_tokens, max_bytes=max_bytes)
-        return self.logits(StateRows(features, states), self._stores[0].source)
+        found = []
+        for start in range(0, len(guids), _ROWS_AT_ONCE):
+            some = guids[start : start + _ROWS_AT_ONCE]
+            states = {store.tower: store.states(some, keep=False) for store in self._stores}
+            features = cache.features(some, self.needs_tokens, max_bytes=max_bytes)
+            found.append(self.logits(StateRows(features, states), self._stores[0].source))
+        return np.concatenate(found)
 
     def of_pairs(
         self,
@@ -102,12 +114,12 @@ class FinetunedTrained(Trained):
     ) -> Iterator[Scored]:
         """Yield the logits of raw pairs. Embeddings of a frozen tower come from ``cache`` where it has the bytes."""
         source = Source(self.checkpoint.identity, backbone, self.device)
-        for start in range(0, len(pairs), _AT_ONCE):
-            guids, rows, rejects = self._read(pairs[start : start + _AT_ONCE], source, cache)
+        for start in range(0, len(pairs), _PAIRS_AT_ONCE):
+            guids, rows, rejects = self._read(pairs[start : start + _PAIRS_AT_ONCE], source, cache)
             none = np.zeros((0, len(self.checkpoint.classes)), np.float32)
             yield Scored(guids, self.logits(rows, source) if guids else none, rejects)
             if on_progress is not None:
-                on_progress(min(start + _AT_ONCE, len(pairs)), len(pairs))
+                on_progress(min(start + _PAIRS_AT_ONCE, len(pairs)), len(pairs))
 
     def _read(
         self, pairs: Sequence[Pair], source: Source, cache: FeatureCache | None
@@ -118,9 +130,10 @@ class FinetunedTrained(Trained):
         if frozen:
             known: list[str] = []
             if cache is not None and (cache.has_tokens or not self.needs_tokens):
-                known = _same(pairs, cache)
+                known = same_as_cached(pairs, cache)
                 found.add_features(known, cache.features(known, self.needs_tokens))
-            others = [pair for pair in pairs if pair.guid not in set(known)]
+            there = set(known)
+            others = [pair for pair in pairs if pair.guid not in there]
             if others:
                 found.add(self._encoded(others, source, towers=frozen, tokens=self.needs_tokens))
         blocks = {}
@@ -138,14 +151,6 @@ class FinetunedTrained(Trained):
 
     def _encoded(self, pairs: Sequence[Pair], source: Source, **how: Any) -> tuple[Block, list[Reject]]:
         return next(encode_blocks([pairs], source.encoder(), how_of(self.checkpoint.identity, **how)))
-
-
-def _same(pairs: Sequence[Pair], cache: FeatureCache) -> list[str]:
-    """Return the guids of the pairs whose raw bytes are those that a cache was made from."""
-    known = [pair for pair in pairs if pair.guid in cache]
-    rows = cache.rows([pair.guid for pair in known])
-    stored = zip(*(map(bytes, cache.read(f"row/{tower}_sha256", rows)) for tower in TOWERS), strict=True)
-    return [pair.guid for pair, digests in zip(known, stored, strict=True) if pair.digests() == digests]
 
 
 @dataclass

@@ -113,7 +113,7 @@ def predict(
             if cache is not None:
                 for start in range(0, len(cached), _AT_ONCE):
                     guids = cached[start : start + _AT_ONCE]
-                    logits |= zip(guids, model.of_rows(cache, guids, device=device), strict=True)
+                    logits |= zip(guids, model.of_rows(cache, guids), strict=True)
             missing = [guid for guid in wanted or [] if guid not in logits]
             pairs = _pairs_of(_recorded_dataset(cache, checkpoint), missing) if missing else []
             compared = None

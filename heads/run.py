@@ -203,7 +203,7 @@ def evaluate(
                 raise DataError(f"{checkpoint.path} has no {name} row to be scored on: {why}")
             check_labelled(name, guids, labels)
             true = class_numbers(guids, labels, checkpoint.classes)
-            logits = model.of_rows(cache, guids, max_bytes, device)
+            logits = model.of_rows(cache, guids, max_bytes)
             result[name] = score(true, logits.argmax(axis=1), checkpoint.classes)
     return result
 

@@ -44,17 +44,13 @@ class Trained:
         """Whether token states are looked at."""
         return self.checkpoint.head.needs_tokens
 
-    def of_rows(
-        self, cache: FeatureCache, guids: Sequence[str], max_bytes: int | None = None, device: str = "cpu"
-    ) -> NDArray[np.float32]:
+    def of_rows(self, cache: FeatureCache, guids: Sequence[str], max_bytes: int | None = None) -> NDArray[np.float32]:
         """Return the logits, (n, C), of rows of a cache with the checkpoint's fingerprint.
 
         Parameters
         ----------
         max_bytes
             Token states that take more than this are read as they are needed.
-        device
-            For what has to be encoded; nothing has, here.
 
         Raises
         ------

@@ -171,6 +171,22 @@ def _batch(features):
 
 
 @pytest.mark.usefixtures("kept_whatever")
+def test_a_backbone_that_was_moved_is_found_where_it_is_now(tuned, tiny_clip, sixty, cli, tmp_path):
+    result = tuned()
+    shutil.rmtree(f"{sixty}.states")
+    there = shutil.copytree(tiny_clip, tmp_path / "moved")
+    stored = read_best_pt(result["best_pt"])
+    header = stored.header() | {"backbone": {"name": str(tmp_path / "gone"), "revision": None}}
+    best_pt = tmp_path / "best.pt"
+    torch.save(stored.content | {"header": json.dumps(header)}, best_pt)
+    code, _, err = cli("evaluate", "--from", best_pt, "--device", "cpu")
+    assert (code, "no such backbone folder" in err) == (1, True)
+    code, out, err = cli("evaluate", "--from", best_pt, "--backbone", there, "--device", "cpu", "--json")
+    assert code == 0, err
+    assert json.loads(out)["test"]["macro_f1"] == result["stage2"]["test"]["macro_f1"]
+
+
+@pytest.mark.usefixtures("kept_whatever")
 def test_several_seeds_are_an_ensemble(tuned):
     result = tuned(seeds=2)
     assert [each["seed"] for each in result["seeds"]] == [42, 43]
