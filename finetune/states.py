@@ -61,8 +61,10 @@ class Part:
 
 
 def _mapped(path: Path, dataset: h5py.Dataset) -> NDArray[Any]:
-    # The dataset is contiguous: `write_part` asks for no chunks.
-    return np.memmap(path, dataset.dtype, "r", dataset.id.get_offset(), dataset.shape)
+    offset = dataset.id.get_offset()  # contiguous: `write_part` asks for no chunks
+    if offset is None:
+        raise ValueError(f"{dataset.name} was never written")
+    return np.memmap(path, dataset.dtype, "r", offset, dataset.shape)
 
 
 @dataclass(frozen=True)
