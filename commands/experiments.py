@@ -1,5 +1,6 @@
 """compare, ablate, sweep: many heads on the same folds."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -65,6 +66,13 @@ class Finetuning:
     settings: dict[str, Any]
     data: Path | None
     backbone: str | None
+
+    def check_used(self, candidates: "Sequence[Candidate]") -> None:
+        """Raise a usage error where settings of stage 2 were typed, and no candidate goes on with it."""
+        typed = {"finetune": self.settings, "data": self.data, "backbone": self.backbone}
+        for name, value in typed.items():
+            if value and all(each.then is None for each in candidates):
+                raise typer.BadParameter(f"--{name} has no effect without --with-finetune: add it, or leave this out")
 
     def stage2(self, setup: "Setup", on_states: "OnFit") -> "Stage2":
         """Return stage 2 for the cache of ``setup``."""
@@ -136,7 +144,8 @@ def compare(
         names.append(names[0] + SUFFIX)
     with ProgressLine("frozen part") as on_states:
         candidates = finetuning.stage2(setup, on_states).candidates_of(names, recipe)
-        settings.check_used([each.recipe for each in candidates])
+        settings.check_used(candidates)
+        finetuning.check_used(candidates)
         _score(setup, candidates, scoring, "best", "compare", as_json)
 
 
@@ -156,7 +165,7 @@ def ablate(
     from ..heads.experiments import modalities_of
 
     candidates = modalities_of(settings.recipe(fusion=fusion))
-    settings.check_used([each.recipe for each in candidates])
+    settings.check_used(candidates)
     _score(setup, candidates, scoring, "both", "ablate", as_json)
 
 
@@ -189,6 +198,7 @@ def sweep(
     from ..finetune.experiments import parse_grid_setting
     from ..heads.experiments import Protocol, grid_of
     from ..heads.experiments import sweep as run
+    from ..heads.experiments.sweep import OF_STAGE_2
     from ..heads.recipe import setting_text
     from ..report.experiments import comparison_tables
     from ..report.notes import note_about
@@ -196,6 +206,8 @@ def sweep(
     from ..report.terminal import note, print_json, print_parts
 
     recipe = settings.recipe(fusion=fusion, modality=modality)
+    if not finetuning.wanted:
+        finetuning.check_used([])
     with ProgressLine("frozen part") as on_states, ProgressLine("fit", "fits") as progress:
         stage2 = finetuning.stage2(setup, on_states)
         then = partial(stage2.after, modality) if finetuning.wanted else None
@@ -207,15 +219,17 @@ def sweep(
         print_json(result)
         return
     print_parts(*comparison_tables(result, by_class=False))
-    flags = " ".join(
-        f"--finetune {name.removeprefix('finetune.')}={setting_text(value)}"
-        if name.startswith("finetune.")
+    flags = ["--with-finetune"] if result["best_goes_on"] else []
+    flags += [
+        f"--finetune {name.removeprefix(OF_STAGE_2)}={setting_text(value)}"
+        if name.startswith(OF_STAGE_2)
         else f"--{name.replace('_', '-')} {setting_text(value)}"
         for name, value in result["best"].items()
-    )
+    ]
+    how = "train-head and finetune" if result["best_goes_on"] else "train-head"
     note(
-        f"highest: {flags or 'the settings as they are'}. The highest of many is partly luck: where its interval is "
-        "not clear of 0, keep what is simpler, and score it once, with train-head, on the test rows"
+        f"highest: {' '.join(flags) or 'the settings as they are'}. The highest of many is partly luck: where its "
+        f"interval is not clear of 0, keep what is simpler, and score it once, with {how}, on the test rows"
     )
 
 

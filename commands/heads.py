@@ -116,6 +116,7 @@ def _recipe_or_full(context: typer.Context, settings: Settings, full: bool) -> N
 
 
 def evaluate(
+    context: typer.Context,
     source: From = BEST,
     on: Annotated[
         Literal["held-out", "val", "test", "train", "new"],
@@ -136,15 +137,22 @@ def evaluate(
     Example: mmcli evaluate --from artifacts/runs/latest/best.pt --on test
     """
     from ..featurize.loading import choose_device
-    from ..finetune import open_best_pt
+    from ..finetune.use import TrainedStage2, open_best_pt
     from ..heads import evaluate as run
     from ..report.notes import note_about
+    from ..report.progress import ProgressLine
     from ..report.tables import score_tables, shown_path
     from ..report.terminal import print_json, print_parts
 
     parts: list[str] = ["val", "test"] if on == "held-out" else [on]
     where = choose_device(device)
-    result = run(open_best_pt(source, where, data, backbone), cache, parts, labels, where, parse_bytes(max_memory))
+    model = open_best_pt(source, where, data, backbone)
+    if not isinstance(model, TrainedStage2):
+        for name in ("data", "backbone"):
+            if typed(context, name):
+                raise typer.BadParameter(f"--{name} has no effect: {model.checkpoint.path} needs no raw pairs")
+    with ProgressLine("frozen part") as progress:
+        result = run(model, cache, parts, labels, where, parse_bytes(max_memory), progress)
     note_about(result)
     if as_json:
         print_json(result)

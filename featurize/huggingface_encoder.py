@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .backbone import MAX_TOKENS, Encoded, Encoder
 from .one_position import at_position, can_be_pooled
 from .tensors import checked_resize, computing, low_precision, pad, to_float, to_half, tokenize
-from .tops import Top, check_layers, cut, entering, last_layer, with_children
+from .tops import Top, check_layers, cut, entering, layers_of, with_children
 
 
 class HuggingFaceEncoder(Encoder):
@@ -77,12 +77,11 @@ class HuggingFaceEncoder(Encoder):
 
     def text_layers(self) -> list[nn.Module]:
         """Return the transformer layers of the text tower."""
-        stack = self.model.text_model.encoder
-        return list(stack.layers if hasattr(stack, "layers") else stack.layer)  # layer: the BERT of Chinese-CLIP
+        return layers_of(self.model, "text_model")
 
     def vision_layers(self) -> list[nn.Module]:
         """Return the transformer layers of the image tower."""
-        return list(self.model.vision_model.encoder.layers)
+        return layers_of(self.model, "vision_model")
 
     def image_top(self, layers: int) -> Top:
         """Return the last layers of the image tower, its last norm, and the projection."""
@@ -114,7 +113,7 @@ class _ImageTop(Top):
     def pooled(self, states: Tensor, ids: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Return the embeddings; of CLIP, of whose last layer only the first position is looked at, at a fraction."""
         model: Any = self.tower
-        layer = last_layer(model.vision_model)
+        layer = layers_of(model, "vision_model")[-1]
         if not can_be_pooled(layer):
             return super().pooled(states)
         entered = entering(layer, lambda: self.forward(states))
@@ -140,7 +139,7 @@ class _TextTop(Top):
     def pooled(self, states: Tensor, ids: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Return the embeddings; of CLIP, of whose last layer only the end token is looked at, at a fraction."""
         model: Any = self.tower
-        layer = last_layer(model.text_model)
+        layer = layers_of(model, "text_model")[-1]
         if not can_be_pooled(layer):
             return super().pooled(states, ids, mask)
         assert ids is not None

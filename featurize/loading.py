@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 from ..cache.errors import BackboneError
 from .backbone import OFFLINE, Backbone
@@ -32,6 +33,11 @@ def open_backbone(name: str, revision: str | None = None) -> Backbone:
         )
     snapshot, revision = download(name, revision)
     return HuggingFaceBackbone(name, snapshot, revision)
+
+
+def moved_to(backbone: dict[str, Any], name: str | None) -> dict[str, Any]:
+    """Return where a recorded ``backbone`` is: under ``name`` now, or where it was."""
+    return backbone if name is None else {"name": name, "revision": None}
 
 
 def choose_device(device: str) -> str:

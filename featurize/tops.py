@@ -128,10 +128,21 @@ def with_children(module: nn.Module, **children: nn.Module | None) -> nn.Module:
     return made
 
 
-def last_layer(tower: Any) -> nn.Module:
-    """Return the last layer of a transformers tower."""
-    *_, last = getattr(tower.encoder, "layers", None) or tower.encoder.layer
-    return last
+def layers_of(model: Any, tower: str) -> list[nn.Module]:
+    """Return the layers of a transformers tower, first to last.
+
+    Raises
+    ------
+    BackboneError
+        It has none that are known.
+    """
+    encoder = getattr(getattr(model, tower, None), "encoder", None)
+    for name in ("layers", "layer"):  # layer: the BERT of Chinese-CLIP
+        if hasattr(encoder, name):
+            return list(getattr(encoder, name))
+    raise BackboneError(
+        f"the {tower} of this {type(model).__name__} has no list of layers that mmcli knows: none can be unfrozen"
+    )
 
 
 def cut(tower: nn.Module, count: int) -> tuple[nn.Module, list[nn.Module]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ..heads.checkpoint import FINETUNED, Checkpoint, Stored, header_of, tensors_of, write_best_pt
-from .recipe import FinetuneRecipe
+from .recipe import FinetuneRecipe, recipe_for
 
 
 @dataclass
@@ -39,8 +39,11 @@ class FinetunedCheckpoint:
     def of(cls, stored: Stored, device: str = "cpu") -> FinetunedCheckpoint:
         """Take apart a best.pt that was read; a CheckpointError says what does not fit."""
         with stored.must_fit():
-            settings, changed = FinetuneRecipe(**stored.header()["finetune"]), stored.content["changed"]
-            made = cls(stored.checkpoint(device), settings, changed)
-            if len(changed) != len(made.checkpoint.seeds):
-                raise ValueError(f"{len(changed)} sets of layers for {len(made.checkpoint.seeds)} heads")
-            return made
+            checkpoint, changed = stored.checkpoint(device), stored.content["changed"]
+            settings = recipe_for(checkpoint.recipe.modality, stored.header()["finetune"])
+            if not isinstance(changed, list) or len(changed) != len(checkpoint.seeds):
+                raise ValueError(f"not one set of layers for each of {len(checkpoint.seeds)} heads")
+            for name, tensor in (item for weights in changed for item in dict(weights).items()):
+                if not (isinstance(tensor, Tensor) and tensor.is_floating_point() and bool(tensor.isfinite().all())):
+                    raise ValueError(f"{name} is not a tensor of finite numbers")
+            return cls(checkpoint, settings, changed)

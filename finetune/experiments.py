@@ -6,15 +6,22 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..cache.store import FeatureCache
+from ..featurize.loading import moved_to
 from ..featurize.tops import Top
 from ..heads.experiments import candidates_of
 from ..heads.experiments.fits import Candidate, Continued, Data
+from ..heads.experiments.sweep import OF_STAGE_2
 from ..heads.folds import Fold
 from ..heads.inputs import Rows
+from ..heads.losses import fit_offsets
 from ..heads.metrics import quick_scores
 from ..heads.model import Head
 from ..heads.recipe import Recipe
@@ -28,13 +35,14 @@ from .store import OnProgress, StateStore
 from .training import Labelled, finetune_fit
 
 SUFFIX = ":finetune"
-_PREFIX = "finetune."
+# Settings of a head on which stage 2 depends even where stage 1 does not: a linear head has no training loop.
+USES = ("class_weights", "focal_gamma", "label_smoothing", "logit_adjustment", "loss", "weight_decay")
 
 
 def parse_grid_setting(name: str, text: str) -> Any:
     """Read a setting of a grid: of a head, or, as ``finetune.<name>``, of stage 2."""
-    if name.startswith(_PREFIX):
-        return parse_setting(name.removeprefix(_PREFIX), text)
+    if name.startswith(OF_STAGE_2):
+        return parse_setting(name.removeprefix(OF_STAGE_2), text)
     return parse_of_head(name, text)
 
 
@@ -63,7 +71,8 @@ class Stage2:
     ) -> None:
         self.cache, self.settings, self.data, self.backbone = cache, dict(settings or {}), data, backbone
         self.on_states = on_states
-        self._found: dict[tuple[str, int], tuple[Top, States]] = {}
+        self._tops: dict[tuple[str, int], Top] = {}
+        self._states: dict[tuple[str | int, ...], States] = {}
 
     def after(self, modality: str, settings: Mapping[str, Any] | None = None) -> AfterStage1:
         """Return what goes on after heads of ``modality`` were fitted."""
@@ -84,16 +93,22 @@ class Stage2:
         """Where the backbone of the cache and its raw pairs are."""
         with FeatureCache.open(self.cache) as cache:
             of = cache.header
-        place = of.backbone if self.backbone is None else {"name": self.backbone, "revision": None}
-        return Source(of.identity, place, data=self.data)
+        return Source(of.identity, moved_to(of.backbone, self.backbone), data=self.data)
 
-    def get(self, tower: str, layers: int, guids: Sequence[str]) -> tuple[Top, States]:
-        """Return the top of a tower, and the states of ``guids``, which are the same in every call."""
-        if (tower, layers) not in self._found:
-            with FeatureCache.open(self.cache) as cache:
-                states = StateStore(cache, tower, layers, self.source).states(guids, self.on_states)
-            self._found[tower, layers] = copy.deepcopy(self.source.tops({tower: layers})[tower]), states
-        return self._found[tower, layers]
+    def get(self, layers: Mapping[str, int], guids: Sequence[str]) -> tuple[dict[str, Top], dict[str, States]]:
+        """Return the tops of towers, and the states of ``guids`` in their order."""
+        for tower, count in layers.items():
+            if (tower, count) not in self._tops:
+                self._tops[tower, count] = self.source.tops({tower: count})[tower]
+            if (tower, count, *guids) not in self._states:
+                with FeatureCache.open(self.cache) as cache:
+                    states = StateStore(cache, tower, count, self.source).states(guids, self.on_states)
+                self._states[tower, count, *guids] = states
+        self.source.forget()
+        return (
+            {tower: self._tops[tower, count] for tower, count in layers.items()},
+            {tower: self._states[tower, count, *guids] for tower, count in layers.items()},
+        )
 
 
 @dataclass(frozen=True)
@@ -102,17 +117,16 @@ class AfterStage1:
 
     stage2: Stage2
     settings: FinetuneRecipe
+    uses: tuple[str, ...] = USES
 
     def key(self) -> dict[str, Any]:
         """Return what the result depends on."""
-        return {"stage2": 1, **self.settings.to_dict()}
+        return {"stage2": 1, "transformers": version("transformers"), **self.settings.to_dict()}
 
     def prepare(self, data: Data) -> ReadyStage2:
         """Compute what is frozen of the rows, or find it beside the cache."""
         layers = self.stage2.source.resolved(self.settings).layers()
-        found = {tower: self.stage2.get(tower, count, data.guids) for tower, count in layers.items()}
-        tops = {tower: top for tower, (top, _) in found.items()}
-        return ReadyStage2(self.settings, tops, {tower: states for tower, (_, states) in found.items()})
+        return ReadyStage2(self.settings, *self.stage2.get(layers, data.guids))
 
 
 @dataclass(frozen=True)
@@ -131,10 +145,12 @@ class ReadyStage2:
         found = finetune_fit(model, recipe, self.settings, n_classes, train, stop, score_train=False)
         of_stop = predict_logits(model, stop.rows, "cpu")
         frozen = predict_frozen(head, stop.rows.features)
-        after, before = (
-            quick_scores(stop.classes, logits.argmax(axis=1), n_classes)["macro_f1"] for logits in (of_stop, frozen)
-        )
-        if after > before:
+
+        def reached(logits: NDArray[np.float32]) -> float:
+            decided = logits + fit_offsets(logits, stop.classes) if recipe.offsets else logits
+            return quick_scores(stop.classes, decided.argmax(axis=1), n_classes)["macro_f1"]
+
+        if reached(of_stop) > reached(frozen):
             of_test = predict_logits(model, all_rows.take(fold.test), "cpu")
         else:  # as `finetune` does, which then keeps stage 1
             of_test, of_stop = predict_frozen(head, rows.features.take(fold.test)), frozen

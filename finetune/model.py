@@ -75,13 +75,15 @@ class Finetuned(nn.Module):
 
         Raises
         ------
-        KeyError, RuntimeError
-            The names or shapes are others.
+        KeyError, ValueError
+            The names, or the shape of one, are others.
         """
         mine = {name: each for tower in self.tops for name, each in self.top(tower).unfrozen().items()}
         if mine.keys() != weights.keys():
             raise KeyError(f"layers {', '.join(sorted(mine.keys() ^ weights.keys())[:3])} do not match")
         for name, each in mine.items():
+            if each.shape != weights[name].shape:
+                raise ValueError(f"{name} has the shape {tuple(weights[name].shape)}, not {tuple(each.shape)}")
             each.copy_(weights[name])
 
     def weights(self) -> dict[str, dict[str, Tensor]]:

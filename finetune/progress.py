@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from ..cache.atomic import write_bytes
+from ..cache.atomic import remove_leftovers, write_bytes
 from ..cache.errors import CheckpointError
 
 _FORMAT = "mmcli finetune progress 1"
-_KEPT_DAYS = 7
+_KEPT_DAYS = 30
 
 
 class Progress:
@@ -35,9 +35,6 @@ class Progress:
         self.path = runs / f".finetune-{digest[:16]}.pt"
         self.finished: list[dict[str, Any]] = []
         self.state: dict[str, Any] | None = None
-        for old in runs.glob(".finetune-*.pt"):
-            if time.time() - old.stat().st_mtime > _KEPT_DAYS * 86_400:
-                old.unlink(missing_ok=True)
 
     @property
     def epochs(self) -> int:
@@ -73,5 +70,9 @@ class Progress:
         write_bytes(self.path, buffer.getvalue())
 
     def forget(self) -> None:
-        """Delete the file: the run folder is written."""
+        """Delete the file, the run folder is written; and those that others left a month ago."""
         self.path.unlink(missing_ok=True)
+        remove_leftovers(self.path)
+        for old in self.path.parent.glob(".finetune-*.pt"):
+            if time.time() - old.stat().st_mtime > _KEPT_DAYS * 86_400:
+                old.unlink(missing_ok=True)

@@ -45,6 +45,9 @@ class FinetuneRecipe:
     warmup: float = 0.1
 
     def __post_init__(self) -> None:
+        for name in (*TOWERS.values(), "epochs", "patience", "batch_size"):
+            if not isinstance(getattr(self, name), int):
+                raise MmcliError(f"{name} must be a whole number, found {getattr(self, name)!r}")
         for name in TOWERS.values():
             if getattr(self, name) < ALL:
                 raise MmcliError(f"{name} must be 0 or more, or all, found {getattr(self, name)}")
@@ -100,4 +103,7 @@ def parse_setting(name: str, text: str) -> Any:
     check_name(name, SETTINGS, "stage 2")
     if name in TOWERS.values() and text.strip() == "all":
         return ALL
-    return parse_as(name, text, SETTINGS[name])
+    value = parse_as(name, text, SETTINGS[name])
+    if name in TOWERS.values() and value < 0:
+        raise MmcliError(f"{name} cannot be {text!r}: it is a number of layers, or all")
+    return value

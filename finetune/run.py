@@ -6,7 +6,7 @@ import copy
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ import torch
 
 from ..cache.errors import CheckpointError, MmcliError
 from ..cache.store import FeatureCache
+from ..featurize.loading import moved_to
 from ..featurize.tops import Top
-from ..heads.checkpoint import FINETUNED, Checkpoint, load_checkpoint, read_best_pt
+from ..heads.checkpoint import Checkpoint, read_best_pt
 from ..heads.folders import check_writable
 from ..heads.labelled import check_labelled, class_numbers, labels_of
 from ..heads.model import Head
@@ -99,6 +100,7 @@ def finetune(
         ``kept``: ``stage 2``, or ``stage 1`` where stage 2 is no better on the validation rows. ``stage1`` and
         ``stage2``: scores of either, and ``gap`` (training less validation macro-F1). ``difference``: stage 2 less
         stage 1 on ``val`` and ``test``, with an interval over rows. ``overfitting``: in which epochs, by seed.
+        ``seeds``, ``epochs`` and ``best_epoch`` are those of stage 2, whichever is kept.
 
     Raises
     ------
@@ -124,8 +126,8 @@ def finetune(
         parts = stage1.split.named()
         for name, guids in parts.items():
             check_labelled(name, guids, labels)
-        place = stage1.backbone if backbone is None else {"name": backbone, "revision": None}
-        source = Source(stage1.identity, place, device, data)
+        stage1 = replace(stage1, backbone=moved_to(stage1.backbone, backbone))
+        source = Source(stage1.identity, stage1.backbone, device, data)
         recipe = source.resolved(recipe)
         tops = source.tops(recipe.layers())
         rows = read_rows(cache, parts, recipe, source, stage1.head.needs_tokens, max_bytes, watch.on_states)
@@ -139,12 +141,10 @@ def finetune(
         fits = _fit_all(stage1, tops, recipe, count, labelled, device, progress, watch)
         outcome = Outcome(stage1, fits, recipe, labelled, device)
         metrics = outcome.metrics() | {"labels_without_features": absent, "seconds_before_training": ready}
-        config = config_of(cache, labels_file, stage1.recipe, None, None) | {
-            "finetune": recipe.to_dict(),
-            "stage1": str(stage1.path),
-            "data": None if data is None else str(Path(data).absolute()),
-        }
         made_from = {"cache": str(cache.path.absolute()), "labels": str(labels_file), "stage1": str(stage1.path)}
+        if data is not None:
+            made_from["data"] = str(Path(data).absolute())
+        config = config_of(cache, labels_file, stage1.recipe, None, None) | made_from | {"finetune": recipe.to_dict()}
         kept, save = outcome.kept(made_from)
         by_seed = dict(zip(outcome.seeds, fits, strict=True))
         name = f"{stage1.recipe.sees}-finetune"
@@ -154,22 +154,17 @@ def finetune(
 
 
 def _stage1(best_pt: str | Path, device: str, watch: Watch) -> Checkpoint:
-    stored = read_best_pt(best_pt)
-    if stored.content["format"] == FINETUNED:
-        with stored.must_fit():
-            earlier = Path(stored.header()["made_from"]["stage1"])
-        if not earlier.is_file():
-            raise CheckpointError(
-                f"{stored.path} is of stage 2, and the stage 1 that it was made from, {earlier}, is gone: give a "
-                "best.pt of `mmcli train-head`"
-            )
-        watch.note(f"{stored.path} is of stage 2: beginning again from its stage 1, {earlier}")
-        best_pt = earlier
-    stage1 = load_checkpoint(best_pt, device)
+    given = read_best_pt(best_pt)
+    stored = given.of_stage1()
+    if stored is not given:
+        watch.note(f"{given.path} is of stage 2: beginning again from its stage 1, {stored.path}")
+    stage1 = stored.checkpoint(device)
     if not stage1.split.val:
         raise CheckpointError(
             f"{stage1.path} was trained on all rows, so there is none to stop by: give the run that held some out"
         )
+    if stage1.recipe.views:
+        watch.note("note: stage 2 looks at the images themselves, not at augmented views of them")
     return stage1
 
 

@@ -60,19 +60,22 @@ class Source:
             More layers are to be unfrozen than a tower has.
         """
         encoder = self.encoder("float32")
-        there = {"text": encoder.text_layers(), "image": encoder.vision_layers()}
         for tower, count in recipe.layers().items():
+            there = encoder.text_layers() if tower == "text" else encoder.vision_layers()
             if count == ALL:
-                recipe = recipe.changed(**{TOWERS[tower]: len(there[tower])})
+                recipe = recipe.changed(**{TOWERS[tower]: len(there)})
             else:
-                check_layers(there[tower], count, tower)
+                check_layers(there, count, tower)
         return recipe
 
     def tops(self, layers: dict[str, int]) -> dict[str, Top]:
         """Return the last layers of each tower named, in float32, a template for as many copies as one likes."""
         encoder = self.encoder("float32")
         cutters = {"text": encoder.text_top, "image": encoder.image_top}
-        return {tower: cutters[tower](count) for tower, count in layers.items()}
+        tops = {tower: cutters[tower](count) for tower, count in layers.items()}
+        if self.identity["dtype"] != "float32":
+            del self._encoders["float32"]  # needed for nothing else, and large
+        return tops
 
     def forget(self) -> None:
         """Let go of the loaded backbone."""

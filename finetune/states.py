@@ -7,6 +7,7 @@ The operating system keeps in memory what fits.
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..cache.features import text_offsets
 from ..cache.parts import Block
 
 
@@ -42,8 +44,16 @@ class Part:
         """Return the states of a block that was just computed, in memory."""
         if block.text_tokens is None or block.text_ids is None:
             return cls(block.columns["image_tokens"])
-        offsets = np.cumsum([0, *map(len, block.text_tokens)], dtype=np.int64)
-        return cls(np.concatenate(block.text_tokens), offsets, np.concatenate(block.text_ids))
+        joined = np.concatenate(block.text_tokens), text_offsets(block.text_tokens), np.concatenate(block.text_ids)
+        return cls(*joined)
+
+    def checksum(self, row: int) -> int:
+        """Return the CRC-32 of a row's states and token ids."""
+        if self.offsets is None or self.ids is None:
+            return zlib.crc32(np.ascontiguousarray(self.states[row]).data)
+        span = slice(self.offsets[row], self.offsets[row + 1])
+        of_states = zlib.crc32(np.ascontiguousarray(self.states[span]).data)
+        return zlib.crc32(np.ascontiguousarray(self.ids[span]).data, of_states)
 
     @classmethod
     def of_file(cls, path: Path) -> Part:

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import h5py
 import numpy as np
 
-from ..cache.errors import CacheError, DataError
+from ..cache.errors import CacheError, DataError, DiskFullError
 from ..cache.lock import writer_lock
 from ..cache.parts import Block, read_parts, write_part
 from ..cache.schema import Header
 from ..cache.store import FeatureCache
 from ..featurize.dataset import Pair
 from ..featurize.embed import how_of
-from ..featurize.encode import encode_blocks, prefetch
+from ..featurize.encode import How, Reject, encode_blocks, prefetch
 from .source import Source
 from .states import Part, States
 
-BLOCK_ROWS = 2048  # pairs per file, and what a crash can cost at most
+BLOCK_ROWS = 2048  # pairs per file, and what a crash can cost, at most
+_BLOCK_BYTES = 256 << 20  # of a file's states, which are in memory until it is written
+_SAMPLE = 16  # pairs
+_CHECKSUMS = "row/states_crc32"
 
 OnProgress = Callable[[int, int], None]
 
@@ -68,6 +74,7 @@ class StateStore:
         LockedError, DiskFullError
             As they say; finished blocks are kept.
         """
+        self._drop_damaged(guids)
         missing = [guid for guid in guids if guid not in self.kept]
         if not missing:
             return self._together(guids, [])
@@ -75,8 +82,14 @@ class StateStore:
         if not keep:
             return self._together(guids, list(self._computed(pairs, on_progress)))
         with writer_lock(self.folder, "let it finish, then run this again"):
-            number = max((int(path.stem.split("-")[1]) + 1 for path in self.folder.glob("part-*.h5")), default=0)
+            for leftover in self.folder.glob(".part-*.tmp"):  # of a writer that was killed
+                leftover.unlink(missing_ok=True)
+            numbers = [path.stem.removeprefix("part-") for path in self.folder.glob("part-*.h5")]
+            number = max((int(each) + 1 for each in numbers if each.isdigit()), default=0)
             for block in self._computed(pairs, on_progress):
+                part = Part.of_block(block)
+                checksums = [part.checksum(row) for row in range(len(block.guids))]
+                block.columns[_CHECKSUMS] = np.array(checksums, dtype=np.uint32)
                 write_part(self.folder, number, block, self.header)
                 number += 1
         self.kept = self._kept()
@@ -86,17 +99,34 @@ class StateStore:
         return self._together(guids, [])
 
     def _kept(self) -> dict[str, tuple[Path, int]]:
-        """Return where the rows are whose raw bytes were those that the cache has."""
+        """Return where the rows are whose raw bytes were those that the cache has; the newest counts."""
         found: dict[str, tuple[Path, int]] = {}
         for path in read_parts(self.folder, self.header):
-            with FeatureCache.open(path) as part:
+            # What is damaged is computed again.
+            with contextlib.suppress(CacheError, OSError, KeyError, ValueError), FeatureCache.open(path) as part:
                 there = [(row, guid) for row, guid in enumerate(part.guids) if guid in self.cache]
                 mine = self.cache.read(self.digests, self.cache.rows([guid for _, guid in there]))
-                same = (part.read(self.digests, np.array([row for row, _ in there], dtype=np.int64)) == mine).all(
-                    axis=1
-                )
+                stored = part.read(self.digests, np.array([row for row, _ in there], dtype=np.int64))
+                same = (stored == mine).all(axis=1)
                 found |= {guid: (path, row) for (row, guid), good in zip(there, same.tolist(), strict=True) if good}
         return found
+
+    def _drop_damaged(self, guids: Sequence[str]) -> None:
+        """Forget those of the rows whose states are not what was written."""
+        wanted: dict[Path, list[tuple[str, int]]] = {}
+        for guid in guids:
+            if guid in self.kept:
+                path, row = self.kept[guid]
+                wanted.setdefault(path, []).append((guid, row))
+        for path, rows in wanted.items():
+            damaged = [guid for guid, _ in rows]
+            with contextlib.suppress(OSError, KeyError, ValueError, IndexError, TypeError):
+                with h5py.File(path, "r") as file:
+                    checksums = file[_CHECKSUMS][:]
+                part = Part.of_file(path)
+                damaged = [guid for guid, row in rows if part.checksum(row) != checksums[row]]
+            for guid in damaged:
+                del self.kept[guid]
 
     def _raw_pairs(self, guids: Sequence[str]) -> list[Pair]:
         """Return the raw pairs of rows; find out before the work that one is gone or was changed."""
@@ -132,19 +162,33 @@ class StateStore:
         return [there[guid] for guid in guids]
 
     def _computed(self, pairs: list[Pair], on_progress: OnProgress | None) -> Iterator[Block]:
-        """Yield a block of states at a time."""
-        blocks = [pairs[start : start + BLOCK_ROWS] for start in range(0, len(pairs), BLOCK_ROWS)]
+        """Yield a block of states at a time, of as many pairs as take a few hundred megabytes."""
         if on_progress is not None:
             on_progress(0, len(pairs))
-        how = how_of(self.cache.header.identity, towers=(self.tower,), below=self.layers)
-        for block, rejects in encode_blocks(blocks, self.source.encoder(), how, on_progress):
-            if rejects:
-                raise DataError(
-                    f"{len(rejects)} raw pairs cannot be used for stage 2, the first is {rejects[0].guid!r} "
-                    f"({rejects[0].reason}, {rejects[0].path}): mend them and run `mmcli featurize` again; where "
-                    "states are not finite, featurize with --dtype float32 into another --out"
-                )
+        size = self._rows_per_block(pairs)
+        blocks = [pairs[start : start + size] for start in range(0, len(pairs), size)]
+        for block, rejects in encode_blocks(blocks, self.source.encoder(), self._how(), on_progress):
+            _refuse(rejects)
             yield block
+
+    def _how(self) -> How:
+        return how_of(self.cache.header.identity, towers=(self.tower,), below=self.layers)
+
+    def _rows_per_block(self, pairs: list[Pair]) -> int:
+        """Find out from a few pairs how large states are, and whether the disk has room for all."""
+        few = pairs[: min(_SAMPLE, len(pairs))]
+        sample, rejects = next(encode_blocks([few], self.source.encoder(), self._how()))
+        _refuse(rejects)
+        each = Part.of_block(sample).states.nbytes / len(few)
+        self.cache.path.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self.cache.path.parent).free
+        if each * len(pairs) > free:
+            raise DiskFullError(
+                f"no room beside {self.cache.path} for what enters the unfrozen layers: about "
+                f"{each * len(pairs) / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free; free some space, or unfreeze "
+                "other layers, then run the same command again"
+            )
+        return int(min(max(_BLOCK_BYTES / each, 1), BLOCK_ROWS))
 
     def _together(self, guids: Sequence[str], computed: Sequence[Block]) -> States:
         found = {guid: self.kept[guid] for guid in guids if guid in self.kept}
@@ -163,3 +207,12 @@ class StateStore:
             places |= {guid: (len(parts), row) for row, guid in enumerate(block.guids)}
             parts.append(Part.of_block(block))
         return States(parts, np.array([places[guid] for guid in guids], dtype=np.int64).reshape(-1, 2))
+
+
+def _refuse(rejects: Sequence[Reject]) -> None:
+    if rejects:
+        raise DataError(
+            f"{len(rejects)} raw pairs cannot be used for stage 2, the first is {rejects[0].guid!r} "
+            f"({rejects[0].reason}, {rejects[0].path}): mend them and run `mmcli featurize` again; where states are "
+            "not finite, featurize with --dtype float32 into another --out"
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,8 @@ from ..cache.store import FeatureCache
 from ..featurize.dataset import Pair
 from ..featurize.embed import how_of, same_as_cached
 from ..featurize.encode import TOWERS, Reject, encode_blocks
-from ..heads.checkpoint import FINETUNED, load_checkpoint, read_best_pt
+from ..featurize.loading import moved_to
+from ..heads.checkpoint import FINETUNED, read_best_pt
 from ..heads.trained import OnProgress, Scored, Trained
 from .checkpoint import FinetunedCheckpoint
 from .model import Finetuned, StateRows, predict_parts
@@ -26,8 +28,7 @@ from .source import Source
 from .states import Part, States
 from .store import StateStore
 
-_ROWS_AT_ONCE = 4096  # of a cache, so that states of 100,000 pairs are never in memory together
-_PAIRS_AT_ONCE = 256
+_AT_ONCE = 256  # pairs, so that the states of 100,000 are never in memory together
 
 
 def open_best_pt(
@@ -50,7 +51,7 @@ def open_best_pt(
     stored = read_best_pt(path)
     if stored.content["format"] == FINETUNED:
         return TrainedStage2(FinetunedCheckpoint.of(stored, device), device, data, backbone)
-    return Trained(load_checkpoint(path, device))
+    return Trained(stored.checkpoint(device), device)
 
 
 class TrainedStage2(Trained):
@@ -63,9 +64,9 @@ class TrainedStage2(Trained):
         data: str | Path | None = None,
         backbone: str | None = None,
     ) -> None:
-        super().__init__(found.checkpoint)
-        self.found, self.device, self.data = found, device, data
-        self.place = self.checkpoint.backbone if backbone is None else {"name": backbone, "revision": None}
+        super().__init__(found.checkpoint, device)
+        self.found, self.data = found, data or found.checkpoint.made_from.get("data")
+        self.place = moved_to(self.checkpoint.backbone, backbone)
         self.layers = found.settings.layers()
         self._models: list[Finetuned] = []
         self._stores: list[StateStore] = []  # of the cache that was asked for last
@@ -78,7 +79,7 @@ class TrainedStage2(Trained):
                 model = Finetuned(copy.deepcopy(tops), head).to(self.device)  # type: ignore[arg-type]
                 try:
                     model.load_changed(changed)
-                except (KeyError, RuntimeError) as error:
+                except (KeyError, ValueError) as error:
                     raise CheckpointError(
                         f"the layers in {self.checkpoint.path} are not those of {source.place['name']} ({error})"
                     ) from error
@@ -91,17 +92,29 @@ class TrainedStage2(Trained):
         combined: NDArray[np.float32] = self.checkpoint.head.combined(each).cpu().numpy()
         return combined
 
-    def of_rows(self, cache: FeatureCache, guids: Sequence[str], max_bytes: int | None = None) -> NDArray[np.float32]:
-        """Return the logits of rows of a cache; states that are not kept beside it are computed from the raw pairs."""
+    def _stores_of(self, cache: FeatureCache) -> list[StateStore]:
         if not self._stores or self._stores[0].cache is not cache:
             source = Source(self.checkpoint.identity, self.place, self.device, self.data)
             self._stores = [StateStore(cache, tower, count, source) for tower, count in self.layers.items()]
+        return self._stores
+
+    def get_ready(self, cache: FeatureCache, guids: Sequence[str], on_progress: OnProgress | None = None) -> None:
+        """Compute states that are not kept beside ``cache`` from the raw pairs, and keep them where that can be."""
+        stores = self._stores_of(cache)
+        self.models(stores[0].source)  # so that layers which do not fit are found out before the work
+        if os.access(cache.path.parent, os.W_OK):
+            for store in stores:
+                store.states(guids, on_progress)
+
+    def of_rows(self, cache: FeatureCache, guids: Sequence[str], max_bytes: int | None = None) -> NDArray[np.float32]:
+        """Return the logits of rows of a cache; states that are not kept beside it are computed from the raw pairs."""
+        stores = self._stores_of(cache)
         found = []
-        for start in range(0, len(guids), _ROWS_AT_ONCE):
-            some = guids[start : start + _ROWS_AT_ONCE]
-            states = {store.tower: store.states(some, keep=False) for store in self._stores}
+        for start in range(0, len(guids), _AT_ONCE):
+            some = guids[start : start + _AT_ONCE]
+            states = {store.tower: store.states(some, keep=False) for store in stores}
             features = cache.features(some, self.needs_tokens, max_bytes=max_bytes)
-            found.append(self.logits(StateRows(features, states), self._stores[0].source))
+            found.append(self.logits(StateRows(features, states), stores[0].source))
         return np.concatenate(found)
 
     def of_pairs(
@@ -109,17 +122,16 @@ class TrainedStage2(Trained):
         pairs: Sequence[Pair],
         backbone: dict[str, Any],
         cache: FeatureCache | None,
-        device: str,
         on_progress: OnProgress | None = None,
     ) -> Iterator[Scored]:
         """Yield the logits of raw pairs. Embeddings of a frozen tower come from ``cache`` where it has the bytes."""
         source = Source(self.checkpoint.identity, backbone, self.device)
-        for start in range(0, len(pairs), _PAIRS_AT_ONCE):
-            guids, rows, rejects = self._read(pairs[start : start + _PAIRS_AT_ONCE], source, cache)
+        for start in range(0, len(pairs), _AT_ONCE):
+            guids, rows, rejects = self._read(pairs[start : start + _AT_ONCE], source, cache)
             none = np.zeros((0, len(self.checkpoint.classes)), np.float32)
             yield Scored(guids, self.logits(rows, source) if guids else none, rejects)
             if on_progress is not None:
-                on_progress(min(start + _PAIRS_AT_ONCE, len(pairs)), len(pairs))
+                on_progress(min(start + _AT_ONCE, len(pairs)), len(pairs))
 
     def _read(
         self, pairs: Sequence[Pair], source: Source, cache: FeatureCache | None
@@ -131,7 +143,7 @@ class TrainedStage2(Trained):
             known: list[str] = []
             if cache is not None and (cache.has_tokens or not self.needs_tokens):
                 known = same_as_cached(pairs, cache)
-                found.add_features(known, cache.features(known, self.needs_tokens))
+                found.add_features(known, cache.features(known, self.needs_tokens), frozen)
             there = set(known)
             others = [pair for pair in pairs if pair.guid not in there]
             if others:
@@ -172,14 +184,16 @@ class _Columns:
         if block.text_tokens is not None:
             self.text_tokens |= zip(block.guids, block.text_tokens, strict=True)
 
-    def add_features(self, guids: Sequence[str], features: Features) -> None:
-        self.image |= zip(guids, features.image, strict=True)
-        self.text |= zip(guids, features.text, strict=True)
+    def add_features(self, guids: Sequence[str], features: Features, towers: Sequence[str]) -> None:
+        for tower in towers:
+            getattr(self, tower).update(zip(guids, getattr(features, tower), strict=True))
         if isinstance(features.tokens, Tokens):
             tokens = features.tokens
             for guid, row in zip(guids, tokens.rows.tolist(), strict=True):
-                self.image_tokens[guid] = tokens.image[row]
-                self.text_tokens[guid] = tokens.text[tokens.offsets[row] : tokens.offsets[row + 1]]
+                if "image" in towers:
+                    self.image_tokens[guid] = tokens.image[row]
+                if "text" in towers:
+                    self.text_tokens[guid] = tokens.text[tokens.offsets[row] : tokens.offsets[row + 1]]
 
     def features(self, guids: Sequence[str], sizes: Any, with_tokens: bool) -> Features:
         image, text = (

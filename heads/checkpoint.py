@@ -173,6 +173,24 @@ class Stored:
                 path=self.path,
             )
 
+    def of_stage1(self) -> "Stored":
+        """Return the best.pt of ``mmcli train-head`` that this one goes back to; itself, where it is one.
+
+        Raises
+        ------
+        CheckpointError
+            It is gone.
+        """
+        earlier = self.header().get("made_from", {}).get("stage1")
+        if earlier is None:
+            return self
+        if not Path(earlier).is_file():
+            raise CheckpointError(
+                f"{self.path} is of `mmcli finetune`, and the head that it went on from, {earlier}, is gone: give a "
+                "best.pt of `mmcli train-head`"
+            )
+        return read_best_pt(earlier).of_stage1()
+
     @contextlib.contextmanager
     def must_fit(self) -> Iterator[None]:
         """Turn what goes wrong while the content is taken apart into a CheckpointError."""

@@ -13,6 +13,7 @@ from ..cache.labels import read_ids, table_text
 from ..cache.store import FeatureCache
 from ..featurize.dataset import Dataset, Pair
 from ..featurize.encode import Reject
+from ..featurize.loading import choose_device, moved_to
 from .checkpoint import Checkpoint
 from .metrics import softmax
 from .trained import Trained, trained
@@ -85,6 +86,8 @@ def predict(
         Default: the cache that the head was trained with, if it is still there.
     backbone
         Where the backbone is now, if it was moved.
+    device
+        A torch device, or ``auto``; a head that was opened stays where it is.
     on_progress
         Called with (pairs encoded, pairs to encode).
 
@@ -95,7 +98,7 @@ def predict(
     CheckpointError, CacheError, BackboneError
         As they say.
     """
-    model = trained(best_pt)
+    model = trained(best_pt, choose_device(device))
     checkpoint, tokens = model.checkpoint, model.needs_tokens
     cache = None if pair is not None else _open_cache(checkpoint, cache_path)
     logits: dict[str, NDArray[np.float32]] = {}
@@ -111,14 +114,14 @@ def predict(
             usable = cache is not None and (cache.has_tokens or not tokens)
             cached = [guid for guid in wanted or [] if usable and cache is not None and guid in cache]
             if cache is not None:
+                model.get_ready(cache, cached, on_progress)
                 for start in range(0, len(cached), _AT_ONCE):
                     guids = cached[start : start + _AT_ONCE]
                     logits |= zip(guids, model.of_rows(cache, guids), strict=True)
             missing = [guid for guid in wanted or [] if guid not in logits]
             pairs = _pairs_of(_recorded_dataset(cache, checkpoint), missing) if missing else []
             compared = None
-        source = checkpoint.backbone if backbone is None else {"name": backbone, "revision": None}
-        for found in model.of_pairs(pairs, source, compared, device, on_progress):
+        for found in model.of_pairs(pairs, moved_to(checkpoint.backbone, backbone), compared, on_progress):
             logits |= zip(found.guids, found.logits, strict=True)
             rejects += found.rejects
     finally:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..cache.errors import CheckpointError, DataError, MmcliError
 from ..cache.store import FeatureCache
-from .checkpoint import Checkpoint, load_checkpoint
+from .checkpoint import Checkpoint, read_best_pt
 from .duplicates import duplicate_groups, separated
 from .folders import check_writable
 from .inputs import Rows
@@ -116,16 +116,18 @@ def train_full(
     """Train the head of an earlier run again, on all labelled rows, for the epochs that it found best.
 
     Recipe, seeds, number of epochs and learning rate of each epoch are those of the run whose best.pt is ``source``,
-    and so are decision offsets. Nothing is held out, so there is no validation or test score.
+    and so are decision offsets; of a run of stage 2, those of the stage 1 that it went on from.
+    Nothing is held out, so there is no validation or test score.
 
     Returns
     -------
     dict
-        As ``train_head``, with ``train`` only.
+        As ``train_head``, with ``train`` only; ``full_of`` is the best.pt whose training was repeated.
     """
     started = time.perf_counter()
-    earlier = load_checkpoint(source)
-    source = earlier.path or Path(source)
+    given = read_best_pt(source)
+    earlier = given.of_stage1().checkpoint()
+    source = earlier.path or given.path
     check_writable(Path(runs))
     if not earlier.split.val:
         raise CheckpointError(f"{source} was itself trained on all rows: give the run that held some out")
@@ -148,6 +150,7 @@ def train_full(
         checkpoint = _checkpoint(cache, fits, recipe, earlier.classes, split, labels_file, rows)
         checkpoint.head.offsets.copy_(earlier.head.offsets)
         metrics: dict[str, Any] = {"train": _score(checkpoint, rows), "labels_without_features": absent}
+        metrics |= {"full_of": str(source), "stage2_left_out": source != given.path}
         metrics |= _seed_scores(checkpoint, fits, {})
         config = config_of(cache, labels_file, recipe, None, None) | {"full": True, "epochs_from": str(source)}
         by_seed = dict(zip(checkpoint.seeds, fits, strict=True))
@@ -161,6 +164,7 @@ def evaluate(
     labels_path: str | Path | None = None,
     device: str = "cpu",
     max_bytes: int | None = None,
+    on_progress: OnFit | None = None,
 ) -> dict[str, Any]:
     """Score a best.pt on the rows that it held out, or on labelled rows that it has not seen.
 
@@ -174,6 +178,8 @@ def evaluate(
         Parts of its split (``train``, ``val``, ``test``), or ``new``: rows of ``labels_path`` that are in none of them.
     max_bytes
         As in ``train_head``.
+    on_progress
+        Called with (pairs computed, pairs to compute) where stage 2 has something to compute.
 
     Returns
     -------
@@ -203,6 +209,7 @@ def evaluate(
                 raise DataError(f"{checkpoint.path} has no {name} row to be scored on: {why}")
             check_labelled(name, guids, labels)
             true = class_numbers(guids, labels, checkpoint.classes)
+            model.get_ready(cache, guids, on_progress)
             logits = model.of_rows(cache, guids, max_bytes)
             result[name] = score(true, logits.argmax(axis=1), checkpoint.classes)
     return result

@@ -34,15 +34,26 @@ class Trained:
     ----------
     checkpoint
         What best.pt holds.
+    device
+        A torch device, for what has to be encoded.
     """
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self.checkpoint = checkpoint
+    def __init__(self, checkpoint: Checkpoint, device: str = "cpu") -> None:
+        self.checkpoint, self.device = checkpoint, device
 
     @property
     def needs_tokens(self) -> bool:
         """Whether token states are looked at."""
         return self.checkpoint.head.needs_tokens
+
+    def get_ready(self, cache: FeatureCache, guids: Sequence[str], on_progress: OnProgress | None = None) -> None:
+        """Compute what is needed of rows of a cache beyond what it has; nothing is, here.
+
+        Parameters
+        ----------
+        on_progress
+            Called with (pairs computed, pairs to compute).
+        """
 
     def of_rows(self, cache: FeatureCache, guids: Sequence[str], max_bytes: int | None = None) -> NDArray[np.float32]:
         """Return the logits, (n, C), of rows of a cache with the checkpoint's fingerprint.
@@ -64,7 +75,6 @@ class Trained:
         pairs: Sequence[Pair],
         backbone: dict[str, Any],
         cache: FeatureCache | None,
-        device: str,
         on_progress: OnProgress | None = None,
     ) -> Iterator[Scored]:
         """Yield the logits of raw pairs, some at a time. Rows of ``cache`` with the same raw bytes are taken from it.
@@ -75,11 +85,11 @@ class Trained:
             ``backbone`` cannot be had, or is not the one of the checkpoint.
         """
         identity, head = self.checkpoint.identity, self.checkpoint.head
-        for found in embed_pairs(pairs, identity, backbone, cache, self.needs_tokens, device, on_progress):
+        for found in embed_pairs(pairs, identity, backbone, cache, self.needs_tokens, self.device, on_progress):
             none = np.zeros((0, len(self.checkpoint.classes)), np.float32)
             yield Scored(found.guids, predict_logits(head, found.features) if found.guids else none, found.rejects)
 
 
 def trained(best_pt: "str | Path | Trained", device: str = "cpu") -> Trained:
     """Return what ``best_pt`` names, with its head on ``device``; a ``Trained`` is returned as it is."""
-    return best_pt if isinstance(best_pt, Trained) else Trained(load_checkpoint(best_pt, device))
+    return best_pt if isinstance(best_pt, Trained) else Trained(load_checkpoint(best_pt, device), device)

@@ -23,6 +23,8 @@ def note_about(result: Mapping[str, Any]) -> None:
             note(
                 f"note: fewer than {_FEW} {part} rows of {', '.join(few)}: its scores say little, and bend the macro-F1"
             )
+    if result.get("stage2_left_out"):
+        note(f"note: --full does not repeat stage 2: this is the head of its stage 1, {result['full_of']}, on all rows")
     if result.get("full"):
         note("note: the scores are of the rows that the head learned from")
     if result.get("offsets") and "val" in result.get("candidates", [result])[0]:

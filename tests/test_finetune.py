@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -9,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 from mmcli.cache import BackboneError, CacheError, CheckpointError, DataError, FeatureCache, MmcliError
+from mmcli.featurize import featurize
 from mmcli.finetune import FinetuneRecipe, Watch, finetune, open_best_pt
 from mmcli.finetune import run as run_module
 from mmcli.finetune.outcome import overfitting
+from mmcli.finetune.use import TrainedStage2
 from mmcli.heads import evaluate, load_checkpoint, predict
-from mmcli.heads.checkpoint import read_best_pt
-from small_finetune import QUICK, Ready
+from mmcli.heads.checkpoint import FINETUNED, read_best_pt
+from small_finetune import QUICK
 
 LEARNS = QUICK | {"lr_backbone": 3e-4}
 
@@ -110,6 +113,7 @@ CASES = {
     "gated": ({"fusion": "gated"}, {"unfreeze_text_layers": 0, "unfreeze_vision_layers": 2}),
     "cross_attn": ({"fusion": "cross_attn"}, {}),
     "cross_attn, vision": ({"fusion": "cross_attn"}, {"unfreeze_text_layers": 0, "unfreeze_vision_layers": 1}),
+    "cross_attn, both towers": ({"fusion": "cross_attn"}, {"unfreeze_vision_layers": 1}),
     "text": ({"modality": "text"}, {}),
     "image": ({"modality": "image"}, {}),
     "linear": ({"head": "linear"}, {}),
@@ -139,6 +143,10 @@ def test_scores_predictions_of_cached_pairs_and_of_raw_pairs_agree(tuned, case, 
     ids.write_text("guid\n" + "\n".join(f"new-{guid}" for guid in guids) + "\n")
     of_raw = predict(open_best_pt(result["best_pt"]), ids=ids, data=elsewhere, device="cpu")
     np.testing.assert_allclose(of_cache.probs, of_raw.probs, atol=2e-3)
+    mixed = predict(open_best_pt(result["best_pt"]), data=elsewhere, device="cpu")  # some cached, some new
+    assert len(mixed.guids) == 60
+    of_new = [mixed.guids.index(f"new-{guid}") for guid in guids]
+    np.testing.assert_allclose(mixed.probs[of_new], of_raw.probs, atol=2e-3)
     pair = (elsewhere / "new-7.jpg", (elsewhere / "new-7.txt").read_text())
     alone = predict(open_best_pt(result["best_pt"]), pair=pair, device="cpu")
     np.testing.assert_allclose(alone.probs[0], of_cache.probs[1], atol=2e-3)
@@ -197,16 +205,20 @@ def test_several_seeds_are_an_ensemble(tuned):
     assert [each["seed"] for each in of_two["seeds"]] == [42, 43]
 
 
+@pytest.mark.usefixtures("kept_whatever")
 def test_rows_of_a_folder_that_cannot_be_read_are_left_out(tuned, raw_sixty, tmp_path):
     folder = shutil.copytree(raw_sixty[0], tmp_path / "some")
     (folder / "3.jpg").write_bytes(b"no picture")
     (folder / "4.txt").unlink()
-    found = predict(open_best_pt(tuned()["best_pt"]), data=folder, device="cpu")
+    model = open_best_pt(tuned()["best_pt"])
+    assert isinstance(model, TrainedStage2)
+    found = predict(model, data=folder, device="cpu")
     assert {reject.guid for reject in found.rejects} == {"3", "4"}
     assert len(found.guids) == 58
 
 
-@pytest.mark.parametrize("killed_in", [2, 4])
+@pytest.mark.usefixtures("kept_whatever")
+@pytest.mark.parametrize("killed_in", [2, 3, 5])
 def test_resumed_equals_uninterrupted(stage1, tmp_path, monkeypatch, killed_in):
     """Two models of three epochs, killed in the middle of an epoch: of the first model, of the second."""
     settings, best_pt = LEARNS | {"epochs": 3}, stage1(seeds=2)
@@ -232,10 +244,11 @@ def test_resumed_equals_uninterrupted(stage1, tmp_path, monkeypatch, killed_in):
     assert (Path(result["run"]) / "history.csv").read_text() == (Path(whole["run"]) / "history.csv").read_text()
     assert result["test"] == whole["test"]
     one, other = (read_best_pt(each["best_pt"]).content for each in (whole, result))
-    assert one["format"] == other["format"]
+    assert one["format"] == other["format"] == FINETUNED
+    assert len(one["changed"]) == 2
     for name, tensor in one["tensors"].items():
         assert torch.equal(other["tensors"][name], tensor), name
-    for mine, theirs in zip(one.get("changed", []), other.get("changed", []), strict=True):
+    for mine, theirs in zip(one["changed"], other["changed"], strict=True):
         assert all(torch.equal(theirs[name], tensor) for name, tensor in mine.items())
 
 
@@ -338,10 +351,125 @@ def test_a_head_of_all_rows_has_none_to_stop_by(stage1, tmp_path):
         finetune(full["best_pt"], runs=tmp_path / "runs")
 
 
-def test_layers_of_another_backbone_in_best_pt(stage1, tmp_path, monkeypatch):
-    ready = Ready(stage1())
-    with pytest.raises(KeyError, match="do not match"):
-        ready.model.load_changed({"text_model.nothing": torch.zeros(1)})
+def _tampered(best_pt, path, change):
+    stored = read_best_pt(best_pt)
+    content = dict(stored.content)
+    header = stored.header()
+    change(content, header)
+    torch.save(content | {"header": json.dumps(header)}, path)
+    return path
+
+
+def _shape(content, header):
+    content["changed"][0]["text_model.final_layer_norm.bias"] = torch.zeros(1)
+
+
+def _name(content, header):
+    content["changed"][0]["text_model.something"] = content["changed"][0].pop("text_model.final_layer_norm.bias")
+
+
+def _nan(content, header):
+    content["changed"][0]["text_model.final_layer_norm.bias"].fill_(float("nan"))
+
+
+def _text(content, header):
+    content["changed"] = ["x"]
+
+
+def _tensor(content, header):
+    content["changed"] = [torch.zeros(2)]
+
+
+def _too_few(content, header):
+    content["changed"] = []
+
+
+def _no_layers(content, header):
+    header["finetune"]["unfreeze_text_layers"] = 0
+
+
+def _half_a_layer(content, header):
+    header["finetune"]["unfreeze_text_layers"] = 1.5
+
+
+def _other_layers(content, header):
+    header["finetune"]["unfreeze_text_layers"] = 2
+
+
+@pytest.mark.usefixtures("kept_whatever")
+def test_a_best_pt_from_a_stranger(tuned, cli, tmp_path):
+    best_pt = tuned()["best_pt"]
+    ways = (_shape, _name, _nan, _text, _tensor, _too_few, _no_layers, _half_a_layer, _other_layers)
+    for number, change in enumerate(ways):
+        code, _, err = cli(
+            "evaluate", "--from", _tampered(best_pt, tmp_path / f"{number}.pt", change), "--device", "cpu"
+        )
+        assert (code, err.count("\n"), err[:6]) == (1, 1, "error:"), f"{change.__name__}: {err}"
+
+
+@pytest.mark.parametrize("better", [True, False])
+def test_all_rows_after_stage_2_is_the_head_of_its_stage_1(stage1, sixty, tmp_path, monkeypatch, better):
+    """`train-head --full` from the latest run: whichever stage that holds, what is repeated is stage 1."""
+    from mmcli.heads import train_full
+
+    original = run_module.Outcome.__init__
+
+    def decided(self, *arguments):
+        original(self, *arguments)
+        self.is_better = better
+
+    monkeypatch.setattr(run_module.Outcome, "__init__", decided)
+    best_pt = stage1(seeds=2)
+    result = finetune(best_pt, LEARNS, runs=tmp_path / "runs", seeds=1)
+    expected = train_full(best_pt, runs=tmp_path / "one", jobs=1)
+    found = train_full(result["best_pt"], runs=tmp_path / "two", jobs=1)
+    assert found["train"] == expected["train"]
+    assert found["stage2_left_out"]
+    assert not expected["stage2_left_out"]
+    one, two = (load_checkpoint(each["best_pt"]).head.state_dict() for each in (expected, found))
+    assert all(torch.equal(two[name], tensor) for name, tensor in one.items())
+
+
+@pytest.mark.usefixtures("kept_whatever")
+def test_where_raw_pairs_and_backbone_were_moved_to_is_remembered(stage1, raw_sixty, tiny_clip, tmp_path):
+    data, there = shutil.copytree(raw_sixty[0], tmp_path / "data"), shutil.copytree(tiny_clip, tmp_path / "clip")
+    result = finetune(stage1(), LEARNS, data=data, backbone=str(there), runs=tmp_path / "runs")
+    header = read_best_pt(result["best_pt"]).header()
+    assert header["backbone"]["name"] == str(there)
+    assert header["made_from"]["data"] == str(data)
+
+
+def test_an_edited_pair_makes_another_run_of_it(stage1, sixty, raw_sixty, tmp_path):
+    """Interrupted, then featurized again with another text: there is nothing to go on with."""
+    best_pt = stage1()
+    with pytest.raises(KeyboardInterrupt):
+        finetune(best_pt, LEARNS, runs=tmp_path / "runs", watch=Watch(on_step=_interrupt_at(5)))
+    shutil.copytree(raw_sixty[0], tmp_path / "data")
+    guid = load_checkpoint(best_pt).split.train[0]
+    (tmp_path / "data" / f"{guid}.txt").write_text("something else")
+    featurize(tmp_path / "data", raw_sixty[1], sixty)
+    notes = []
+    finetune(best_pt, LEARNS, runs=tmp_path / "runs", resume=True, watch=Watch(on_note=notes.append))
+    assert "nothing to resume" in notes[0]
+
+
+def test_old_progress_is_not_thrown_away_before_it_is_asked_for(stage1, tmp_path):
+    best_pt = stage1()
+    with pytest.raises(KeyboardInterrupt):
+        finetune(best_pt, LEARNS, runs=tmp_path / "runs", watch=Watch(on_step=_interrupt_at(5)))
+    (left,) = (tmp_path / "runs").glob(".finetune-*.pt")
+    os.utime(left, (0, 0))
+    notes = []
+    finetune(best_pt, LEARNS, runs=tmp_path / "runs", resume=True, watch=Watch(on_note=notes.append))
+    assert "going on" in notes[0]
+
+
+def test_options_that_stage_1_has_no_use_for(cli, stage1, tmp_path):
+    best_pt = stage1()
+    code, _, err = cli("evaluate", "--from", best_pt, "--backbone", "somewhere")
+    assert (code, "--backbone has no effect" in err) == (2, True)
+    code, _, err = cli("finetune", "--from", best_pt, "--unfreeze-text-layers=-1")
+    assert (code, "it is a number of layers, or all" in err) == (1, True)
 
 
 def test_the_rates_rise_then_fall():

@@ -92,6 +92,9 @@ def test_a_sweep_over_rates_of_stage_2(setup):
     assert names == {"as it is", "finetune", "finetune.lr_backbone=0.0001"}
     assert result["against"] == "as it is"
     assert result["without_test"]
+    winner = result["candidates"][0]["name"]
+    assert result["best_goes_on"] == (winner != "as it is")
+    assert result["best"] == ({"finetune.lr_backbone": 1e-4} if winner.endswith("0.0001") else {})
 
 
 def test_the_test_rows_choose_nothing(setup, sixty, tmp_path, fitted):
@@ -116,12 +119,35 @@ def test_the_test_rows_choose_nothing(setup, sixty, tmp_path, fitted):
         return sweep(own, HEAD, {}, protocol=Protocol(2, 1), then=lambda settings: stage2.after("both", settings))
 
     first = run(labels)
-    assert "concat" not in fitted
+    assert sorted(fitted) == ["as it is"] * 2 + ["finetune"] * 2
     fitted.clear()
     turned = {"negative": "neutral", "neutral": "positive", "positive": "negative"}
     second = run(labels | {guid: turned[labels[guid]] for guid in split.test})
     assert fitted == []
     assert [each["macro_f1"] for each in first["candidates"]] == [each["macro_f1"] for each in second["candidates"]]
+
+
+def test_settings_that_only_stage_2_of_a_linear_head_depends_on_are_other_fits(setup, fitted):
+    linear = HEAD.changed(head="linear")
+    compare(setup, both(setup, linear)[1:], Protocol(2, 1))
+    for changes in ({"weight_decay": 50.0}, {"loss": "focal"}):
+        fitted.clear()
+        compare(setup, both(setup, linear.changed(**changes))[1:], Protocol(2, 1))
+        assert fitted == ["concat:finetune"] * 2
+    fitted.clear()
+    compare(setup, both(setup, linear.changed(epochs=9))[1:], Protocol(2, 1))
+    assert fitted == []  # that is of the training loop of an MLP, which a linear head has not
+
+
+def test_states_are_those_of_the_rows_asked_for(setup):
+    stage2 = Stage2(setup.cache, QUICK)
+    with FeatureCache.open(setup.cache) as cache:
+        guids = cache.guids
+    _, all_of_them = stage2.get({"text": 1}, guids)
+    _, some = stage2.get({"text": 1}, guids[10:15])
+    assert len(some["text"]) == 5
+    expected, found = all_of_them["text"].take(np.arange(10, 15)).load(0, "cpu"), some["text"].load(0, "cpu")
+    np.testing.assert_array_equal(expected.states, found.states)
 
 
 def test_settings_of_stage_2_need_stage_2(setup):
@@ -151,5 +177,9 @@ def test_on_the_command_line(cli, sixty, tmp_path):
     assert code == 0, err
     assert "finetune.lr_head=0.001" in out
     assert cli("compare", *options, "--finetune", "epochs")[0] == 2
+    code, _, err = cli("compare", *options, *stage2)
+    assert (code, "--finetune has no effect without --with-finetune" in err) == (2, True)
+    code, _, err = cli("sweep", *options, "--backbone", "x", "--grid", "lr=1e-3")
+    assert (code, "--backbone has no effect without --with-finetune" in err) == (2, True)
     code, _, err = cli("compare", *options, "--finetune", "epochs=x")
     assert (code, err.strip()) == (1, "error: epochs cannot be 'x': it is a whole number")

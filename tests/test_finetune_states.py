@@ -5,9 +5,10 @@ import pickle
 import shutil
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
-from mmcli.cache import BackboneError, CacheError, DataError, FeatureCache, LockedError
+from mmcli.cache import BackboneError, DataError, DiskFullError, FeatureCache, LockedError
 from mmcli.cache.lock import writer_lock
 from mmcli.featurize import FeaturizeOptions, featurize, open_backbone
 from mmcli.finetune import store as store_module
@@ -168,14 +169,67 @@ def test_a_second_writer_is_refused(cache):
         store.states(cache.guids)
 
 
-def test_a_damaged_file_of_states(cache):
-    store = store_of(cache)
-    store.states(cache.guids)
-    (part,) = Path(store.folder).glob("part-*.h5")
-    part.write_bytes(part.read_bytes()[:2000])
-    assert len(store_of(cache).states(cache.guids)) == 60  # cannot be opened: computed again
-    newest = sorted(Path(store.folder).glob("part-*.h5"))[-1]
-    again = store_of(cache)
-    newest.write_bytes(b"")
-    with pytest.raises(CacheError, match=r"cannot be read .* delete"):
-        again.states(cache.guids)
+def _damage(name):
+    def change(path):
+        with h5py.File(path, "r+") as file:
+            file[name][...] = 0
+
+    return change
+
+
+def _without_digests(path):
+    with h5py.File(path, "r+") as file:
+        del file["row/text_sha256"]
+
+
+def _cut_off(path):
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+def _empty(path):
+    path.write_bytes(b"")
+
+
+DAMAGES = {
+    "states": _damage("text_tokens"),
+    "offsets": _damage("text_offsets"),
+    "token ids": _damage("text_ids"),
+    "no digests": _without_digests,
+    "cut off": _cut_off,
+    "empty": _empty,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_states_are_computed_again(cache, damage):
+    whole = text_states(store_of(cache).states(cache.guids))
+    folder = Path(store_of(cache).folder)
+    (folder / "part-x.h5").write_bytes(b"something of a stranger")
+    (part,) = folder.glob("part-0*.h5")
+    DAMAGES[damage](part)
+    seen = []
+    again = store_of(cache).states(cache.guids, on_progress=lambda *each: seen.append(each))
+    assert seen[0] == (0, 60)
+    for one, other in zip(whole, text_states(again), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_what_a_killed_writer_left_is_removed(cache):
+    folder = Path(store_of(cache).folder)
+    folder.mkdir(parents=True)
+    (folder / ".part-000000.h5.12345.tmp").write_bytes(b"half a file")
+    store_of(cache).states(cache.guids)
+    assert [path.name for path in folder.iterdir()] == ["part-000000.h5"]
+
+
+def test_large_states_are_written_in_smaller_blocks(cache, monkeypatch):
+    monkeypatch.setattr(store_module, "_BLOCK_BYTES", 20_000)
+    states = store_of(cache, "image", 3).states(cache.guids)  # 17 x 32 float32 each
+    assert [len(part.states) for part in states.parts] == [9] * 6 + [6]
+
+
+def test_a_disk_without_room_is_found_out_before_the_work(cache, monkeypatch):
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr(store_module.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(DiskFullError, match=r"no room beside .* MB needed, 0 MB free"):
+        store_of(cache).states(cache.guids)

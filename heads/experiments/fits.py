@@ -41,6 +41,11 @@ class Prepared(Protocol):
 class Continuation(Protocol):
     """What goes on with a head after it was fitted: stage 2, of which this folder knows no more than this."""
 
+    @property
+    def uses(self) -> tuple[str, ...]:
+        """Names of the settings of a head that it depends on, whatever the head."""
+        ...
+
     def key(self) -> dict[str, Any]:
         """Return, as plain data, all that its result depends on beside the fit and the data."""
         ...
@@ -69,7 +74,11 @@ class Candidate:
 
     def that_matter(self) -> dict[str, Any]:
         """Return, as plain data, the settings that its fits depend on."""
-        return self.recipe.that_matter() | ({} if self.then is None else {"then": self.then.key()})
+        found = self.recipe.that_matter()
+        if self.then is not None:
+            settings = self.recipe.to_dict()
+            found |= {name: settings[name] for name in self.then.uses} | {"then": self.then.key()}
+        return found
 
 
 @dataclass(frozen=True)

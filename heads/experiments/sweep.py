@@ -12,12 +12,12 @@ from .fits import Candidate, Continuation
 from .setup import Protocol, Setup
 
 _BASE = "as it is"
-_OF_STAGE_2 = "finetune."  # what names of its settings begin with in a grid
+OF_STAGE_2 = "finetune."  # what names of its settings begin with in a grid
 
 
 def _is_logarithmic(name: str) -> bool:
     """Whether a range of a setting is drawn on a logarithmic scale: rates and weight decay."""
-    name = name.removeprefix(_OF_STAGE_2)
+    name = name.removeprefix(OF_STAGE_2)
     return name == "lr" or name.startswith("lr_") or name == "weight_decay"
 
 
@@ -130,7 +130,7 @@ def sweep(
     -------
     dict
         As ``compare`` returns, differences taken from ``recipe`` as it is; also ``best`` (settings of the best
-        candidate).
+        candidate) and ``best_goes_on`` (whether it is one with ``then``).
     """
     if not grid and then is None:
         raise MmcliError("nothing to sweep over: name settings with --grid name=a,b,c")
@@ -139,13 +139,13 @@ def sweep(
     tried: dict[str, dict[str, Any]] = {_BASE: {}}
     as_it_is: list[dict[str, Any]] = [] if then is None else [{}]
     for changes in as_it_is + settings_to_try(grid, trials, protocol.seed):
-        of_head = {name: value for name, value in changes.items() if not name.startswith(_OF_STAGE_2)}
-        of_then = {name.removeprefix(_OF_STAGE_2): changes[name] for name in changes.keys() - of_head.keys()}
+        of_head = {name: value for name, value in changes.items() if not name.startswith(OF_STAGE_2)}
+        of_then = {name.removeprefix(OF_STAGE_2): changes[name] for name in changes.keys() - of_head.keys()}
         if of_then and then is None:
-            raise MmcliError(f"{_OF_STAGE_2}{min(of_then)} is a setting of stage 2: add --with-finetune")
+            raise MmcliError(f"{OF_STAGE_2}{min(of_then)} is a setting of stage 2: add --with-finetune")
         name = describe(changes) or "finetune"
         changed = Candidate(name, recipe.changed(**of_head), None if then is None else then(of_then))
-        used |= set(changed.recipe.that_matter()) | {_OF_STAGE_2 + each for each in of_then}
+        used |= set(changed.that_matter()) | {OF_STAGE_2 + each for each in of_then}
         if all(changed.that_matter() != each.that_matter() for each in candidates):
             tried[name] = changes
             candidates.append(changed)
@@ -153,7 +153,8 @@ def sweep(
         if name not in used:
             raise MmcliError(f"{name} has no effect on this head ({recipe.sees}, {recipe.head}): leave it out")
     result = compare(setup, candidates, protocol, against=_BASE, what="sweep")
-    return result | {"best": tried[result["candidates"][0]["name"]]}
+    best = result["candidates"][0]["name"]
+    return result | {"best": tried[best], "best_goes_on": then is not None and best != _BASE}
 
 
 def describe(changes: Mapping[str, Any]) -> str:
