@@ -99,10 +99,20 @@ def text_features(model: Any, ids: Tensor, mask: Tensor | None) -> Any:
     return model.get_text_features(input_ids=ids, **({} if mask is None else {"attention_mask": mask}))
 
 
+def _is_small(model: Any, tower: str) -> bool:
+    layers = layers_of(model, tower)
+    return len(layers) == 1 and can_be_pooled(layers[0])
+
+
 class _ImageTop(Top):
     def __init__(self, model: Any, layers: int) -> None:
         tower, unfrozen = cut(model.vision_model, layers)
         super().__init__(with_children(model, vision_model=tower, text_model=None, text_projection=None), unfrozen)
+
+    @property
+    def is_small(self) -> bool:
+        """So it is with one layer, of which one position is computed."""
+        return _is_small(self.tower, "vision_model")
 
     def forward(self, states: Tensor, ids: Tensor | None = None, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return embeddings and last hidden states of images."""
@@ -129,6 +139,11 @@ class _TextTop(Top):
         made = with_children(model, text_model=tower, vision_model=None, visual_projection=None)
         super().__init__(made, unfrozen, pad_id)
         self.masked = masked
+
+    @property
+    def is_small(self) -> bool:
+        """So it is with one layer, of which one position is computed."""
+        return _is_small(self.tower, "text_model")
 
     def forward(self, states: Tensor, ids: Tensor | None = None, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return embeddings and last hidden states of texts."""

@@ -68,6 +68,11 @@ class Top(nn.Module, ABC):
         for module in unfrozen:
             module.requires_grad_(True)
 
+    @property
+    def is_small(self) -> bool:
+        """Whether ``pooled`` is so little work that a second thread would wait more than it would help."""
+        return False
+
     def train(self, mode: bool = True) -> Top:
         """Stay in evaluation mode: what enters the layers was computed without dropout, too."""
         return super().train(False)

@@ -57,6 +57,11 @@ class Finetuned(nn.Module):
         assert isinstance(found, Top)
         return found
 
+    @property
+    def is_small(self) -> bool:
+        """Whether steps are so little work that they are taken faster on one thread."""
+        return not self.head.needs_tokens and all(self.top(tower).is_small for tower in self.tops)
+
     def unfrozen(self) -> list[nn.Parameter]:
         """Return the parameters of the backbone that are trained."""
         return [each for tower in self.tops for each in self.top(tower).unfrozen().values()]

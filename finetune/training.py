@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from ..cache.errors import MmcliError
 from ..heads.losses import make_loss
 from ..heads.optimizer import AdamW
 from ..heads.recipe import Recipe
-from ..heads.training import scores_of_part
+from ..heads.training import one_thread, scores_of_part
 from .model import Finetuned, StateRows, predict_parts, state_batches
 from .recipe import FinetuneRecipe
 
@@ -92,7 +93,8 @@ def finetune_fit(
     MmcliError
         The loss is not finite.
     """
-    with torch.random.fork_rng(devices=[device] if device == "cuda" else []):
+    threads = one_thread() if model.is_small else contextlib.nullcontext()
+    with threads, torch.random.fork_rng(devices=[device] if device == "cuda" else []):
         made = _Training(model, recipe, settings, n_classes, train, val, device)
         if resume is not None:
             made.load(resume)

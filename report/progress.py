@@ -39,7 +39,7 @@ class ProgressLine:
     def __init__(self, what: str, things: str = "pairs") -> None:
         self.what, self.things = what, things
         self.started = self.last = 0.0
-        self.done = -1
+        self.done = self.first = -1  # what was finished before is nothing that was done since
         self.bar: Progress | None = None
 
     def __enter__(self) -> "ProgressLine":
@@ -55,15 +55,17 @@ class ProgressLine:
         first, self.done = self.done < 0, done
         if first:
             self.started = self.last = now
+            self.first = done
         if sys.stderr.isatty():
             self._show(done, total)
         elif first or done >= total or now - self.last >= _LOG_EVERY:
             self.last = now
             line = f"{self.what}: {done}/{total} {self.things}"
             elapsed = now - self.started
-            if done and elapsed >= 1:  # a rate over less is noise
-                left = timedelta(seconds=round((total - done) * elapsed / done))
-                line += f", {_rate(done / elapsed)} {self.things}/s" + (f", {left} left" if done < total else "")
+            since = done - self.first
+            if since and elapsed >= 1:  # a rate over less is noise
+                left = timedelta(seconds=round((total - done) * elapsed / since))
+                line += f", {_rate(since / elapsed)} {self.things}/s" + (f", {left} left" if done < total else "")
             print(line, file=sys.stderr)
 
     def _show(self, done: int, total: int) -> None:
