@@ -208,6 +208,8 @@ def sweep(
     recipe = settings.recipe(fusion=fusion, modality=modality)
     if not finetuning.wanted:
         finetuning.check_used([])
+        if not grid:
+            raise typer.BadParameter("--grid is needed: name=a,b,c")
     with ProgressLine("frozen part") as on_states, ProgressLine("fit", "fits") as progress:
         stage2 = finetuning.stage2(setup, on_states)
         then = partial(stage2.after, modality) if finetuning.wanted else None
