@@ -221,17 +221,16 @@ def sweep(
         print_json(result)
         return
     print_parts(*comparison_tables(result, by_class=False))
-    flags = ["--with-finetune"] if result["best_goes_on"] else []
-    flags += [
-        f"--finetune {name.removeprefix(OF_STAGE_2)}={setting_text(value)}"
-        if name.startswith(OF_STAGE_2)
-        else f"--{name.replace('_', '-')} {setting_text(value)}"
-        for name, value in result["best"].items()
-    ]
-    how = "train-head and finetune" if result["best_goes_on"] else "train-head"
+    typed_again: dict[bool, list[str]] = {False: [], True: []}  # by whether it is a setting of stage 2
+    for name, value in result["best"].items():
+        option = name.removeprefix(OF_STAGE_2).replace("_", "-")
+        typed_again[name.startswith(OF_STAGE_2)].append(f"--{option} {setting_text(value)}")
+    highest, how = " ".join(typed_again[False]) or "the settings as they are", "train-head"
+    if result["best_goes_on"]:
+        highest, how = " ".join([highest + ", then mmcli finetune", *typed_again[True]]), "train-head and finetune"
     note(
-        f"highest: {' '.join(flags) or 'the settings as they are'}. The highest of many is partly luck: where its "
-        f"interval is not clear of 0, keep what is simpler, and score it once, with {how}, on the test rows"
+        f"highest: {highest}. The highest of many is partly luck: where its interval is not clear of 0, keep what is "
+        f"simpler, and score it once, with {how}, on the test rows"
     )
 
 

@@ -74,7 +74,7 @@ def finetune(
                 source, settings, cache, labels, data, backbone, runs, seeds, resume, where, max_bytes, watch=watch
             )
     except KeyboardInterrupt:
-        note("interrupted: the same command with --resume goes on after the last finished epoch")
+        note("interrupted: the same command with --resume goes on after the last finished epoch, if there is one")
         raise typer.Exit(130) from None
     note_about(result)
     if as_json:

@@ -147,7 +147,7 @@ def evaluate(
     parts: list[str] = ["val", "test"] if on == "held-out" else [on]
     where = choose_device(device)
     model = open_best_pt(source, where, data, backbone)
-    if not isinstance(model, TrainedStage2):
+    if not isinstance(model, TrainedStage2) and "stage1" not in model.checkpoint.made_from:
         for name in ("data", "backbone"):
             if typed(context, name):
                 raise typer.BadParameter(f"--{name} has no effect: {model.checkpoint.path} needs no raw pairs")

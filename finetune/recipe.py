@@ -103,7 +103,6 @@ def parse_setting(name: str, text: str) -> Any:
     check_name(name, SETTINGS, "stage 2")
     if name in TOWERS.values() and text.strip() == "all":
         return ALL
-    value = parse_as(name, text, SETTINGS[name])
-    if name in TOWERS.values() and value < 0:
+    if name in TOWERS.values() and not text.strip().isdigit():
         raise MmcliError(f"{name} cannot be {text!r}: it is a number of layers, or all")
-    return value
+    return parse_as(name, text, SETTINGS[name])

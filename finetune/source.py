@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..cache.errors import DataError
 from ..cache.store import FeatureCache
 from ..featurize.backbone import Backbone, Encoder
 from ..featurize.dataset import Dataset
@@ -31,6 +32,8 @@ class Source:
     def __init__(
         self, identity: dict[str, Any], backbone: dict[str, Any], device: str = "cpu", data: str | Path | None = None
     ) -> None:
+        if data is not None and not Path(data).exists():
+            raise DataError(f"no such folder or manifest: {data}")
         self.identity, self.place, self.device, self.data = identity, backbone, device, data
         self._backbone: Backbone | None = None
         self._encoders: dict[str, Encoder] = {}
@@ -84,6 +87,8 @@ class Source:
     def dataset(self, cache: FeatureCache) -> Dataset:
         """Return the raw pairs of ``cache``."""
         place = str(self.data or cache.header.dataset["data"])
+        if not Path(place).exists():
+            raise DataError(f"no such folder or manifest: {place}; say with --data where the raw pairs are now")
         if place not in self._datasets:
             self._datasets[place] = Dataset.open(place)
         return self._datasets[place]
