@@ -258,3 +258,39 @@ def stage1(sixty, tmp_path):
         return Path(train_head(sixty, recipe=recipe, runs=tmp_path / runs, seeds=seeds, jobs=1)["best_pt"])
 
     return make
+
+
+@pytest.fixture
+def tuned(stage1, tmp_path):
+    """Return a function that does both stages and returns the result of the second."""
+    from mmcli.finetune import finetune
+    from small_finetune import LEARNS
+
+    def make(settings=None, seeds=None, of_stage1=1, **recipe):
+        best_pt = stage1(seeds=of_stage1, **recipe)
+        return finetune(best_pt, LEARNS | (settings or {}), runs=tmp_path / "runs", seeds=seeds)
+
+    return make
+
+
+@pytest.fixture
+def decide(monkeypatch):
+    """Return a function that says which stage is to be kept, whatever the scores."""
+    from mmcli.finetune.outcome import Outcome
+
+    def keep(stage_2):
+        original = Outcome.__init__
+
+        def decided(self, *arguments):
+            original(self, *arguments)
+            self.is_better = stage_2
+
+        monkeypatch.setattr(Outcome, "__init__", decided)
+
+    return keep
+
+
+@pytest.fixture
+def kept_whatever(decide):
+    """Keep stage 2 even where it is no better, so that its best.pt can be looked at."""
+    decide(True)

@@ -20,6 +20,17 @@ from mmcli.heads.losses import class_weights
 
 CLASSES = ("negative", "neutral", "positive")
 QUICK = {"epochs": 2, "batch_size": 16, "lr_backbone": 1e-3, "lr_head": 1e-3, "patience": 5}
+LEARNS = QUICK | {"lr_backbone": 3e-4}
+
+
+def interrupt_at(step):
+    """Return what presses Ctrl-C at a step."""
+
+    def on_step(done, total):
+        if done == step:
+            raise KeyboardInterrupt
+
+    return on_step
 
 
 class Ready:

@@ -2,47 +2,19 @@
 
 import csv
 import json
-import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from mmcli.cache import BackboneError, CacheError, CheckpointError, DataError, FeatureCache, MmcliError
-from mmcli.featurize import featurize
+from mmcli.cache import CheckpointError, FeatureCache
 from mmcli.finetune import FinetuneRecipe, Watch, finetune, open_best_pt
-from mmcli.finetune import run as run_module
 from mmcli.finetune.outcome import overfitting
 from mmcli.finetune.use import TrainedStage2
 from mmcli.heads import evaluate, load_checkpoint, predict
-from mmcli.heads.checkpoint import FINETUNED, read_best_pt
-from small_finetune import QUICK
-
-LEARNS = QUICK | {"lr_backbone": 3e-4}
-
-
-@pytest.fixture
-def tuned(stage1, tmp_path):
-    """Return a function that does both stages and returns the result of the second."""
-
-    def make(settings=None, seeds=None, of_stage1=1, **recipe):
-        best_pt = stage1(seeds=of_stage1, **recipe)
-        return finetune(best_pt, LEARNS | (settings or {}), runs=tmp_path / "runs", seeds=seeds)
-
-    return make
-
-
-@pytest.fixture
-def kept_whatever(monkeypatch):
-    """Keep stage 2 even where it is no better, so that its best.pt can be looked at."""
-    original = run_module.Outcome.__init__
-
-    def better(self, *arguments):
-        original(self, *arguments)
-        self.is_better = True
-
-    monkeypatch.setattr(run_module.Outcome, "__init__", better)
+from mmcli.heads.checkpoint import read_best_pt
+from small_finetune import LEARNS
 
 
 def test_the_run_folder(tuned):
@@ -218,69 +190,6 @@ def test_rows_of_a_folder_that_cannot_be_read_are_left_out(tuned, raw_sixty, tmp
 
 
 @pytest.mark.usefixtures("kept_whatever")
-@pytest.mark.parametrize("killed_in", [2, 3, 5])
-def test_resumed_equals_uninterrupted(stage1, tmp_path, monkeypatch, killed_in):
-    """Two models of three epochs, killed in the middle of an epoch: of the first model, of the second."""
-    settings, best_pt = LEARNS | {"epochs": 3}, stage1(seeds=2)
-    whole = finetune(best_pt, settings, runs=tmp_path / "whole")
-
-    steps = 3 * (killed_in - 1) + 2
-
-    def killer(done, total):
-        if done == steps:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        finetune(best_pt, settings, runs=tmp_path / "runs", watch=Watch(on_step=killer))
-    assert list((tmp_path / "runs").glob(".finetune-*.pt"))
-    notes, seen = [], []
-    watch = Watch(on_note=notes.append, on_step=lambda done, _: seen.append(done))
-    result = finetune(best_pt, settings, runs=tmp_path / "runs", resume=True, watch=watch)
-    assert "going on" in notes[0]
-    assert seen[0] == 3 * (killed_in - 1) + 1
-    assert not list((tmp_path / "runs").glob(".finetune-*.pt"))
-    for name in ("history.csv", "best.pt"):
-        assert (Path(result["run"]) / name).exists()
-    assert (Path(result["run"]) / "history.csv").read_text() == (Path(whole["run"]) / "history.csv").read_text()
-    assert result["test"] == whole["test"]
-    one, other = (read_best_pt(each["best_pt"]).content for each in (whole, result))
-    assert one["format"] == other["format"] == FINETUNED
-    assert len(one["changed"]) == 2
-    for name, tensor in one["tensors"].items():
-        assert torch.equal(other["tensors"][name], tensor), name
-    for mine, theirs in zip(one["changed"], other["changed"], strict=True):
-        assert all(torch.equal(theirs[name], tensor) for name, tensor in mine.items())
-
-
-def test_resume_with_nothing_there_begins_anew(stage1, tmp_path):
-    notes = []
-    best_pt = stage1()
-    finetune(best_pt, LEARNS, runs=tmp_path / "runs", resume=True, watch=Watch(on_note=notes.append))
-    assert "nothing to resume" in notes[0]
-
-
-def test_a_damaged_record_of_progress(stage1, tmp_path):
-    best_pt = stage1()
-    with pytest.raises(KeyboardInterrupt):
-        finetune(best_pt, LEARNS, runs=tmp_path / "runs", watch=Watch(on_step=_interrupt_at(5)))
-    (left,) = (tmp_path / "runs").glob(".finetune-*.pt")
-    left.write_bytes(left.read_bytes()[:300])
-    with pytest.raises(CheckpointError, match="leave --resume out"):
-        finetune(best_pt, LEARNS, runs=tmp_path / "runs", resume=True)
-    notes = []
-    finetune(best_pt, LEARNS, runs=tmp_path / "runs", watch=Watch(on_note=notes.append))
-    assert "--resume would go on" in notes[0]
-
-
-def _interrupt_at(step):
-    def on_step(done, total):
-        if done == step:
-            raise KeyboardInterrupt
-
-    return on_step
-
-
-@pytest.mark.usefixtures("kept_whatever")
 def test_finetune_of_a_finetuned_best_pt_begins_again_from_stage_1(tuned, tmp_path):
     first = tuned()
     notes = []
@@ -295,47 +204,6 @@ def test_finetune_of_a_finetuned_best_pt_begins_again_from_stage_1(tuned, tmp_pa
         finetune(first["best_pt"], LEARNS, runs=tmp_path / "runs")
 
 
-def test_best_pt_missing_or_of_another_dataset(stage1, learnable, tmp_path):
-    with pytest.raises(CheckpointError, match="no such checkpoint"):
-        finetune(tmp_path / "nothing.pt", runs=tmp_path / "runs")
-    best_pt = stage1()
-    with pytest.raises(CheckpointError, match="this head was trained on features of"):
-        finetune(best_pt, cache_path=learnable[0], runs=tmp_path / "runs")
-    labels = tmp_path / "others.csv"
-    labels.write_text("guid,tag\n1,neutral\n2,positive\n")
-    with pytest.raises(DataError, match=r"\d+ of 48 train rows have no label or no features here"):
-        finetune(best_pt, labels_path=labels, runs=tmp_path / "runs")
-
-
-def test_the_cache_or_the_backbone_is_not_at_hand(stage1, sixty, tmp_path):
-    best_pt = stage1()
-    with pytest.raises(BackboneError, match="no such backbone folder"):
-        finetune(best_pt, backbone=str(tmp_path / "gone"), runs=tmp_path / "runs")
-    Path(sixty).unlink()
-    with pytest.raises(CacheError, match="no feature cache at"):
-        finetune(best_pt, runs=tmp_path / "runs")
-
-
-@pytest.mark.parametrize(
-    ("recipe", "settings", "message"),
-    [
-        ({}, {"unfreeze_text_layers": 9}, "has 3 layers, 9 are to be unfrozen"),
-        ({}, {"unfreeze_text_layers": 0}, "no layer is to be unfrozen"),
-        ({}, {"unfreeze_text_layers": -2}, "must be 0 or more"),
-        ({"modality": "text"}, {"unfreeze_vision_layers": 1}, "unfreeze_vision_layers has no effect"),
-        ({"modality": "image"}, {"unfreeze_text_layers": 1}, "unfreeze_text_layers has no effect"),
-        ({}, {"lr_backbone": float("nan")}, "lr_backbone must be above 0"),
-        ({}, {"warmup": 1.0}, "warmup must be in"),
-        ({}, {"learning_rate": 1.0}, "no setting of stage 2 is called 'learning_rate'"),
-        ({}, {"lr_backbone": 1e30, "lr_head": 1e30}, "diverged"),
-    ],
-)
-def test_settings_that_cannot_be(stage1, tmp_path, recipe, settings, message):
-    with pytest.raises(MmcliError, match=message):
-        finetune(stage1(**recipe), QUICK | settings, runs=tmp_path / "runs")
-    assert not [path for path in (tmp_path / "runs").iterdir() if path.name.endswith("-finetune")]
-
-
 def test_all_layers_can_be_asked_for(cli, stage1):
     options = ["--unfreeze-text-layers", "all", "--unfreeze-vision-layers", "all", "--epochs", "1", "--device", "cpu"]
     code, out, err = cli("finetune", "--from", stage1(), *options, "--json")
@@ -343,82 +211,12 @@ def test_all_layers_can_be_asked_for(cli, stage1):
     assert json.loads(out)["unfrozen"]["layers"] == {"text": 3, "image": 3}
 
 
-def test_a_head_of_all_rows_has_none_to_stop_by(stage1, tmp_path):
-    from mmcli.heads import train_full
-
-    full = train_full(stage1(), runs=tmp_path / "full")
-    with pytest.raises(CheckpointError, match="was trained on all rows"):
-        finetune(full["best_pt"], runs=tmp_path / "runs")
-
-
-def _tampered(best_pt, path, change):
-    stored = read_best_pt(best_pt)
-    content = dict(stored.content)
-    header = stored.header()
-    change(content, header)
-    torch.save(content | {"header": json.dumps(header)}, path)
-    return path
-
-
-def _shape(content, header):
-    content["changed"][0]["text_model.final_layer_norm.bias"] = torch.zeros(1)
-
-
-def _name(content, header):
-    content["changed"][0]["text_model.something"] = content["changed"][0].pop("text_model.final_layer_norm.bias")
-
-
-def _nan(content, header):
-    content["changed"][0]["text_model.final_layer_norm.bias"].fill_(float("nan"))
-
-
-def _text(content, header):
-    content["changed"] = ["x"]
-
-
-def _tensor(content, header):
-    content["changed"] = [torch.zeros(2)]
-
-
-def _too_few(content, header):
-    content["changed"] = []
-
-
-def _no_layers(content, header):
-    header["finetune"]["unfreeze_text_layers"] = 0
-
-
-def _half_a_layer(content, header):
-    header["finetune"]["unfreeze_text_layers"] = 1.5
-
-
-def _other_layers(content, header):
-    header["finetune"]["unfreeze_text_layers"] = 2
-
-
-@pytest.mark.usefixtures("kept_whatever")
-def test_a_best_pt_from_a_stranger(tuned, cli, tmp_path):
-    best_pt = tuned()["best_pt"]
-    ways = (_shape, _name, _nan, _text, _tensor, _too_few, _no_layers, _half_a_layer, _other_layers)
-    for number, change in enumerate(ways):
-        code, _, err = cli(
-            "evaluate", "--from", _tampered(best_pt, tmp_path / f"{number}.pt", change), "--device", "cpu"
-        )
-        assert (code, err.count("\n"), err[:6]) == (1, 1, "error:"), f"{change.__name__}: {err}"
-
-
 @pytest.mark.parametrize("better", [True, False])
-def test_all_rows_after_stage_2_is_the_head_of_its_stage_1(stage1, sixty, tmp_path, monkeypatch, better):
+def test_all_rows_after_stage_2_is_the_head_of_its_stage_1(stage1, tmp_path, decide, better):
     """`train-head --full` from the latest run: whichever stage that holds, what is repeated is stage 1."""
     from mmcli.heads import train_full
 
-    original = run_module.Outcome.__init__
-
-    def decided(self, *arguments):
-        original(self, *arguments)
-        self.is_better = better
-
-    monkeypatch.setattr(run_module.Outcome, "__init__", decided)
+    decide(better)
     best_pt = stage1(seeds=2)
     result = finetune(best_pt, LEARNS, runs=tmp_path / "runs", seeds=1)
     expected = train_full(best_pt, runs=tmp_path / "one", jobs=1)
@@ -437,39 +235,6 @@ def test_where_raw_pairs_and_backbone_were_moved_to_is_remembered(stage1, raw_si
     header = read_best_pt(result["best_pt"]).header()
     assert header["backbone"]["name"] == str(there)
     assert header["made_from"]["data"] == str(data)
-
-
-def test_an_edited_pair_makes_another_run_of_it(stage1, sixty, raw_sixty, tmp_path):
-    """Interrupted, then featurized again with another text: there is nothing to go on with."""
-    best_pt = stage1()
-    with pytest.raises(KeyboardInterrupt):
-        finetune(best_pt, LEARNS, runs=tmp_path / "runs", watch=Watch(on_step=_interrupt_at(5)))
-    shutil.copytree(raw_sixty[0], tmp_path / "data")
-    guid = load_checkpoint(best_pt).split.train[0]
-    (tmp_path / "data" / f"{guid}.txt").write_text("something else")
-    featurize(tmp_path / "data", raw_sixty[1], sixty)
-    notes = []
-    finetune(best_pt, LEARNS, runs=tmp_path / "runs", resume=True, watch=Watch(on_note=notes.append))
-    assert "nothing to resume" in notes[0]
-
-
-def test_old_progress_is_not_thrown_away_before_it_is_asked_for(stage1, tmp_path):
-    best_pt = stage1()
-    with pytest.raises(KeyboardInterrupt):
-        finetune(best_pt, LEARNS, runs=tmp_path / "runs", watch=Watch(on_step=_interrupt_at(5)))
-    (left,) = (tmp_path / "runs").glob(".finetune-*.pt")
-    os.utime(left, (0, 0))
-    notes = []
-    finetune(best_pt, LEARNS, runs=tmp_path / "runs", resume=True, watch=Watch(on_note=notes.append))
-    assert "going on" in notes[0]
-
-
-def test_options_that_stage_1_has_no_use_for(cli, stage1, tmp_path):
-    best_pt = stage1()
-    code, _, err = cli("evaluate", "--from", best_pt, "--backbone", "somewhere")
-    assert (code, "--backbone has no effect" in err) == (2, True)
-    code, _, err = cli("finetune", "--from", best_pt, "--unfreeze-text-layers=-1")
-    assert (code, "it is a number of layers, or all" in err) == (1, True)
 
 
 def test_the_rates_rise_then_fall():
