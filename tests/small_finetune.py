@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from mmcli.cache import FeatureCache, read_labels
-from mmcli.featurize import Dataset
 from mmcli.featurize.text import clean_text, decode_text
 from mmcli.finetune import FinetuneRecipe
 from mmcli.finetune.model import Finetuned, state_batches
@@ -159,8 +158,3 @@ def whole_offline(data, text_layers, vision_layers):
         return Batch(features @ encoder.image_projection, pooled @ encoder.text_projection)
 
     return embed, unfrozen, None
-
-
-def raw_pairs(cache_path):
-    with FeatureCache.open(cache_path) as cache:
-        return Dataset.open(cache.header.dataset["data"]).pairs
