@@ -83,6 +83,8 @@ CASES = {
     "both towers": ({}, {"unfreeze_text_layers": 2, "unfreeze_vision_layers": 1}),
     "late": ({"fusion": "late"}, {}),
     "gated": ({"fusion": "gated"}, {"unfreeze_text_layers": 0, "unfreeze_vision_layers": 2}),
+    "film": ({"fusion": "film"}, {}),
+    "product": ({"fusion": "product"}, {}),
     "cross_attn": ({"fusion": "cross_attn"}, {}),
     "cross_attn, vision": ({"fusion": "cross_attn"}, {"unfreeze_text_layers": 0, "unfreeze_vision_layers": 1}),
     "cross_attn, both towers": ({"fusion": "cross_attn"}, {"unfreeze_vision_layers": 1}),
