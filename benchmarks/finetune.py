@@ -69,8 +69,8 @@ def loop(best_pt, dtype, pad_to):
     import torch
     from mmcli.cache import FeatureCache, read_labels
     from mmcli.featurize import Dataset, open_backbone
-    from mmcli.featurize.encode import load_text
     from mmcli.featurize.image import decode_image
+    from mmcli.featurize.reading import load_text
     from mmcli.heads import load_checkpoint
     from mmcli.heads.inputs import Batch
     from transformers import AutoModel, AutoTokenizer

@@ -101,12 +101,13 @@ def remove_parts(cache_path: Path, fingerprint: str) -> None:
 
 
 @dataclass
-class _Sources:
-    """The files that a merge reads from, with at most a few open at a time."""
+class OpenCaches:
+    """Cache files that are read from, with at most a few open at a time."""
 
     open_files: OrderedDict[Path, FeatureCache] = field(default_factory=OrderedDict)
 
     def get(self, path: Path) -> FeatureCache:
+        """Return the file at ``path``, open."""
         if path not in self.open_files:
             if len(self.open_files) == _OPEN_FILES:
                 self.open_files.popitem(last=False)[1].close()
@@ -115,6 +116,7 @@ class _Sources:
         return self.open_files[path]
 
     def close(self) -> None:
+        """Close them."""
         while self.open_files:
             self.open_files.popitem()[1].close()
 
@@ -136,7 +138,7 @@ def merge(target: Path, rows: Sequence[tuple[str, Path, int]], header: Header) -
     DiskFullError
         Where there is no room. The parts and the former ``target`` stay.
     """
-    sources = _Sources()
+    sources = OpenCaches()
     try:
         _check_room(target, {path for _, path, _ in rows})
         with atomic_path(target) as temporary, new_hdf5(temporary) as new:
@@ -195,7 +197,7 @@ def _create_datasets(file: h5py.File, like: FeatureCache, rows: Sequence[tuple[s
 
 
 def _by_source(
-    sources: _Sources, chunk: Sequence[tuple[str, Path, int]]
+    sources: OpenCaches, chunk: Sequence[tuple[str, Path, int]]
 ) -> Iterator[tuple[FeatureCache, NDArray[np.int64], NDArray[np.int64]]]:
     """Yield (file, positions in the chunk, rows in the file) for each file that the chunk reads from."""
     grouped: dict[Path, list[tuple[int, int]]] = {}
@@ -216,7 +218,7 @@ def _put(dataset: h5py.Dataset, span: slice, picked: NDArray[np.int64], values: 
 
 
 def _append_text_tokens(
-    file: h5py.File, sources: _Sources, chunk: Sequence[tuple[str, Path, int]], start: int, offset: int
+    file: h5py.File, sources: OpenCaches, chunk: Sequence[tuple[str, Path, int]], start: int, offset: int
 ) -> int:
     tokens = [sources.get(path).text_tokens(row) for _, path, row in chunk]
     ends = offset + np.cumsum([len(each) for each in tokens], dtype=np.int64)

@@ -27,7 +27,9 @@ def featurize(
     resize: Annotated[
         int | None, typer.Option(min=1, max=4096, help="Short side in pixels before the centre crop.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images, or texts, per call of the encoder.")] = 64,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Images per call of the encoder. Default: what suits the device.")
+    ] = None,
     max_reject_rate: Annotated[float, typer.Option(min=0, max=1, help="Fail where more cannot be read.")] = 0.05,
     prune: Annotated[bool, typer.Option("--prune", help="Drop cached pairs that are no longer in DATA.")] = False,
     device: Device = "auto",

@@ -6,10 +6,13 @@ recognised in a second. ``load`` gives an ``Encoder``, which computes.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,10 +54,30 @@ class Encoded:
 
 
 class Encoder(ABC):
-    """A loaded backbone in evaluation mode.
+    """A loaded backbone in evaluation mode. Several threads may call it at once.
 
-    ``prepare_image`` may be called from several threads, the other methods from one.
+    Attributes
+    ----------
+    batch_size
+        Images per call that suit it.
+    cores
+        How many threads it is worth calling from.
     """
+
+    batch_size = 16
+
+    @cached_property
+    def cores(self) -> int:
+        """The cores that this process may use."""
+        import joblib
+
+        return int(joblib.cpu_count())
+
+    @contextlib.contextmanager
+    def workers(self) -> Iterator[Executor]:
+        """Give one thread to each core; what is called in them computes with that core alone."""
+        with ThreadPoolExecutor(self.cores) as pool:
+            yield pool
 
     @abstractmethod
     def prepare_image(self, image: Image) -> NDArray[np.float32]:

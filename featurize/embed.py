@@ -13,9 +13,10 @@ from ..cache.schema import describe_difference, fingerprint_of
 from ..cache.store import FeatureCache
 from .backbone import Backbone
 from .dataset import Pair
-from .encode import TOWERS, How, Reject, encode_blocks
+from .encode import How, encode_blocks
 from .loading import choose_device, open_backbone
 from .pipeline import BLOCK_ROWS, identity_of
+from .reading import TOWERS, Reject
 
 
 @dataclass(frozen=True)

@@ -1,38 +1,28 @@
-"""From raw pairs to blocks of embeddings: reading in threads, encoding in batches, bad pairs set aside."""
+"""From raw pairs to blocks of embeddings.
 
-import contextlib
-import hashlib
-import os
+The work is cut into batches, and each core takes a batch from the files' bytes to embeddings: decoding and the model
+never wait for each other, nor fight for cores. The same image, or the same text, is encoded once.
+"""
+
 import warnings
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL.Image import Image
 
 from ..cache.errors import DataError
-from ..cache.features import finite_rows
 from ..cache.parts import Block
-from .backbone import Encoder
+from .backbone import MAX_TOKENS, Encoder
 from .dataset import Pair
 from .image import augment, decode_image
-from .text import clean_text, decode_text
+from .known import Known, Row
+from .reading import TOWERS, Looked, Reject, digest_column, look, prefetch, reject
 
 VIEW_SEED = 0
-TOWERS = ("image", "text")
-
-
-@dataclass(frozen=True)
-class Reject:
-    """A pair that was left out, and why."""
-
-    guid: str
-    reason: str
-    path: str
 
 
 @dataclass(frozen=True)
@@ -50,7 +40,8 @@ class How:
     store
         dtype of stored embeddings.
     batch_size
-        Images, or texts, per call of the encoder.
+        Images per call of the encoder; of texts, as many as have the tokens of that many full ones. None: what suits
+        the encoder.
     towers
         Which are run; of a pair, only what they look at is read.
     below
@@ -62,73 +53,34 @@ class How:
     views: int = 0
     tokens: bool = False
     store: type[np.float16] | type[np.float32] = np.float32
-    batch_size: int = 64
+    batch_size: int | None = None
     towers: tuple[str, ...] = TOWERS
     below: int = 0
 
 
+class _Work:
+    """A block of pairs under way. What was found of a pair is under its number in the block."""
+
+    def __init__(self, pairs: Sequence[Pair], looked: Sequence[Looked | Reject]) -> None:
+        self.pairs = pairs
+        self.looked = {number: item for number, item in enumerate(looked) if isinstance(item, Looked)}
+        self.rejects = {number: item for number, item in enumerate(looked) if isinstance(item, Reject)}
+        self.rows: dict[str, dict[int, Row]] = {tower: {} for tower in TOWERS}
+        self.views: dict[int, NDArray[Any]] = {}
+        # Which pair of which block has the same image, or text, and is the one that is encoded.
+        self.same: dict[str, dict[int, tuple[_Work, int]]] = {tower: {} for tower in TOWERS}
+        self.keys: list[tuple[str, bytes]] = []
+        self.images: list[tuple[Sequence[int], Future[_Images]]] = []
+        self.texts: list[tuple[Sequence[int], Future[list[Row]]]] = []
+
+
 @dataclass
-class _Loaded:
-    """A pair that was read; of a side that no tower looks at, there is nothing."""
+class _Images:
+    """What a batch of images came to: of each a row (or None where it was not asked for), its views, or a reject."""
 
-    pair: Pair
-    pixels: NDArray[np.float32]  # (1 + views, 3, H, W)
-    text: str = ""
-    codec: str = ""
-    digests: dict[str, bytes] = field(default_factory=dict)  # by column
-
-
-def load_text(raw: bytes, clean: bool) -> tuple[str, str]:
-    """Return (the text that the backbone sees, codec)."""
-    text, codec = decode_text(raw)
-    return (clean_text(text) if clean else text.strip()), codec
-
-
-def read_pair(pair: Pair, towers: tuple[str, ...] = TOWERS) -> tuple[bytes, bytes, Image | None] | Reject:
-    """Return (image bytes, text bytes, decoded image) as far as ``towers`` look at them, or why that cannot be done."""
-    try:
-        if pair.problem is not None:
-            raise DataError(pair.problem)
-        raw_image = pair.read_image() if "image" in towers else b""
-        raw_text = pair.read_text() if "text" in towers else b""
-        return raw_image, raw_text, decode_image(raw_image) if "image" in towers else None
-    except DataError as error:
-        return Reject(pair.guid, str(error), pair.image or pair.text_path or "")
-
-
-def _load(pair: Pair, encoder: Encoder, how: How) -> _Loaded | Reject:
-    read = read_pair(pair, how.towers)
-    if isinstance(read, Reject):
-        return read
-    raw_image, raw_text, image = read
-    loaded = _Loaded(pair, np.zeros((0, 0), np.float32))
-    if image is not None:
-        try:
-            views = [image, *(augment(image, VIEW_SEED, pair.guid, view) for view in range(how.views))]
-            loaded.pixels = np.stack([encoder.prepare_image(view) for view in views])
-        except Exception as error:  # one odd image must not end the work on 100,000
-            return Reject(pair.guid, f"image cannot be prepared: {error}", pair.image or "")
-        loaded.digests["row/image_sha256"] = hashlib.sha256(raw_image).digest()
-    if "text" in how.towers:
-        loaded.text, loaded.codec = load_text(raw_text, how.clean)
-        loaded.digests["row/text_sha256"] = hashlib.sha256(raw_text).digest()
-        loaded.digests["row/cleaned_sha256"] = hashlib.sha256(clean_text(loaded.text).encode()).digest()
-    return loaded
-
-
-def prefetch(function: Callable[[Any], Any], items: Iterable[Any], ahead: int) -> Generator[Any, None, None]:
-    """Map in threads, in order, at most ``ahead`` results waiting."""
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        pending: deque[Future[Any]] = deque()
-        try:
-            for item in items:
-                pending.append(pool.submit(function, item))
-                if len(pending) > ahead:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    rows: list[Row | None] = field(default_factory=list)
+    views: list[NDArray[Any] | None] = field(default_factory=list)
+    rejects: list[Reject | None] = field(default_factory=list)
 
 
 def encode_blocks(
@@ -136,10 +88,12 @@ def encode_blocks(
     encoder: Encoder,
     how: How,
     on_progress: Callable[[int, int], None] | None = None,
+    known: Known | None = None,
 ) -> Iterator[tuple[Block, list[Reject]]]:
     """Encode each block of pairs, in order.
 
-    What a row holds depends on its block alone, so a block computed again after a crash gives the same bits.
+    What a row holds depends on its block, and on what was known before it, alone: a block that is computed again after
+    a crash gives the same bits, whatever the number of cores.
 
     Parameters
     ----------
@@ -149,154 +103,240 @@ def encode_blocks(
         What computes, and what is computed.
     on_progress
         Called with (pairs that came through, pairs to do).
+    known
+        Embeddings that need not be computed. Whoever adds to it each block that was yielded has the same image, or
+        text, of two blocks encoded once, too.
 
     Yields
     ------
     block, rejects
         The block's rows, without those that were rejected.
     """
-    total, done = sum(len(block) for block in blocks), 0
-
-    def on_pairs(count: int) -> None:
-        nonlocal done
-        done += count
-        if on_progress is not None:
-            on_progress(done, total)
-
-    loaded = prefetch(
-        lambda pair: _load(pair, encoder, how), (pair for block in blocks for pair in block), 2 * how.batch_size
+    total = sum(len(block) for block in blocks)
+    looked = prefetch(
+        lambda pair: look(pair, how.towers, how.clean), (pair for block in blocks for pair in block), ahead=64
     )
-    with warnings.catch_warnings(), contextlib.closing(loaded):
+    with warnings.catch_warnings(), encoder.workers() as pool:
         warnings.simplefilter("ignore")  # Pillow's on odd but readable images
-        for pairs in blocks:
-            yield _encode_block((next(loaded) for _ in pairs), encoder, how, on_pairs)
+        run = _Run(encoder, how, pool, total, on_progress, known)
+        under_way: deque[_Work] = deque()
+        try:
+            for pairs in blocks:
+                under_way.append(run.begin(pairs, [next(looked) for _ in pairs]))
+                if len(under_way) > run.ahead(len(pairs)):
+                    yield run.finish(under_way[0])
+                    run.forget(under_way.popleft())
+            while under_way:
+                yield run.finish(under_way[0])
+                run.forget(under_way.popleft())
+        finally:
+            looked.close()
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _encode_block(
-    loaded: Iterator[_Loaded | Reject], encoder: Encoder, how: How, on_pairs: Callable[[int], None]
-) -> tuple[Block, list[Reject]]:
-    rejects: list[Reject] = []
-    rows: list[_Loaded] = []
-    images = _ImageColumns(how)
-    for batch in _batches_of_good(loaded, how.batch_size, rejects):
-        if "image" in how.towers:
-            images.add(encoder, np.stack([row.pixels for row in batch]))
-        for row in batch:
-            row.pixels = row.pixels[:0]  # the memory of one batch at a time
-        rows += batch
-        on_pairs(len(batch))
-    if rejects:
-        on_pairs(len(rejects))
-    block = Block([row.pair.guid for row in rows], images.columns())
-    for name in rows[0].digests if rows else []:
-        joined = b"".join(row.digests[name] for row in rows)
-        block.columns[name] = np.frombuffer(joined, dtype=np.uint8).reshape(len(rows), 32)
-    if "text" in how.towers:
-        _add_texts(block, encoder, rows, how)
-    return _without_non_finite(block, rows, rejects), rejects
+class _Run:
+    """Cuts blocks into batches, and puts together what comes of them."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        how: How,
+        pool: Executor,
+        total: int,
+        on_progress: Callable[[int, int], None] | None,
+        known: Known | None,
+    ) -> None:
+        self.encoder = encoder
+        self.how = how
+        self.batch_size = how.batch_size or encoder.batch_size
+        self.pool = pool
+        self.done, self.total = 0, total
+        self.on_progress = on_progress
+        self.known = known
+        self.under_way: dict[tuple[str, bytes], tuple[_Work, int]] = {}
+
+    def ahead(self, rows: int) -> int:
+        """Return how many blocks are begun before the first is finished, so that no core is without work."""
+        return 1 + self.encoder.cores * self.batch_size // max(rows, 1)
+
+    def begin(self, pairs: Sequence[Pair], looked: Sequence[Looked | Reject]) -> _Work:
+        work = _Work(pairs, looked)
+        if "image" in self.how.towers:
+            own = set(self._own(work, "image"))
+            # Views are seeded by guid: of the same image, each pair has its own.
+            for batch in _batches(list(work.looked) if self.how.views else sorted(own), self.batch_size):
+                images = [pairs[each] for each in batch]
+                work.images.append((batch, self.pool.submit(self._images, images, [each in own for each in batch])))
+        if "text" in self.how.towers:
+            own_texts = self._own(work, "text")
+            ids, truncated = (
+                self.encoder.tokenize([work.looked[each].text for each in own_texts]) if own_texts else ([], [])
+            )
+            for batch in _text_batches(ids, self.batch_size * MAX_TOKENS):
+                numbers = [own_texts[each] for each in batch]
+                texts = [ids[each] for each in batch]
+                work.texts.append((numbers, self.pool.submit(self._texts, texts, [truncated[each] for each in batch])))
+        return work
+
+    def _own(self, work: _Work, tower: str) -> list[int]:
+        """Return the pairs whose image, or text, is to be encoded: the first of those that have the same."""
+        own = []
+        column = digest_column(tower, self.how.clean)
+        for number, item in work.looked.items():
+            key = (tower, item.digests[column])
+            if key in self.under_way:
+                work.same[tower][number] = self.under_way[key]
+            elif self.known is not None and (row := self.known.find(*key)) is not None:
+                work.rows[tower][number] = row
+            else:
+                self.under_way[key] = (work, number)
+                work.keys.append(key)
+                own.append(number)
+        return own
+
+    def _images(self, pairs: Sequence[Pair], plain: Sequence[bool]) -> _Images:
+        """Encode a batch of images from their bytes on: those that are ``plain``, and the views of all."""
+        result = _Images()
+        prepared: list[list[NDArray[np.float32]]] = []
+        for pair, wanted in zip(pairs, plain, strict=True):
+            pixels, bad = self._prepare(pair, wanted)
+            result.rejects.append(bad)
+            prepared.append(pixels)
+        good = [number for number, bad in enumerate(result.rejects) if bad is None]
+        encoded = self._encode_images([prepared[number].pop(0) for number in good if plain[number]])
+        views = [self._encode_images([prepared[number][view] for number in good]) for view in range(self.how.views)]
+        kept = set(good)
+        for number, wanted in enumerate(plain):
+            result.rows.append(next(encoded) if wanted and number in kept else None)
+            each = [next(view)["image"] for view in views] if number in kept else []
+            result.views.append(np.stack(each) if each else None)
+        return result
+
+    def _prepare(self, pair: Pair, plain: bool) -> tuple[list[NDArray[np.float32]], Reject | None]:
+        try:
+            image = decode_image(pair.read_image())
+            views = (augment(image, VIEW_SEED, pair.guid, view) for view in range(self.how.views))
+            return [self.encoder.prepare_image(each) for each in ([image] if plain else []) + list(views)], None
+        except DataError as error:
+            return [], reject(pair, str(error))
+        except Exception as error:  # one odd image must not end the work on 100,000
+            return [], reject(pair, f"image cannot be prepared: {error}")
+
+    def _encode_images(self, pixels: Sequence[NDArray[np.float32]]) -> Iterator[Row]:
+        if not pixels:
+            return iter(())
+        batch = np.stack(pixels)
+        if self.how.below:
+            states = self.encoder.images_below(batch, self.how.below).astype(self.how.store)
+            return iter([{"image_tokens": each} for each in states])
+        encoded = self.encoder.encode_images(batch, self.how.tokens)
+        rows: list[Row] = [{"image": each} for each in encoded.pooled.astype(self.how.store)]
+        for row, each in zip(rows, encoded.tokens or [], strict=self.how.tokens):
+            row["image_tokens"] = each
+        return iter(rows)
+
+    def _texts(self, ids: Sequence[Sequence[int]], truncated: Sequence[bool]) -> list[Row]:
+        """Encode a batch of texts from their tokens on."""
+        rows: list[Row] = [{"row/truncated": each} for each in truncated]
+        if self.how.below:
+            states = self.encoder.texts_below(ids, self.how.below)
+            for row, own, state in zip(rows, ids, states, strict=True):
+                row["text_tokens"] = state.astype(self.how.store)
+                # Where padding is looked at, too (SigLIP), there are more states than ids: it repeats the end token.
+                row["text_ids"] = np.array([*own, *[own[-1]] * (len(state) - len(own))], dtype=np.int32)
+            return rows
+        encoded = self.encoder.encode_texts(ids, self.how.tokens)
+        for row, each in zip(rows, encoded.pooled.astype(self.how.store), strict=True):
+            row["text"] = each
+        for row, half in zip(rows, encoded.tokens or [], strict=self.how.tokens):
+            row["text_tokens"] = half
+        return rows
+
+    def finish(self, work: _Work) -> tuple[Block, list[Reject]]:
+        """Wait for the batches of a block, and put it together."""
+        before = self.done
+        for numbers, batch in work.images:
+            result = batch.result()
+            work.rows["image"] |= {each: row for each, row in zip(numbers, result.rows, strict=True) if row}
+            work.views |= {each: view for each, view in zip(numbers, result.views, strict=True) if view is not None}
+            work.rejects |= {each: bad for each, bad in zip(numbers, result.rejects, strict=True) if bad}
+            self._came_through(len(numbers))
+        for numbers, texts in work.texts:
+            work.rows["text"] |= zip(numbers, texts.result(), strict=True)
+            if "image" not in self.how.towers:
+                self._came_through(len(numbers))
+        work.images.clear()
+        work.texts.clear()
+        for tower in self.how.towers:
+            self._reject_not_finite(work, tower)
+            for number, (other, original) in work.same[tower].items():
+                row = other.rows[tower].get(original)
+                if row is not None:
+                    work.rows[tower][number] = row
+                else:
+                    work.rejects.setdefault(number, reject(work.pairs[number], other.rejects[original].reason))
+            work.same[tower].clear()
+        self._came_through(len(work.pairs) - (self.done - before))
+        return self._block(work), [work.rejects[number] for number in sorted(work.rejects)]
+
+    def _came_through(self, pairs: int) -> None:
+        self.done += pairs
+        if self.on_progress is not None and pairs:
+            self.on_progress(self.done, self.total)
+
+    def _reject_not_finite(self, work: _Work, tower: str) -> None:
+        name = f"{tower}_tokens" if self.how.below else tower
+        for number, row in list(work.rows[tower].items()):
+            views = [work.views[number]] if tower == "image" and number in work.views else []
+            if not all(np.isfinite(values).all() for values in [row[name], *views]):
+                del work.rows[tower][number]
+                work.rejects.setdefault(number, reject(work.pairs[number], "the embedding is not finite"))
+
+    def _block(self, work: _Work) -> Block:
+        good = [number for number in range(len(work.pairs)) if number not in work.rejects]
+        image, text = ([work.rows[tower][number] for number in good if tower in self.how.towers] for tower in TOWERS)
+        columns: dict[str, NDArray[Any]] = {}
+        for tower, rows in (("image", image), ("text", text)):
+            if tower in self.how.towers and not self.how.below:
+                columns[tower] = _stack([row[tower] for row in rows])
+        if "image" in self.how.towers and self.how.views:
+            columns["image_views"] = _stack([work.views[number].astype(self.how.store) for number in good])
+        if "image" in self.how.towers and (self.how.tokens or self.how.below):
+            columns["image_tokens"] = _stack([row["image_tokens"] for row in image])
+        for name in next(iter(work.looked.values())).digests if good else ():
+            joined = b"".join(work.looked[number].digests[name] for number in good)
+            columns[name] = np.frombuffer(joined, dtype=np.uint8).reshape(len(good), 32)
+        block = Block([work.pairs[number].guid for number in good], columns)
+        if "text" in self.how.towers:
+            columns["row/codec"] = np.array([work.looked[number].codec.encode() for number in good], dtype="S8")
+            columns["row/truncated"] = np.array([row["row/truncated"] for row in text], dtype=bool)
+            if self.how.tokens or self.how.below:
+                block.text_tokens = [row["text_tokens"] for row in text]
+            if self.how.below:
+                block.text_ids = [row["text_ids"] for row in text]
+        return block
+
+    def forget(self, work: _Work) -> None:
+        """Let go of a block that was yielded; ``known`` has it now, if anyone has."""
+        for key in work.keys:
+            del self.under_way[key]
 
 
-def _add_texts(block: Block, encoder: Encoder, rows: Sequence[_Loaded], how: How) -> None:
-    ids, truncated = encoder.tokenize([row.text for row in rows]) if rows else ([], [])
-    text, tokens = _encode_texts(encoder, ids, how)
-    block.columns["row/codec"] = np.array([row.codec.encode() for row in rows], dtype="S8")
-    block.columns["row/truncated"] = np.array(truncated, dtype=bool)
-    if how.below:
-        # Where padding is looked at, too (SigLIP), there are more states than ids: padding repeats the end token.
-        block.text_ids = [
-            np.array([*row, *row[-1:] * (len(states) - len(row))], dtype=np.int32)
-            for row, states in zip(ids, tokens, strict=True)
-        ]
-    else:
-        block.columns["text"] = text.astype(how.store)
-    if how.tokens or how.below:
-        block.text_tokens = tokens
+def _batches(numbers: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    return (numbers[start : start + size] for start in range(0, len(numbers), size))
 
 
-def _batches_of_good(loaded: Iterator[_Loaded | Reject], size: int, rejects: list[Reject]) -> Iterator[list[_Loaded]]:
-    batch: list[_Loaded] = []
-    for item in loaded:
-        if isinstance(item, Reject):
-            rejects.append(item)
-            continue
-        batch.append(item)
-        if len(batch) == size:
+def _text_batches(ids: Sequence[Sequence[int]], tokens: int) -> Iterator[list[int]]:
+    """Yield the texts in order of length, as many at once as have ``tokens`` when padded to the longest of them."""
+    batch: list[int] = []
+    for number in sorted(range(len(ids)), key=lambda number: len(ids[number])):
+        if batch and (len(batch) + 1) * len(ids[number]) > tokens:
             yield batch
             batch = []
+        batch.append(number)
     if batch:
         yield batch
 
 
-class _ImageColumns:
-    """Collects what the image tower makes, batch by batch."""
-
-    def __init__(self, how: How) -> None:
-        self.how = how
-        self.pooled: list[NDArray[Any]] = []
-        self.views: list[NDArray[Any]] = []
-        self.tokens: list[NDArray[Any]] = []
-
-    def add(self, encoder: Encoder, pixels: NDArray[np.float32]) -> None:
-        if self.how.below:
-            states = encoder.images_below(np.ascontiguousarray(pixels[:, 0]), self.how.below)
-            self.tokens += list(states.astype(self.how.store))
-            return
-        encoded = encoder.encode_images(np.ascontiguousarray(pixels[:, 0]), self.how.tokens)
-        self.pooled.append(encoded.pooled.astype(self.how.store))
-        if encoded.tokens is not None:
-            self.tokens += encoded.tokens
-        if self.how.views:
-            each = [
-                encoder.encode_images(np.ascontiguousarray(pixels[:, view])).pooled
-                for view in range(1, 1 + self.how.views)
-            ]
-            self.views.append(np.stack(each, axis=1).astype(self.how.store))
-
-    def columns(self) -> dict[str, NDArray[Any]]:
-        if "image" not in self.how.towers:
-            return {}
-        columns = {} if self.how.below else {"image": _concatenate(self.pooled)}
-        if self.how.views:
-            columns["image_views"] = _concatenate(self.views)
-        if self.how.tokens or self.how.below:
-            columns["image_tokens"] = np.stack(self.tokens) if self.tokens else np.zeros((0, 0, 0), np.float16)
-        return columns
-
-
-def _concatenate(arrays: list[NDArray[Any]]) -> NDArray[Any]:
-    return np.concatenate(arrays) if arrays else np.zeros((0, 0), np.float32)
-
-
-def _encode_texts(
-    encoder: Encoder, ids: Sequence[Sequence[int]], how: How
-) -> tuple[NDArray[np.float32], list[NDArray[Any]]]:
-    """Encode in order of length, so that a batch is padded by little; return in the order given."""
-    order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
-    pooled: list[NDArray[np.float32]] = []
-    tokens: list[NDArray[Any]] = []
-    for start in range(0, len(order), how.batch_size):
-        batch = [ids[index] for index in order[start : start + how.batch_size]]
-        if how.below:
-            tokens += [states.astype(how.store) for states in encoder.texts_below(batch, how.below)]
-            continue
-        encoded = encoder.encode_texts(batch, how.tokens)
-        pooled.append(encoded.pooled)
-        tokens += encoded.tokens or []
-    back = np.argsort(order)
-    embeddings = _concatenate(pooled)
-    return embeddings if how.below else embeddings[back], [tokens[index] for index in back] if tokens else []
-
-
-def _without_non_finite(block: Block, rows: list[_Loaded], rejects: list[Reject]) -> Block:
-    good = np.ones(len(rows), dtype=bool)
-    for name in ("image", "text", "image_views", *(() if "image" in block.columns else ("image_tokens",))):
-        if name in block.columns:
-            good &= finite_rows(block.columns[name])
-    if block.text_ids is not None and block.text_tokens is not None:
-        good &= np.array([np.isfinite(states).all() for states in block.text_tokens], dtype=bool)
-    if good.all():
-        return block
-    for index in np.flatnonzero(~good):
-        pair = rows[index].pair
-        rejects.append(Reject(pair.guid, "the embedding is not finite", pair.image or ""))
-    return block.take(np.flatnonzero(good))
+def _stack(rows: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    return np.stack(rows) if rows else np.zeros((0, 0), np.float32)

@@ -133,6 +133,7 @@ class HuggingFaceBackbone(Backbone):
         import transformers
 
         from .huggingface_encoder import HuggingFaceEncoder
+        from .pixels import Preparer
 
         transformers.utils.logging.disable_progress_bar()
         transformers.utils.logging.set_verbosity_error()
@@ -149,4 +150,4 @@ class HuggingFaceBackbone(Backbone):
                 f"{self.name} is a {type(model).__name__}, which has no image and text features: give a dual encoder "
                 "such as CLIP, SigLIP or Chinese-CLIP"
             )
-        return HuggingFaceEncoder(model, processor, tokenizer, device, dtype, resize)
+        return HuggingFaceEncoder(model, Preparer(processor, resize), tokenizer, device, dtype)

@@ -9,32 +9,28 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from .backbone import MAX_TOKENS, Encoded, Encoder
+from .backbone import MAX_TOKENS, Encoded
 from .one_position import at_position, can_be_pooled
-from .tensors import checked_resize, computing, low_precision, pad, to_float, to_half, tokenize
+from .tensors import TorchEncoder, computing, low_precision, pad, to_device, to_float, to_half, tokenize
 from .tops import Top, check_layers, cut, entering, layers_of, with_children
 
 
-class HuggingFaceEncoder(Encoder):
-    """A loaded dual encoder."""
+class HuggingFaceEncoder(TorchEncoder):
+    """A loaded dual encoder; ``prepare`` makes pixels, (3, H, W) float32, of an RGB image."""
 
-    def __init__(self, model: Any, processor: Any, tokenizer: Any, device: str, dtype: str, resize: int | None) -> None:
+    def __init__(self, model: Any, prepare: Any, tokenizer: Any, device: str, dtype: str) -> None:
+        super().__init__(device, dtype)
         self.model = low_precision(model, dtype).eval().to(device)
-        self.processor = processor
         self.tokenizer = tokenizer
-        self.device = device
-        self.dtype = dtype
-        self.size = {} if resize is None else {"size": {"shortest_edge": checked_resize(processor, resize)}}
+        self.prepare = prepare
         text_config = model.config.text_config
         self.max_tokens = min(MAX_TOKENS, text_config.max_position_embeddings)
         # SigLIP was trained on texts padded to its full length, without a mask, and pools the last position.
         self.pads_to_full_length = model.config.model_type.startswith("siglip")
 
     def prepare_image(self, image: Image) -> NDArray[np.float32]:
-        """Prepare one RGB image with the model's own processor."""
-        # Said explicitly: of a picture three pixels high, the processor would take the rows for channels.
-        prepared = self.processor(image, return_tensors="np", input_data_format="channels_last", **self.size)
-        return np.asarray(prepared["pixel_values"][0], dtype=np.float32)
+        """Prepare one RGB image as the model's own processor does."""
+        return self.prepare(image)
 
     def tokenize(self, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
         """Tokenize with the model's own tokenizer."""
@@ -42,14 +38,25 @@ class HuggingFaceEncoder(Encoder):
 
     def encode_images(self, pixels: NDArray[np.float32], tokens: bool = False) -> Encoded:
         """Encode prepared images, (B, 3, H, W) float32."""
+        if not tokens and self._pools_one_position("vision_model"):
+            states = entering(self.vision_layers()[-1], lambda: self._run_images(pixels))
+            with computing(self.device, self.dtype):
+                return Encoded(to_float(image_at_first(self.model, states)))
         out = self._run_images(pixels)
-        states = to_half(out.last_hidden_state) if tokens else None
-        return Encoded(to_float(out.pooler_output), None if states is None else list(states))
+        return Encoded(to_float(out.pooler_output), list(to_half(out.last_hidden_state)) if tokens else None)
 
     def encode_texts(self, ids: Sequence[Sequence[int]], tokens: bool = False) -> Encoded:
         """Encode B token lists, padded to the longest of them (SigLIP: to its full length)."""
+        if not tokens and self._pools_one_position("text_model"):
+            padded, _ = self._pad(ids)
+            states = entering(self.text_layers()[-1], lambda: self._run_texts(ids))
+            with computing(self.device, self.dtype):
+                return Encoded(to_float(text_at_end(self.model, states, padded)))
         out = self._run_texts(ids)
         return Encoded(to_float(out.pooler_output), self._own(to_half(out.last_hidden_state), ids) if tokens else None)
+
+    def _pools_one_position(self, tower: str) -> bool:
+        return can_be_pooled(layers_of(self.model, tower)[-1])
 
     def images_below(self, pixels: NDArray[np.float32], layers: int) -> NDArray[np.float32]:
         """Return what enters the last ``layers`` layers for prepared images, (B, P, w)."""
@@ -61,13 +68,16 @@ class HuggingFaceEncoder(Encoder):
 
     def _run_images(self, pixels: NDArray[np.float32]) -> Any:
         with computing(self.device, self.dtype):
-            return self.model.get_image_features(pixel_values=torch.from_numpy(pixels).to(self.device))
+            return self.model.get_image_features(pixel_values=to_device(pixels, self.device))
 
     def _run_texts(self, ids: Sequence[Sequence[int]]) -> Any:
-        full = self.max_tokens if self.pads_to_full_length else None
-        padded, mask = pad(ids, self.tokenizer.pad_token_id, self.device, full)
+        padded, mask = self._pad(ids)
         with computing(self.device, self.dtype):
             return text_features(self.model, padded, None if self.pads_to_full_length else mask)
+
+    def _pad(self, ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        full = self.max_tokens if self.pads_to_full_length else None
+        return pad(ids, self.tokenizer.pad_token_id, self.device, full)
 
     def _own(self, states: NDArray[Any], ids: Sequence[Sequence[int]]) -> list[NDArray[Any]]:
         """Return the states of each text without those of its padding, which SigLIP looks at, too."""
@@ -99,6 +109,25 @@ def text_features(model: Any, ids: Tensor, mask: Tensor | None) -> Any:
     return model.get_text_features(input_ids=ids, **({} if mask is None else {"attention_mask": mask}))
 
 
+def image_at_first(model: Any, entered: Tensor) -> Tensor:
+    """Return the embeddings, (B, d), of images, given what enters the last layer, (B, P, w); CLIP pools position 0."""
+    first = torch.zeros(len(entered), dtype=torch.int64, device=entered.device)
+    state = at_position(layers_of(model, "vision_model")[-1], entered, first, None)
+    embeddings: Tensor = model.visual_projection(model.vision_model.post_layernorm(state))
+    return embeddings
+
+
+def text_at_end(model: Any, entered: Tensor, ids: Tensor) -> Tensor:
+    """Return the embeddings, (B, d), of texts, given what enters the last layer, (B, L, w), and token ids, (B, L)."""
+    # As in CLIPTextModel.forward: old configurations call the end token 2, and it is the highest id.
+    end = model.text_model.eos_token_id
+    place = ids.argmax(dim=1) if end == 2 else (ids == end).int().argmax(dim=1)
+    before = torch.arange(ids.shape[1], device=ids.device) <= place[:, None]
+    state = at_position(layers_of(model, "text_model")[-1], entered, place, before)
+    embeddings: Tensor = model.text_projection(model.text_model.final_layer_norm(state))
+    return embeddings
+
+
 def _is_small(model: Any, tower: str) -> bool:
     layers = layers_of(model, tower)
     return len(layers) == 1 and can_be_pooled(layers[0])
@@ -126,11 +155,7 @@ class _ImageTop(Top):
         layer = layers_of(model, "vision_model")[-1]
         if not can_be_pooled(layer):
             return super().pooled(states)
-        entered = entering(layer, lambda: self.forward(states))
-        first = torch.zeros(len(states), dtype=torch.int64, device=states.device)
-        state = at_position(layer, entered, first, None)
-        embeddings: Tensor = model.visual_projection(model.vision_model.post_layernorm(state))
-        return embeddings
+        return image_at_first(model, entering(layer, lambda: self.forward(states)))
 
 
 class _TextTop(Top):
@@ -158,11 +183,4 @@ class _TextTop(Top):
         if not can_be_pooled(layer):
             return super().pooled(states, ids, mask)
         assert ids is not None
-        entered = entering(layer, lambda: self.forward(states, ids, mask))
-        # As in CLIPTextModel.forward: old configurations call the end token 2, and it is the highest id.
-        end = model.text_model.eos_token_id
-        place = ids.argmax(dim=1) if end == 2 else (ids == end).int().argmax(dim=1)
-        before = torch.arange(ids.shape[1], device=ids.device) <= place[:, None]
-        state = at_position(layer, entered, place, before)
-        embeddings: Tensor = model.text_projection(model.text_model.final_layer_norm(state))
-        return embeddings
+        return text_at_end(model, entering(layer, lambda: self.forward(states, ids, mask)), ids)

@@ -30,11 +30,11 @@ def decode_image(raw: bytes) -> Image.Image:
         with Image.open(io.BytesIO(raw), formats=FORMATS) as image:
             if max(image.size) > WIDEST * min(image.size):  # resizing its short side would need gigabytes
                 raise DataError(f"image too narrow: {image.size[0]} x {image.size[1]} pixels")
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith("I") and np.asarray(upright).max() > 255:
+            ImageOps.exif_transpose(image, in_place=True)
+            if image.mode.startswith("I") and np.asarray(image).max() > 255:
                 # 16 bits of grey, which Pillow would clip to white
-                upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-            return upright.convert("RGB")
+                return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+            return image.convert("RGB")
     except DataError:
         raise
     except UnidentifiedImageError as error:

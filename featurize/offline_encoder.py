@@ -1,5 +1,6 @@
 """The offline backbone, loaded. Importing this imports torch."""
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,24 @@ from efficientnet_lite_pytorch import EfficientNet
 from numpy.typing import NDArray
 from PIL.Image import Image
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from .backbone import MAX_TOKENS, Encoded, Encoder
-from .tensors import checked_resize, computing, low_precision, pad, to_float, to_half, tokenize
+from .backbone import MAX_TOKENS, Encoded
+from .pixels import Preparer
+from .tensors import TorchEncoder, computing, low_precision, pad, to_device, to_float, to_half, tokenize
 from .tops import Top, check_layers, cut, entering, upper, with_children
 
 IMAGE_SIZE = 224
 # The normalisation with which the image weights were published.
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
+_NORM_OF = {
+    "_conv_stem": "_bn0",
+    "_conv_head": "_bn1",
+    "_expand_conv": "_bn0",
+    "_depthwise_conv": "_bn1",
+    "_project_conv": "_bn2",
+}
 
 
 def orthonormal_projection(rows: int, columns: int, seed: int) -> NDArray[np.float32]:
@@ -30,7 +40,7 @@ def orthonormal_projection(rows: int, columns: int, seed: int) -> NDArray[np.flo
     return np.ascontiguousarray(q.T if rows < columns else q, dtype=np.float32)
 
 
-class OfflineEncoder(Encoder):
+class OfflineEncoder(TorchEncoder):
     """The two encoders, loaded; ``projection`` is (length of an embedding, seed)."""
 
     def __init__(
@@ -42,6 +52,7 @@ class OfflineEncoder(Encoder):
         dtype: str,
         resize: int | None,
     ) -> None:
+        super().__init__(device, dtype)
         transformers.utils.logging.disable_progress_bar()
         transformers.utils.logging.set_verbosity_error()
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(text_folder, local_files_only=True)
@@ -50,26 +61,22 @@ class OfflineEncoder(Encoder):
         image = EfficientNet.from_name("efficientnet-lite0")
         image.load_state_dict(torch.load(image_weights, map_location="cpu", weights_only=True))
         # Depthwise convolutions are twice as fast on a CPU with channels last.
+        folded = low_precision(fold_norms(image.eval()), dtype)
+        self.folded_image_model = folded.to(device, memory_format=torch.channels_last)
         self.image_model = low_precision(image, dtype).eval().to(device, memory_format=torch.channels_last)
-        self.processor = transformers.CLIPImageProcessorPil(
-            size={"shortest_edge": resize or IMAGE_SIZE},
+        processor = transformers.CLIPImageProcessorPil(
+            size={"shortest_edge": IMAGE_SIZE},
             crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
             image_mean=IMAGE_MEAN,
             image_std=IMAGE_STD,
         )
+        self.prepare = Preparer(processor, resize)
         self.text_projection = torch.from_numpy(orthonormal_projection(384, *projection)).to(device)
         self.image_projection = torch.from_numpy(orthonormal_projection(1280, *projection)).to(device)
-        if resize is not None:
-            checked_resize(self.processor, resize)
-        self.device = device
-        self.dtype = dtype
 
     def prepare_image(self, image: Image) -> NDArray[np.float32]:
         """Short side to 224, bicubic, centre crop, normalise."""
-        return np.asarray(
-            self.processor(image, return_tensors="np", input_data_format="channels_last")["pixel_values"][0],
-            dtype=np.float32,
-        )
+        return self.prepare(image)
 
     def tokenize(self, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
         """Tokenize with MiniLM's tokenizer."""
@@ -77,7 +84,7 @@ class OfflineEncoder(Encoder):
 
     def encode_images(self, pixels: NDArray[np.float32], tokens: bool = False) -> Encoded:
         """Encode prepared images; tokens are the 7 x 7 positions of the last feature map, (49, 1280)."""
-        features = self._run_images(pixels)
+        features = self._run_images(self.folded_image_model, pixels)
         with torch.inference_mode():
             pooled, states = pool_map(features, self.image_projection)
             return Encoded(to_float(pooled), list(to_half(states)) if tokens else None)
@@ -91,16 +98,16 @@ class OfflineEncoder(Encoder):
 
     def images_below(self, pixels: NDArray[np.float32], layers: int) -> NDArray[np.float32]:
         """Return the feature maps that enter the last ``layers`` layers, (B, channels, H, W)."""
-        return to_float(entering(self.vision_layers()[-layers], lambda: self._run_images(pixels)))
+        return to_float(entering(self.vision_layers()[-layers], lambda: self._run_images(self.image_model, pixels)))
 
     def texts_below(self, ids: Sequence[Sequence[int]], layers: int) -> list[NDArray[np.float32]]:
         """Return what enters the last ``layers`` layers of MiniLM, (L, 384) each."""
         return _own(to_float(entering(self.text_layers()[-layers], lambda: self._run_texts(ids))), ids)
 
-    def _run_images(self, pixels: NDArray[np.float32]) -> Tensor:
+    def _run_images(self, model: Any, pixels: NDArray[np.float32]) -> Tensor:
         with computing(self.device, self.dtype):
-            batch = torch.from_numpy(pixels).to(self.device, memory_format=torch.channels_last)
-            features: Tensor = self.image_model.extract_features(batch)
+            batch = to_device(pixels, self.device).contiguous(memory_format=torch.channels_last)
+            features: Tensor = model.extract_features(batch)
             return features
 
     def _run_texts(self, ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -125,6 +132,26 @@ class OfflineEncoder(Encoder):
         """Return the last layers of MiniLM, whose norms are inside them."""
         check_layers(self.text_layers(), layers, "text")
         return _MiniLMTop(self.text_model, layers, self.text_projection, self.tokenizer.pad_token_id)
+
+
+def fold_norms(model: nn.Module) -> nn.Module:
+    """Return a copy of an EfficientNet in which norms and paddings are part of the convolutions that they belong to.
+
+    A norm with fixed statistics is a scale and a shift per channel, which the convolution before it can do.
+    """
+    model = copy.deepcopy(model)
+    for module in list(model.modules()):
+        if isinstance(module, nn.ReLU6):
+            module.inplace = True
+        for name, norm in _NORM_OF.items():
+            if hasattr(module, name):
+                folded: Any = fuse_conv_bn_eval(getattr(module, name), getattr(module, norm))
+                left, right, top, bottom = getattr(folded.static_padding, "padding", (0, 0, 0, 0))
+                if left == right == top == bottom:
+                    folded.padding, folded.static_padding = (top, left), nn.Identity()
+                setattr(module, name, folded)
+                setattr(module, norm, nn.Identity())
+    return model
 
 
 def _own(states: NDArray[Any], ids: Sequence[Sequence[int]]) -> list[NDArray[Any]]:

@@ -21,8 +21,10 @@ from ..cache.schema import Header
 from ..cache.store import FeatureCache
 from .backbone import DEFAULT_BACKBONE, Backbone
 from .dataset import Dataset, Pair, natural_key
-from .encode import VIEW_SEED, How, Reject, encode_blocks, prefetch, read_pair
+from .encode import VIEW_SEED, How, encode_blocks
+from .known import Known
 from .loading import choose_device, choose_dtype, open_backbone
+from .reading import Reject, prefetch, read_pair
 
 BLOCK_ROWS = 256  # what a crash can cost at most
 _LIBRARIES = ("torch", "transformers", "numpy", "h5py", "pillow")
@@ -42,7 +44,7 @@ class FeaturizeOptions:
     tokens: bool = False
     clean: bool = True
     resize: int | None = None
-    batch_size: int = 64
+    batch_size: int | None = None
     max_reject_rate: float = 0.05
     prune: bool = False
 
@@ -144,7 +146,8 @@ def featurize(
             how = _how(options, header, cached)
             plan = _plan(out, dataset, header, how, cached, options.prune)
             as_it_was = cached is not None and cached.header.dataset == header.dataset and len(cached)
-        computed, rejects = _compute(out, plan, backbone, header, how, dataset, options, on_progress)
+        with _known(out, plan, header, how) as known:
+            computed, rejects = _compute(out, plan, backbone, header, how, known, dataset, options, on_progress)
         if not plan.rows:
             raise DataError(f"no pair of {dataset.data} could be read; see {_rejects_path(out)}")
         if len(plan.rows) != as_it_was or any(path != out for path, _ in plan.rows.values()):
@@ -286,6 +289,7 @@ def _compute(
     backbone: Backbone,
     header: Header,
     how: How,
+    known: Known,
     dataset: Dataset,
     options: FeaturizeOptions,
     on_progress: OnProgress | None,
@@ -301,10 +305,10 @@ def _compute(
     folder = parts_folder(out, header.fingerprint)
     number = 1 + max((int(path.stem[5:]) for path in folder.glob("part-*.h5")), default=-1)
     computed = 0
-    known = [item for item in map(read_pair, filter(Pair.cannot_be_whole, todo)) if isinstance(item, Reject)]
-    if too_many(known):  # said before hours of encoding, not after
-        _write_rejects(out, known)
-        raise DataError(_too_many(out, dataset, known, options))
+    hopeless = [item for item in map(read_pair, filter(Pair.cannot_be_whole, todo)) if isinstance(item, Reject)]
+    if too_many(hopeless):  # said before hours of encoding, not after
+        _write_rejects(out, hopeless)
+        raise DataError(_too_many(out, dataset, hopeless, options))
     # Where only unreadable pairs are missing, no backbone is needed to say so.
     rejects = list(_leading_rejects(todo))
     if len(rejects) < len(todo):
@@ -313,10 +317,11 @@ def _compute(
         encoder = backbone.load(device, header.identity["dtype"], options.resize)
         if on_progress is not None:
             on_progress(0, len(todo))
-        for block, rejected in encode_blocks(plan.blocks, encoder, how, on_progress):
+        for block, rejected in encode_blocks(plan.blocks, encoder, how, on_progress, known):
             rejects += rejected
             if block.guids:
                 path = write_part(folder, number, block, header)
+                known.add(path)
                 plan.rows |= {guid: (path, row) for row, guid in enumerate(block.guids)}
                 number += 1
             computed += len(block.guids)
@@ -326,6 +331,20 @@ def _compute(
     if too_many(rejects):
         raise DataError(_too_many(out, dataset, rejects, options))
     return computed, rejects
+
+
+def _known(out: Path, plan: _Plan, header: Header, how: How) -> Known:
+    """Return the embeddings that are in the cache and in parts already, whatever pairs they are of."""
+    known = Known(how.clean)
+    if plan.blocks:
+        for path in [out, *read_parts(parts_folder(out, header.fingerprint), header)]:
+            if path.exists():
+                with FeatureCache.open(path) as cache:
+                    # Views are of a pair, not of an image: where only they are missing, only they are computed.
+                    usable = cache.has_cleaned and (cache.has_tokens or not how.tokens)
+                if usable:
+                    known.add(path)
+    return known
 
 
 def _too_many(out: Path, dataset: Dataset, rejects: Sequence[Reject], options: FeaturizeOptions) -> str:

@@ -7,6 +7,7 @@ computed once (``entering``), and a ``Top`` goes on from there, by the model's o
 from __future__ import annotations
 
 import copy
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,19 +23,32 @@ class _Reached(Exception):  # noqa: N818 - not an error: the way out of a forwar
         self.states = states
 
 
-def entering(layer: nn.Module, run: Callable[[], object]) -> Tensor:
-    """Return the hidden states that enter ``layer`` when ``run`` runs the model; what is above is not computed."""
+_HOOKING = threading.Lock()
+_stopping = threading.local()  # at: the layer before which this thread stops
 
-    def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+
+def _stop(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    if getattr(_stopping, "at", None) is layer:
         raise _Reached(args[0] if args else kwargs["hidden_states"])
 
-    hook = layer.register_forward_pre_hook(stop, with_kwargs=True)
+
+def entering(layer: nn.Module, run: Callable[[], object]) -> Tensor:
+    """Return the hidden states that enter ``layer`` when ``run`` runs the model; what is above is not computed.
+
+    Several threads may do so at once: the hook stays on the layer, and stops the thread that asked for it.
+    """
+    if not getattr(layer, "_can_stop", False):
+        with _HOOKING:
+            if not getattr(layer, "_can_stop", False):
+                layer.register_forward_pre_hook(_stop, with_kwargs=True)
+                layer._can_stop = True  # type: ignore[assignment]
+    _stopping.at = layer
     try:
         run()
     except _Reached as reached:
         return reached.states
     finally:
-        hook.remove()
+        _stopping.at = None
     raise BackboneError("this model does not run its layers one after the other, so it cannot be cut between them")
 
 

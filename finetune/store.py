@@ -18,7 +18,8 @@ from ..cache.schema import Header
 from ..cache.store import FeatureCache
 from ..featurize.dataset import Pair
 from ..featurize.embed import how_of
-from ..featurize.encode import How, Reject, encode_blocks, prefetch
+from ..featurize.encode import How, encode_blocks
+from ..featurize.reading import Reject, prefetch
 from .source import Source
 from .states import Part, States
 

@@ -18,8 +18,9 @@ from ..cache.parts import Block
 from ..cache.store import FeatureCache
 from ..featurize.dataset import Pair
 from ..featurize.embed import how_of, same_as_cached
-from ..featurize.encode import TOWERS, Reject, encode_blocks
+from ..featurize.encode import encode_blocks
 from ..featurize.loading import moved_to
+from ..featurize.reading import TOWERS, Reject
 from ..heads.checkpoint import FINETUNED, read_best_pt
 from ..heads.trained import OnProgress, Scored, Trained
 from .checkpoint import FinetunedCheckpoint

@@ -12,8 +12,8 @@ from ..cache.errors import CheckpointError, DataError
 from ..cache.labels import read_ids, table_text
 from ..cache.store import FeatureCache
 from ..featurize.dataset import Dataset, Pair
-from ..featurize.encode import Reject
 from ..featurize.loading import choose_device, moved_to
+from ..featurize.reading import Reject
 from .checkpoint import Checkpoint
 from .metrics import softmax
 from .trained import Trained, trained

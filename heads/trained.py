@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ..cache.store import FeatureCache
 from ..featurize.dataset import Pair
 from ..featurize.embed import embed_pairs
-from ..featurize.encode import Reject
+from ..featurize.reading import Reject
 from .checkpoint import Checkpoint, load_checkpoint
 from .training import predict_logits
 

@@ -1,5 +1,7 @@
 """A backbone that costs nothing, for tests of what is around it."""
 
+import threading
+
 import numpy as np
 from mmcli.featurize.backbone import Backbone, Encoded, Encoder
 
@@ -11,6 +13,7 @@ class FreeEncoder(Encoder):
 
     def __init__(self):
         self.images = self.texts = 0
+        self.lock = threading.Lock()
 
     def prepare_image(self, image):
         return np.asarray(image.resize((8, 8)), dtype=np.float32).transpose(2, 0, 1) / 255
@@ -20,13 +23,15 @@ class FreeEncoder(Encoder):
         return [row[:20] for row in ids], [len(row) > 20 for row in ids]
 
     def encode_images(self, pixels, tokens=False):
-        self.images += len(pixels)
+        with self.lock:
+            self.images += len(pixels)
         rows = [np.resize(row.mean(axis=2).ravel(), DIM) for row in pixels]
         states = [row.reshape(3, -1).T.astype(np.float16) for row in pixels] if tokens else None
         return Encoded(np.stack(rows).astype(np.float32), states)
 
     def encode_texts(self, ids, tokens=False):
-        self.texts += len(ids)
+        with self.lock:
+            self.texts += len(ids)
         rows = [np.resize(np.array([sum(row), len(row), row[-1]]) / 100, DIM) for row in ids]
         states = [np.array(row, np.float16)[:, None] for row in ids] if tokens else None
         return Encoded(np.stack(rows).astype(np.float32), states)
@@ -67,3 +72,7 @@ class FreeBackbone(Backbone):
     @property
     def images(self):
         return sum(encoder.images for encoder in self.loaded)
+
+    @property
+    def texts(self):
+        return sum(encoder.texts for encoder in self.loaded)

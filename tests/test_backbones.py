@@ -227,7 +227,7 @@ def test_other_dual_encoders(kind, tiny_clip):
     else:
         config = transformers.ChineseCLIPConfig(text_config=text, vision_config=vision, projection_dim=16)
         model = transformers.ChineseCLIPModel(config).eval()
-    encoder = HuggingFaceEncoder(model, None, tokenizer, "cpu", "float32", None)
+    encoder = HuggingFaceEncoder(model, None, tokenizer, "cpu", "float32")
     texts = ["good", "a fine day, all in all", "x" * 90]
     padding = {"padding": "max_length"} if kind == "siglip" else {"padding": True}
     inputs = tokenizer(texts, truncation=True, max_length=encoder.max_tokens, return_tensors="pt", **padding)

@@ -16,7 +16,7 @@ def ready_with(best_pt, text, vision):
 
 
 def compare_with_naive(ready, embed, unfrozen, lenient=()):
-    """Compare logits and gradients of a batch (1e-5, 1e-4 of the largest), then weights after three steps (2e-5).
+    """Compare logits and gradients of a batch (1e-5, 1e-4 of the largest), then weights after three steps (5e-5).
 
     ``lenient``: endings of names whose gradient is 0 but for rounding, which AdamW blows up to steps of the rate. They
     change no output: a bias of keys is the same for all keys, and BatchNorm takes away the bias before it.
@@ -57,11 +57,11 @@ def compare_with_naive(ready, embed, unfrozen, lenient=()):
     )
     assert moved > 1e-3  # the weights really went somewhere
     for name, each in unfrozen.items():
-        atol = 3e-3 if name.endswith(tuple(lenient)) else 2e-5
+        atol = 3e-3 if name.endswith(tuple(lenient)) else 5e-5
         torch.testing.assert_close(after["changed"][name], each.detach(), rtol=0, atol=atol, msg=name)
     for name, each in naive.head.state_dict().items():
         before_norm = name in ("mlps.0.0.bias", "mlps.0.1.running_mean")
-        torch.testing.assert_close(after["head"][name], each, rtol=1e-4, atol=3e-3 if before_norm else 2e-5, msg=name)
+        torch.testing.assert_close(after["head"][name], each, rtol=1e-4, atol=3e-3 if before_norm else 5e-5, msg=name)
 
 
 @pytest.mark.parametrize(("text", "vision"), DEPTHS)

@@ -5,9 +5,13 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from mmcli.cache import read_labels
 from mmcli.featurize import Dataset, decode_text
+from mmcli.featurize.image import decode_image
+from mmcli.featurize.pixels import Preparer
+from transformers import CLIPImageProcessorPil
 
 MVSA = Path(__file__).resolve().parent.parent.parent / "shared" / "mvsa"
 pytestmark = pytest.mark.skipif(not MVSA.is_dir(), reason="the MVSA pairs are not beside the checkout")
@@ -43,3 +47,13 @@ def test_the_job_on_a_few_hundred_real_pairs(cli, tmp_path):
     assert cli("predict", "--ids", ids, "--out", "submission.txt")[0] == 0
     written = [line.split(",")[0] for line in (tmp_path / "submission.txt").read_text().splitlines()]
     assert written == ["guid", *unlabelled]
+
+
+def test_real_pictures_are_prepared_as_transformers_does():
+    processor = CLIPImageProcessorPil()
+    prepare = Preparer(processor, None)
+    assert prepare.is_plain
+    for path in sorted((MVSA / "data").glob("*.jpg"))[:40]:
+        image = decode_image(path.read_bytes())
+        theirs = processor(image, return_tensors="np", input_data_format="channels_last")["pixel_values"][0]
+        assert np.array_equal(prepare(image), theirs)

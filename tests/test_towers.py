@@ -1,6 +1,7 @@
 """Cutting towers: what enters the last layers, and a top that goes on from there, against the whole model."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -99,7 +100,7 @@ def test_other_dual_encoders_can_be_cut_too(kind):
     else:
         model = ChineseCLIPModel(ChineseCLIPConfig(text_config=text, vision_config=vision, projection_dim=24))
     tokenizer = type("Tokenizer", (), {"pad_token_id": 1 if kind == "siglip" else 0})()
-    encoder = HuggingFaceEncoder(model, None, tokenizer, "cpu", "float32", None)
+    encoder = HuggingFaceEncoder(model, None, tokenizer, "cpu", "float32")
     ids = [[5, 6, 7, 8], [9, 2], [3, 4, 5, 6, 7, 8, 9]]
     pixels = np.random.default_rng(0).standard_normal((2, 3, 32, 32)).astype(np.float32)
     text_top, image_top = encoder.text_top(1), encoder.image_top(2)
@@ -156,3 +157,24 @@ def test_more_layers_than_there_are(encoder):
 def test_a_model_that_never_reaches_the_layer():
     with pytest.raises(BackboneError, match="cannot be cut"):
         entering(torch.nn.Linear(1, 1), lambda: None)
+
+
+def test_several_threads_at_once_give_what_one_gives(encoder):
+    """Whole towers, and towers that are left at a layer, each thread at another."""
+    pixels = np.repeat(pixels_for(encoder)[:, None], 2, axis=1).reshape(6, 1, *pixels_for(encoder).shape[1:])
+    ids = [[1, *range(5, 5 + 2 * length), 2] for length in range(1, 7)]
+
+    def everything(number):
+        return [
+            encoder.encode_images(pixels[number]).pooled,
+            encoder.images_below(pixels[number], 1 + number % 2),
+            encoder.encode_texts([ids[number]]).pooled,
+            encoder.texts_below([ids[number]], 1 + number % 2)[0],
+        ]
+
+    alone = [everything(number) for number in range(6)]
+    with ThreadPoolExecutor(6) as pool:
+        together = list(pool.map(everything, [*range(6)] * 5))
+    for number, found in enumerate(together):
+        for one, two in zip(found, alone[number % 6], strict=True):
+            np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-5)
