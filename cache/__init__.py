@@ -12,7 +12,7 @@ from .errors import (
     LockedError,
     MmcliError,
 )
-from .features import Features, PaddedTokens, StoredTokens, Tokens
+from .features import Features, PaddedTokens, StoredRows, StoredTokens, Tokens
 from .labels import read_ids, read_labels
 from .store import FeatureCache
 
@@ -27,6 +27,7 @@ __all__ = [
     "LockedError",
     "MmcliError",
     "PaddedTokens",
+    "StoredRows",
     "StoredTokens",
     "Tokens",
     "read_ids",

@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import CacheError
+
+_WINDOW_ROWS = 4096
 
 
 class PaddedTokens(NamedTuple):
@@ -123,24 +125,90 @@ class StoredTokens:
         return read_tokens(self._file, self.path, self.rows)
 
 
+class Hash(Protocol):
+    """A digest of ``hashlib`` in the making."""
+
+    def update(self, data: bytes, /) -> object:
+        """Add bytes."""
+
+
+@dataclass(frozen=True)
+class StoredRows:
+    """Rows of one dataset of a cache file that stay in the file until they are asked for: ``stored[rows]``.
+
+    Attributes
+    ----------
+    path, name
+        The cache file, opened when it is first read, in whichever process that is; the dataset in it.
+    rows
+        (n,) int64: rows of the file.
+    max_bytes
+        How much may be in memory at once, of all datasets that are read together.
+    """
+
+    path: Path
+    name: str
+    rows: NDArray[np.int64]
+    max_bytes: int
+    _opened: list[h5py.File] = field(default_factory=list, repr=False, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_opened": []}
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def _dataset(self) -> h5py.Dataset:
+        if not self._opened:
+            self._opened.append(open_hdf5(self.path))
+        return self._opened[0][self.name]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return (n, ...)."""
+        return (len(self.rows), *self._dataset.shape[1:])
+
+    @property
+    def row_bytes(self) -> int:
+        """Size of a row."""
+        return row_bytes(self._dataset)
+
+    def __getitem__(self, rows: NDArray[np.int64] | slice) -> NDArray[Any]:
+        values = read_rows(self._dataset, self.path, self.rows[rows])
+        if not finite_rows(values).all():
+            raise CacheError(
+                f"{self.path} has rows of {self.name} that are not finite: `mmcli cache verify` lists them; featurize "
+                "them again, or take them out of the labels or of the list"
+            )
+        return values
+
+    def take(self, rows: NDArray[np.int64]) -> StoredRows:
+        """Return the rows numbered ``rows``, still in the file."""
+        return StoredRows(self.path, self.name, self.rows[rows], self.max_bytes, self._opened)
+
+
+Column = NDArray[Any] | StoredRows
+
+
 @dataclass(frozen=True)
 class Features:
-    """What a head may look at: n rows.
+    """What a head may look at: n rows, in memory or, but for ``tokens`` always all alike, left in the file.
 
     Attributes
     ----------
     image, text
-        Embeddings, (n, d) float32.
+        Embeddings, (n, d), float16 or float32 as they are stored.
     tokens
         Last hidden states; None unless asked for.
     views
-        (n, K, d) float32, embeddings of augmented images; None unless asked for.
+        (n, K, d), embeddings of augmented images; None unless asked for.
     """
 
-    image: NDArray[np.float32]
-    text: NDArray[np.float32]
+    image: Column
+    text: Column
     tokens: Tokens | StoredTokens | None = None
-    views: NDArray[np.float32] | None = None
+    views: Column | None = None
 
     def __len__(self) -> int:
         return len(self.image)
@@ -148,11 +216,81 @@ class Features:
     def take(self, rows: NDArray[np.int64]) -> Features:
         """Return the rows numbered ``rows``, in that order."""
         return Features(
-            self.image[rows],
-            self.text[rows],
+            _take(self.image, rows),
+            _take(self.text, rows),
             None if self.tokens is None else self.tokens.take(rows),
-            None if self.views is None else self.views[rows],
+            None if self.views is None else _take(self.views, rows),
         )
+
+    @property
+    def places(self) -> NDArray[np.int64] | None:
+        """Where the rows are in the file they are left in, (n,) int64; None where they are in memory."""
+        return self.image.rows if isinstance(self.image, StoredRows) else None
+
+    @property
+    def at_once(self) -> int:
+        """How many rows may be loaded at once."""
+        if not isinstance(self.image, StoredRows):
+            return len(self)
+        columns = [each for each in (self.image, self.text, self.views) if isinstance(each, StoredRows)]
+        return max(1, self.image.max_bytes // sum(each.row_bytes for each in columns))
+
+    def load(self) -> Features:
+        """Return these rows with their embeddings in memory."""
+        everything = slice(None)
+        views = None if self.views is None else self.views[everything]
+        return Features(self.image[everything], self.text[everything], self.tokens, views)
+
+    def hash_into(self, digest: Hash) -> None:
+        """Add the numbers of the embeddings, in the order of the rows, to a digest."""
+        for column in (self.image, self.text, *(() if self.views is None else (self.views,))):
+            for start in range(0, len(self), self.at_once):
+                digest.update(np.ascontiguousarray(column[start : start + self.at_once]).tobytes())
+
+    def in_file_order(self) -> tuple[Features, NDArray[np.int64]]:
+        """Return these rows in an order in which they are read fast, and which of them each of these rows is, (n,)."""
+        if self.places is None:
+            return self, np.arange(len(self))
+        order = np.argsort(self.places, kind="stable")
+        return self.take(order), np.argsort(order)
+
+
+def _take(column: Column, rows: NDArray[np.int64]) -> Column:
+    return column.take(rows) if isinstance(column, StoredRows) else column[rows]
+
+
+def row_bytes(dataset: h5py.Dataset) -> int:
+    """Size of a row of a dataset."""
+    return int(dataset.dtype.itemsize * np.prod(dataset.shape[1:], dtype=np.int64))
+
+
+def read_rows(dataset: h5py.Dataset, path: Path, rows: NDArray[np.int64]) -> NDArray[Any]:
+    """Return ``dataset`` at ``rows`` (any order, repeats allowed), first axis (n,).
+
+    Raises
+    ------
+    CacheError
+        Where the stored checksum says that the file at ``path`` is damaged.
+    """
+    values = np.empty((len(rows), *dataset.shape[1:]), dataset.dtype)
+    order = np.argsort(rows, kind="stable")
+    windows = rows[order] // _WINDOW_ROWS
+    try:
+        # A span in each window, then pick: far faster than HDF5's own selection of scattered rows.
+        for picked in np.split(order, np.flatnonzero(np.diff(windows)) + 1) if len(rows) else []:
+            low = int(rows[picked[0]])
+            values[picked] = dataset[low : int(rows[picked[-1]]) + 1][rows[picked] - low]
+    except OSError as error:
+        raise damaged(path, dataset.name.lstrip("/"), error) from error
+    return values
+
+
+def damaged(path: Path, name: str, error: Exception) -> CacheError:
+    """Return the error that says that dataset ``name`` of the file at ``path`` cannot be read."""
+    return CacheError(
+        f"{path} is damaged: {name} cannot be read ({error}); restore a copy, or put it aside and run "
+        "`mmcli featurize` again"
+    )
 
 
 def open_hdf5(path: Path) -> h5py.File:
@@ -167,7 +305,10 @@ def tokens_bytes(file: h5py.File) -> int:
 
 def finite_rows(values: NDArray[Any]) -> NDArray[np.bool_]:
     """Return which rows of (n, ...) hold finite numbers only, (n,)."""
-    finite: NDArray[np.bool_] = np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
+    finite = np.empty(len(values), dtype=bool)
+    for start in range(0, len(values), _WINDOW_ROWS):
+        some = values[start : start + _WINDOW_ROWS]
+        finite[start : start + len(some)] = np.isfinite(some).all(axis=tuple(range(1, values.ndim)))
     return finite
 
 
@@ -209,10 +350,7 @@ def read_tokens(file: h5py.File, path: Path, rows: NDArray[np.int64]) -> Tokens:
             text = file["text_tokens"][int(bounds[low]) : int(bounds[high])]
             texts += [text[bounds[row] - bounds[low] : bounds[row + 1] - bounds[low]] for row in there[places]]
     except OSError as error:
-        raise CacheError(
-            f"{path} is damaged: token states cannot be read ({error}); restore a copy, or put it aside and run "
-            "`mmcli featurize` again"
-        ) from error
+        raise damaged(path, "token states", error) from error
     finite = finite_rows(image) & np.array([np.isfinite(text).all() for text in texts], dtype=bool)
     if not finite.all():
         guid = file["guid"][int(there[int(np.argmin(finite))])].decode()

@@ -132,15 +132,16 @@ def read_labels(path: str | Path) -> dict[str, str | None]:
         hint = ": save it with commas" if ";" in header[0] else ""
         raise DataError(f"{path}: expected the header guid,tag, found {','.join(header)[:80]}{hint}")
     labels: dict[str, str | None] = {}
-    lines: dict[str, int] = {}
+    names: dict[str, str] = {}  # of a million equal labels, one is kept
     for line, row in rows:
         guid, label = cell_text(row.get("guid")), cell_text(row.get(column))
         if not guid:
             raise DataError(f"{path} line {line}: the guid is empty")
         if guid in labels and column == "tag":
-            raise DataError(f"{path}: guid {guid!r} stands twice, in lines {lines[guid]} and {line}: keep one")
-        labels[guid] = None if guid in labels or label.lower() in ("", "null", "nan") else label
-        lines[guid] = line
+            first = next(line for line, row in read_table(path)[1] if cell_text(row.get("guid")) == guid)
+            raise DataError(f"{path}: guid {guid!r} stands twice, in lines {first} and {line}: keep one")
+        unlabelled = guid in labels or label.lower() in ("", "null", "nan")
+        labels[guid] = None if unlabelled else names.setdefault(label, label)
     if not labels:
         raise DataError(f"{path} has a header, but names no pair")
     return labels

@@ -15,10 +15,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import CacheError
-from .features import Features, StoredTokens, Tokens, check_finite, open_hdf5, read_tokens, tokens_bytes
+from .features import (
+    Features,
+    StoredRows,
+    StoredTokens,
+    Tokens,
+    check_finite,
+    damaged,
+    open_hdf5,
+    read_rows,
+    read_tokens,
+    row_bytes,
+    tokens_bytes,
+)
 from .schema import EMBEDDINGS, SCHEMA, Header, describe_difference, fingerprint_of
 
-_WINDOW_ROWS = 4096
+_STRINGS_AT_ONCE = 1 << 16
 
 
 class FeatureCache:
@@ -184,7 +196,7 @@ class FeatureCache:
         tokens, views
             Whether token states, and embeddings of augmented images, are wanted too.
         max_bytes
-            Token states that take more than this stay in the file and are read as they are needed.
+            Embeddings, or token states, that take more than this stay in the file and are read as they are needed.
 
         Raises
         ------
@@ -201,7 +213,7 @@ class FeatureCache:
                 f"{self.path} holds no augmented views: run `mmcli featurize {data} --out {self.path} --views 4`"
             )
         rows = self.rows(guids)
-        image, text = self.embeddings(guids)
+        names = ["image", "text", *(["image_views"] if views else [])]
         kept: Tokens | StoredTokens | None = None
         if tokens:
             share = len(rows) / max(len(self), 1)
@@ -209,11 +221,14 @@ class FeatureCache:
                 kept = StoredTokens(self.path.absolute(), rows, max_bytes)
             else:
                 kept = read_tokens(self.file, self.path, rows)
-        seen = self.read("image_views", rows).astype(np.float32) if views else None
-        for name, values in (("image", image), ("text", text), ("image view", seen)):
-            if values is not None:
-                check_finite(self.path, name, values, guids)
-        return Features(image, text, kept, seen)
+        if max_bytes is not None and len(rows) * self.row_bytes(views) > max_bytes:
+            path = self.path.absolute()
+            stored = [StoredRows(path, name, rows, max_bytes) for name in names]
+            return Features(stored[0], stored[1], kept, *stored[2:])
+        columns = [self.read(name, rows) for name in names]
+        for name, values in zip(names, columns, strict=True):
+            check_finite(self.path, name.replace("image_views", "image view"), values, guids)
+        return Features(columns[0], columns[1], kept, *columns[2:])
 
     def read(self, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
         """Return dataset ``name`` at ``rows`` (any order, repeats allowed), first axis (n,).
@@ -223,18 +238,7 @@ class FeatureCache:
         CacheError
             Where the stored checksum says that the file is damaged.
         """
-        dataset = self.file[name]
-        values = np.empty((len(rows), *dataset.shape[1:]), dataset.dtype)
-        order = np.argsort(rows, kind="stable")
-        windows = rows[order] // _WINDOW_ROWS
-        try:
-            # A span in each window, then pick: far faster than HDF5's own selection of scattered rows.
-            for picked in np.split(order, np.flatnonzero(np.diff(windows)) + 1) if len(rows) else []:
-                low = int(rows[picked[0]])
-                values[picked] = dataset[low : int(rows[picked[-1]]) + 1][rows[picked] - low]
-        except OSError as error:
-            raise self._damaged(name, error) from error
-        return values
+        return read_rows(self.file[name], self.path, rows)
 
     def text_tokens(self, row: int) -> NDArray[np.float16]:
         """Return the last hidden states of one text, (L, w_t) float16."""
@@ -242,7 +246,7 @@ class FeatureCache:
             start, stop = self.file["text_offsets"][row : row + 2]
             return self.file["text_tokens"][int(start) : int(stop)]
         except OSError as error:
-            raise self._damaged("text_tokens", error) from error
+            raise damaged(self.path, "text_tokens", error) from error
 
     def digests(self) -> list[tuple[bytes, bytes]]:
         """Return each row's (sha256 of image bytes, sha256 of text bytes), 32 bytes each."""
@@ -252,15 +256,12 @@ class FeatureCache:
 
     def _strings(self, name: str) -> list[str]:
         try:
-            return [value.decode() for value in self.file[name][:].tolist()]
+            dataset, found = self.file[name], list[str]()
+            for start in range(0, len(dataset), _STRINGS_AT_ONCE):
+                found += [value.decode() for value in dataset[start : start + _STRINGS_AT_ONCE].tolist()]
+            return found
         except (OSError, UnicodeDecodeError) as error:
-            raise self._damaged(name, error) from error
-
-    def _damaged(self, name: str, error: Exception) -> CacheError:
-        return CacheError(
-            f"{self.path} is damaged: {name} cannot be read ({error}); restore a copy, or put it aside and run "
-            "`mmcli featurize` again"
-        )
+            raise damaged(self.path, name, error) from error
 
     def codecs(self) -> list[str]:
         """Return the codec with which each row's text was decoded."""
@@ -285,6 +286,10 @@ class FeatureCache:
             "identity": self.header.identity,
             "versions": self.header.versions,
         }
+
+    def row_bytes(self, views: bool = False) -> int:
+        """Size of the pooled embeddings of a row; with those of its views, where wanted."""
+        return sum(row_bytes(self.file[name]) for name in ("image", "text", *(["image_views"] if views else [])))
 
     def embedding_names(self) -> list[str]:
         """Names of the dense embedding datasets that this file holds."""

@@ -29,7 +29,7 @@ SplitDir = Annotated[Path | None, typer.Option(help="The splits/ folder of anoth
 SplitSeed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of the 8:1:1 split.")]
 GroupDuplicates = Annotated[bool, typer.Option("--group-duplicates", help="Keep copies in one part of that split.")]
 Jobs = Annotated[int | None, typer.Option(help="Processes at once; default: one per core.")]
-MaxMemory = Annotated[str, typer.Option(help="Token states beyond this are read as they are needed, not kept.")]
+MaxMemory = Annotated[str, typer.Option(help="Features that do not fit in it are read as they are needed.")]
 Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of weights, order and dropout.")]
 
 

@@ -1,7 +1,6 @@
 """What the encoders share: tokens to tensors, precision, tensors to arrays. Importing this imports torch."""
 
 import contextlib
-import ctypes
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -11,11 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..cache.memory import keep_freed_memory
 from .backbone import Encoder
 
 LONGEST_TEXT = 10_000  # characters
 _TURN = threading.Lock()
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # of malloc.h
 
 
 def tokenize(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> tuple[list[list[int]], list[bool]]:
@@ -62,18 +61,6 @@ def computing(device: str, dtype: str) -> Iterator[None]:
         torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"),
     ):
         yield
-
-
-def keep_freed_memory() -> None:
-    """Tell glibc to keep what is freed for the next batch instead of handing it back to the system.
-
-    A batch's intermediate results are tens of megabytes, which the system would clear page by page for each layer: a
-    fifth of the time of EfficientNet on two cores. Elsewhere (musl, macOS, Windows) nothing is done.
-    """
-    with contextlib.suppress(AttributeError, OSError, TypeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        for parameter, value in ((_M_ARENA_MAX, 1), (_M_MMAP_THRESHOLD, 1 << 30), (_M_TRIM_THRESHOLD, (1 << 31) - 1)):
-            mallopt(parameter, value)
 
 
 class TorchEncoder(Encoder):

@@ -142,7 +142,7 @@ def state_batches(
     tokens = token_batches(features, model.head.needs_tokens, order, size, device)
     for start, of_batch in zip(starts, tokens, strict=True):
         picked = order[start : start + size]
-        image, text = (torch.from_numpy(array[picked]).to(device) for array in (features.image, features.text))
+        image, text = (torch.from_numpy(array[picked]).to(device).float() for array in (features.image, features.text))
         states = {tower: each.take(picked).load(model.top(tower).pad_id, device) for tower, each in rows.states.items()}
         yield Batch(image, text, of_batch), states
 

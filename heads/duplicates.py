@@ -1,7 +1,7 @@
 """Pairs that are copies of each other: byte-identical images, or identical cleaned texts."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,24 +24,44 @@ def duplicate_groups(cache: FeatureCache, guids: Sequence[str]) -> NDArray[np.in
 
     rows, n = cache.rows(guids), len(guids)
     text = "row/cleaned_sha256" if cache.has_cleaned else "row/text_sha256"
-    edges = []
+    left, right = [], []
     for name in ("row/image_sha256", text):
-        first: dict[bytes, int] = {}
-        for number, digest in enumerate(map(bytes, cache.read(name, rows))):
-            if name == "row/image_sha256" or digest != _NO_TEXT:
-                edges.append((number, first.setdefault(digest, number)))
-    left, right = np.array(edges, dtype=np.int64).reshape(-1, 2).T
-    graph = coo_array((np.ones(len(left), dtype=np.int8), (left, right)), shape=(n, n))
+        digests = np.ascontiguousarray(cache.read(name, rows)).view("V32").reshape(n)
+        mine = np.flatnonzero(digests != np.void(_NO_TEXT)) if name == text else np.arange(n)
+        _, first, inverse = np.unique(digests[mine], return_index=True, return_inverse=True)
+        left.append(mine)
+        right.append(mine[first[inverse]])
+    edges = np.concatenate(left), np.concatenate(right)
+    graph = coo_array((np.ones(len(edges[0]), dtype=np.int8), edges), shape=(n, n))
     groups: NDArray[np.int64] = connected_components(graph, directed=False)[1].astype(np.int64)
     return groups
 
 
+class Groups(Mapping[str, int]):
+    """The group number of each of some pairs, by guid."""
+
+    def __init__(self, cache: FeatureCache, guids: Sequence[str]) -> None:
+        self._guids, self._row_of = guids, cache.row_of
+        self._numbers = np.zeros(len(cache), dtype=np.int64)
+        self._numbers[cache.rows(guids)] = duplicate_groups(cache, guids)
+
+    def __getitem__(self, guid: str) -> int:
+        return int(self._numbers[self._row_of[guid]])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._guids)
+
+    def __len__(self) -> int:
+        return len(self._guids)
+
+
 def separated(split: Split, groups: Mapping[str, int]) -> int:
     """Count the validation and test pairs that have a copy in another part of the split."""
-    parts = split.named()
-    of_part = {name: {groups[guid] for guid in guids} for name, guids in parts.items()}
-    count = 0
-    for name in ("val", "test"):
-        elsewhere = set().union(*(found for other, found in of_part.items() if other != name))
-        count += sum(groups[guid] in elsewhere for guid in parts[name])
-    return count
+    parts = {
+        name: np.fromiter((groups[guid] for guid in guids), np.int64, len(guids))
+        for name, guids in split.named().items()
+    }
+    elsewhere = {
+        name: np.concatenate([found for other, found in parts.items() if other != name]) for name in ("val", "test")
+    }
+    return sum(int(np.isin(parts[name], others).sum()) for name, others in elsewhere.items())

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..cache.features import Features
 
-_POOLED_ROWS, _TOKEN_ROWS = 8192, 256  # per batch in evaluation
+_POOLED_ROWS, _TOKEN_ROWS = 1024, 256  # per batch in evaluation
+_STRETCH_ROWS = 1024
 
 
 class TokenBatch(NamedTuple):
@@ -72,6 +73,21 @@ def batches(features: Features, with_tokens: bool, device: str) -> Iterator[Batc
     starts = range(0, max(len(order), 1), size)
     for start, tokens in zip(starts, token_batches(features, with_tokens, order, size, device), strict=True):
         image, text = (
-            torch.from_numpy(array[start : start + size]).to(device) for array in (features.image, features.text)
+            torch.from_numpy(array[start : start + size]).to(device).float()
+            for array in (features.image, features.text)
         )
         yield Batch(image, text, tokens)
+
+
+def shuffled_blocks(features: Features, generator: torch.Generator) -> Iterator[NDArray[np.int64]]:
+    """Yield the numbers of rows that are left in a file in blocks that fit in memory, each row once.
+
+    A block is made of stretches of the file, drawn at random: each is read in one go, and an epoch reads the file once.
+    """
+    assert features.places is not None
+    order = np.argsort(features.places, kind="stable")
+    stretches = np.split(order, range(_STRETCH_ROWS, len(order), _STRETCH_ROWS))
+    drawn = torch.randperm(len(stretches), generator=generator).numpy()
+    per_block = max(1, features.at_once // _STRETCH_ROWS)
+    for start in range(0, len(drawn), per_block):
+        yield np.concatenate([stretches[each] for each in np.sort(drawn[start : start + per_block])])

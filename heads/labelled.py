@@ -8,10 +8,13 @@ from numpy.typing import NDArray
 
 from ..cache.errors import DataError
 from ..cache.labels import read_labels
+from ..cache.memory import give_back_freed_memory
 from ..cache.store import FeatureCache
 from .fusions import fusion_class
 from .inputs import Rows
 from .recipe import Recipe
+
+_PROCESS_BYTES, _BYTES_PER_ROW, _LEAST = 600 * 10**6, 500, 64 * 10**6
 
 
 def labels_of(cache: FeatureCache, path: str | Path | None) -> tuple[Path, dict[str, str], int]:
@@ -27,14 +30,19 @@ def labels_of(cache: FeatureCache, path: str | Path | None) -> tuple[Path, dict[
         raise DataError(f"{cache.path} was made without labels: give --labels FILE, a CSV with header guid,tag")
     if not Path(found).is_file():
         raise DataError(f"no such labels file: {found}; say with --labels where it is")
-    labelled = {guid: tag for guid, tag in read_labels(found).items() if tag is not None}
-    labels = {guid: tag for guid, tag in labelled.items() if guid in cache}
+    labels: dict[str, str] = {}
+    absent = 0
+    for guid, tag in read_labels(found).items():
+        if tag is not None and guid in cache:
+            labels[cache.guids[cache.row_of[guid]]] = tag  # the cache's own string: one for both
+        elif tag is not None:
+            absent += 1
     if not labels:
         raise DataError(
-            f"none of the {len(labelled)} labels in {found} is of a pair in {cache.path}: is it the labels file of "
+            f"none of the {absent} labels in {found} is of a pair in {cache.path}: is it the labels file of "
             f"{cache.header.dataset['data']}?"
         )
-    return Path(found).absolute(), labels, len(labelled) - len(labels)
+    return Path(found).absolute(), labels, absent
 
 
 def rows_of(
@@ -58,6 +66,35 @@ def rows_of(
     tokens = any(fusion_class(recipe.fusion, recipe.modality).needs_tokens for recipe in recipes)
     features = cache.features(guids, tokens, any(recipe.views for recipe in recipes), max_bytes)
     return Rows(features, numbers)
+
+
+def rows_of_parts(
+    cache: FeatureCache,
+    parts: Mapping[str, Sequence[str]],
+    labels: dict[str, str],
+    classes: Sequence[str],
+    recipe: Recipe,
+    max_bytes: int | None = None,
+) -> dict[str, Rows]:
+    """Return the rows of each part, by its name.
+
+    Parameters
+    ----------
+    max_bytes
+        What the whole process may take: features that are more than it leaves are read as they are needed.
+    """
+    give_back_freed_memory()  # of tables of text
+    each = left_for_features(cache, max_bytes)
+    if each is not None and sum(map(len, parts.values())) * cache.row_bytes(bool(recipe.views)) > each:
+        each //= len(parts) + 1  # a part may be in memory, or a block of it
+    return {name: rows_of(cache, guids, labels, classes, [recipe], each) for name, guids in parts.items()}
+
+
+def left_for_features(cache: FeatureCache, max_bytes: int | None) -> int | None:
+    """Return what is left of ``max_bytes`` beside Python, PyTorch, and guids and labels of the rows of ``cache``."""
+    if max_bytes is None:
+        return None
+    return max(max_bytes - _PROCESS_BYTES - _BYTES_PER_ROW * len(cache), _LEAST)
 
 
 def class_numbers(guids: Sequence[str], labels: dict[str, str], classes: Sequence[str]) -> NDArray[np.int64]:

@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from ..cache.errors import MmcliError
 from .folds import group_folds, groups_per_class
 from .fusions import refuse_weights
 from .inputs import Rows, batches
@@ -45,13 +46,18 @@ def fit_linear(
     Raises
     ------
     MmcliError
-        The fusion has weights that a logistic regression cannot learn.
+        The fusion has weights that a logistic regression cannot learn; the rows are left in the file.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from threadpoolctl import threadpool_limits
 
     refuse_weights(type(head.fusion), recipe.fusion)
+    if train.features.places is not None:
+        raise MmcliError(
+            f"a linear head needs all of its {len(train)} training rows in memory, which do not fit: raise "
+            "--max-memory, or train with --head mlp"
+        )
     weights = class_weights(np.bincount(train.classes, minlength=n_classes), recipe.class_weights)
     by_class = dict(enumerate(weights.tolist()))
     device = str(next(head.parameters()).device)

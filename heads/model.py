@@ -1,6 +1,6 @@
 """The head: embeddings to logits. And several heads as one."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -56,11 +56,21 @@ class Standardise(nn.Module):
         rows = rows.to(self.mean.dtype)
         return functional.normalize(rows) if self.normalize else rows
 
-    def learn(self, rows: Tensor) -> None:
-        """Take mean and deviation from the training rows, (n, d)."""
-        unit = self._unit(rows)
-        self.mean = unit.mean(dim=0)
-        self.scale = inverse_deviation(unit.var(dim=0, correction=0))
+    def learn(self, rows: Iterable[Tensor]) -> None:
+        """Take mean and deviation from the training rows, some of them, (n, d), at a time.
+
+        As in Chan, Golub and LeVeque, Updating formulae and a pairwise algorithm for computing sample variances, 1979.
+        """
+        count, mean, squares = 0, *torch.zeros(2, len(self.mean), dtype=torch.float64)
+        for some in rows:
+            unit = self._unit(some)
+            here, variance = (each.cpu().double() for each in (unit.mean(dim=0), unit.var(dim=0, correction=0)))
+            apart, total = here - mean, count + len(unit)
+            squares = squares + variance * len(unit) + apart.square() * (count * len(unit) / total)
+            mean = mean + apart * (len(unit) / total)
+            count = total
+        self.mean = mean.to(self.mean)
+        self.scale = inverse_deviation((squares / max(count, 1)).to(self.mean))
 
     def forward(self, rows: Tensor) -> Tensor:
         """Return standardised rows, (n, d) float32."""
@@ -112,10 +122,11 @@ class Head(nn.Module):
 
     def learn_inputs(self, features: Features) -> None:
         """Take the standardisation from the training rows."""
-        device = next(self.parameters()).device
-        for module, rows in ((self.image_input, features.image), (self.text_input, features.text)):
+        device = str(next(self.parameters()).device)
+        ordered, _ = features.in_file_order()
+        for module, side in ((self.image_input, "image"), (self.text_input, "text")):
             if module is not None:
-                module.learn(torch.from_numpy(rows).to(device))
+                module.learn(getattr(batch, side) for batch in batches(ordered, False, device))
         if self.needs_tokens:
             attention = self.fusion.attention
             assert isinstance(attention, CrossAttention)

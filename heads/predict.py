@@ -18,7 +18,8 @@ from .checkpoint import Checkpoint
 from .metrics import softmax
 from .trained import Trained, trained
 
-_AT_ONCE = 256  # rows, so that token states of 100,000 pairs are never in memory together
+# Rows, so that features of all pairs are never in memory together; with token states, and without.
+_TOKENS_AT_ONCE, _POOLED_AT_ONCE = 256, 8192
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,10 @@ def predict(
             cached = [guid for guid in wanted or [] if usable and cache is not None and guid in cache]
             if cache is not None:
                 model.get_ready(cache, cached, on_progress)
-                for start in range(0, len(cached), _AT_ONCE):
-                    guids = cached[start : start + _AT_ONCE]
+                cached.sort(key=cache.row_of.__getitem__)  # as the file is read fast
+                size = _TOKENS_AT_ONCE if tokens else _POOLED_AT_ONCE
+                for start in range(0, len(cached), size):
+                    guids = cached[start : start + size]
                     logits |= zip(guids, model.of_rows(cache, guids), strict=True)
             missing = [guid for guid in wanted or [] if guid not in logits]
             pairs = _pairs_of(_recorded_dataset(cache, checkpoint), missing) if missing else []

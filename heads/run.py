@@ -11,10 +11,10 @@ import numpy as np
 from ..cache.errors import CheckpointError, DataError, MmcliError
 from ..cache.store import FeatureCache
 from .checkpoint import Checkpoint, read_best_pt
-from .duplicates import duplicate_groups, separated
+from .duplicates import Groups, duplicate_groups, separated
 from .folders import check_writable
 from .inputs import Rows
-from .labelled import check_labelled, class_numbers, labels_of, rows_of
+from .labelled import check_labelled, class_numbers, labels_of, left_for_features, rows_of_parts
 from .losses import fit_offsets
 from .metrics import quick_scores, score
 from .model import Ensemble, sizes_of
@@ -61,7 +61,7 @@ def train_head(
     group_duplicates
         Keep identical images and identical cleaned texts in one part of the split.
     max_bytes
-        Token states that take more than this are read from the cache as they are needed.
+        What the process may take: embeddings and token states that do not fit are read as they are needed.
     jobs
         Processes for several seeds; default: one per core.
     on_fit
@@ -81,13 +81,13 @@ def train_head(
         raise MmcliError(f"seeds must be 1 or more, found {seeds}")
     with FeatureCache.open(cache_path) as cache:
         labels_file, labels, absent = labels_of(cache, labels_path)
-        groups = dict(zip(labels, duplicate_groups(cache, list(labels)).tolist(), strict=True))
+        groups = Groups(cache, list(labels))
         split = make_split(labels, groups, split_dir, split_seed, group_duplicates)
         classes = sorted({labels[guid] for guids in split.named().values() for guid in guids})
-        rows = {
-            name: rows_of(cache, guids, labels, classes, [recipe], max_bytes) for name, guids in split.named().items()
-        }
-        of_train = np.array([groups[guid] for guid in split.train])
+        of_train = np.fromiter((groups[guid] for guid in split.train), np.int64, len(split.train))
+        apart = separated(split, groups)
+        del groups
+        rows = rows_of_parts(cache, split.named(), labels, classes, recipe, max_bytes)
         recipes = [recipe.reseeded(number) for number in range(seeds)]
         tasks = [(each, len(classes), rows["train"], rows["val"], device, of_train) for each in recipes]
         fits = _fit_all(tasks, jobs if device == "cpu" else 1, on_fit)
@@ -96,10 +96,11 @@ def train_head(
             _learn_offsets(checkpoint.head, rows["val"])
         metrics: dict[str, Any] = {name: _score(checkpoint, part) for name, part in rows.items()}
         metrics |= _seed_scores(checkpoint, fits, rows)
-        metrics["duplicates_separated"] = separated(split, groups)
+        metrics["duplicates_separated"] = apart
         metrics["labels_without_features"] = absent
         config = config_of(cache, labels_file, recipe, split_dir, split_seed) | {"group_duplicates": group_duplicates}
         by_seed = dict(zip(checkpoint.seeds, fits, strict=True))
+        del rows, tasks  # figures need room, too
         return write_run(Path(runs), checkpoint, by_seed, metrics, config, labels, started)
 
 
@@ -136,7 +137,7 @@ def train_full(
         earlier.check_cache(cache)
         labels_file, labels, absent = labels_of(cache, labels_path or earlier.made_from["labels"])
         split = Split(list(labels), [], [])
-        rows = rows_of(cache, split.train, labels, earlier.classes, [earlier.recipe], max_bytes)
+        rows = rows_of_parts(cache, {"train": split.train}, labels, earlier.classes, earlier.recipe, max_bytes)["train"]
         missing = sorted(set(earlier.classes) - set(labels.values()))
         if missing:
             raise DataError(f"{labels_file} has no row of class {missing[0]!r}, which the run of {source} knows")
@@ -210,7 +211,7 @@ def evaluate(
             check_labelled(name, guids, labels)
             true = class_numbers(guids, labels, checkpoint.classes)
             model.get_ready(cache, guids, on_progress)
-            logits = model.of_rows(cache, guids, max_bytes)
+            logits = model.of_rows(cache, guids, left_for_features(cache, max_bytes))
             result[name] = score(true, logits.argmax(axis=1), checkpoint.classes)
     return result
 

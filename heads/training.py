@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..cache.errors import MmcliError
 from ..cache.features import Features
-from .inputs import Batch, Rows, batches, token_batches
+from .inputs import Batch, Rows, batches, shuffled_blocks, token_batches
 from .linear import fit_linear
 from .losses import Loss, make_loss
 from .metrics import quick_scores
@@ -121,6 +121,30 @@ def _linear_record(
     return record
 
 
+@dataclass(frozen=True)
+class _Resident:
+    """Training rows on the device, as they are stored; standardised batch by batch, so that they are there once."""
+
+    features: Features
+    image: Tensor
+    text: Tensor
+    views: Tensor | None
+    classes: Tensor
+
+    @classmethod
+    def of(cls, rows: Rows, device: str) -> "_Resident":
+        """Put rows that are in memory on the device."""
+        features = rows.features
+        image, text, views, classes = (
+            None if array is None else torch.from_numpy(np.asarray(array)).to(device)
+            for array in (features.image, features.text, features.views, rows.classes)
+        )
+        assert image is not None
+        assert text is not None
+        assert classes is not None
+        return cls(features, image, text, views, classes)
+
+
 class _Training:
     """One head on its way: the training rows on the device, the loss, the optimizer."""
 
@@ -130,14 +154,9 @@ class _Training:
         # The order of rows depends on the seed alone, so that it is the same for every fusion.
         self.order = torch.Generator().manual_seed(recipe.seed)
         self.which_view = torch.Generator().manual_seed(recipe.seed)
-        self.classes = torch.from_numpy(train.classes).to(device)
-        image, text = (torch.from_numpy(array).to(device) for array in (features.image, features.text))
-        self.inputs = head.standardised(Batch(image, text))  # once, not in every epoch
-        self.views = None
-        if recipe.views:
-            if features.views is None:
-                raise MmcliError("this recipe trains on augmented views, but these features have none")
-            self.views = torch.from_numpy(features.views).to(device)
+        self.resident = None if features.places is not None else _Resident.of(train, device)
+        if recipe.views and features.views is None:
+            raise MmcliError("this recipe trains on augmented views, but these features have none")
         self.loss: Loss = make_loss(recipe, np.bincount(train.classes, minlength=n_classes), device)
         attention = [each for name, each in head.named_parameters() if name.startswith("fusion.attention.")]
         others = [each for name, each in head.named_parameters() if not name.startswith("fusion.attention.")]
@@ -155,7 +174,8 @@ class _Training:
             record["train_loss"] = self._epoch(epoch)
             head.eval()
             if score_train:
-                scores = scores_of_part(self._training_logits(), self.train.classes, self.n_classes, "train")
+                logits = predict_parts(head, self.train.features).mean(dim=0)
+                scores = scores_of_part(logits, self.train.classes, self.n_classes, "train")
                 record["train_macro_f1"] = scores["train_macro_f1"]
             if val is not None:
                 parts = predict_parts(head, val.features)
@@ -183,38 +203,52 @@ class _Training:
 
     def _epoch(self, epoch: int) -> float:
         """Take one step per batch of shuffled rows; return the mean loss."""
-        head, size = self.head.train(), self.recipe.batch_size
-        order = torch.randperm(len(self.train), generator=self.order)
-        if len(order) % size == 1:
-            order = order[:-1]  # BatchNorm has no variance for a batch of one row
-        images = self._images_of_epoch()
+        head = self.head.train()
         losses = []
-        tokens = token_batches(self.train.features, head.needs_tokens, order.numpy(), size, self.device)
-        for rows, states in zip(order.to(self.device).split(size), tokens, strict=True):
-            image, text, classes = (each.index_select(0, rows) for each in (images, self.inputs.text, self.classes))
-            parts = head.parts(Batch(image, text, states))
-            loss = torch.stack([self.loss(logits, classes) for logits in parts]).sum()
-            loss.backward()
-            self.optimizer.step()
-            losses.append(loss.detach() / len(parts))
-        mean = float(torch.stack(losses).mean())
+        for block in self._blocks():
+            # In one piece: a small result after each step would keep the memory of the large ones beside it.
+            of_block = torch.zeros(math.ceil(len(block.classes) / self.recipe.batch_size), device=self.device)
+            losses.append(of_block)
+            for step, (batch, classes) in enumerate(self._batches(block)):
+                parts = head.parts(head.standardised(batch))
+                loss = torch.stack([self.loss(logits, classes) for logits in parts]).sum()
+                loss.backward()
+                self.optimizer.step()
+                of_block[step] = loss.detach() / len(parts)
+            losses[-1] = of_block[: step + 1]
+        mean = float(torch.cat(losses).mean())
         if not math.isfinite(mean):
             raise MmcliError(f"training diverged in epoch {epoch} (loss {mean}): lower --lr")
         return mean
 
-    def _images_of_epoch(self) -> Tensor:
-        """Return standardised image embeddings; with views, those of one random view of each row."""
-        if self.views is None or self.head.image_input is None:
-            return self.inputs.image
-        picked = torch.randint(self.views.shape[1], (len(self.views),), generator=self.which_view).to(self.device)
-        standardised: Tensor = self.head.image_input(self.views[torch.arange(len(picked)).to(self.device), picked])
-        return standardised
+    def _blocks(self) -> "Iterator[_Resident]":
+        """Yield the training rows: all at once, or those that are left in the file by the block."""
+        if self.resident is not None:
+            yield self.resident
+            return
+        for rows in shuffled_blocks(self.train.features, self.order):
+            part = self.train.take(rows)
+            yield _Resident.of(Rows(part.features.load(), part.classes), self.device)
 
-    def _training_logits(self) -> Tensor:
-        if self.head.needs_tokens:
-            return torch.from_numpy(predict_logits(self.head, self.train.features))
-        with torch.inference_mode():
-            return self.head.parts(self.inputs).mean(dim=0)
+    def _batches(self, block: "_Resident") -> Iterator[tuple[Batch, Tensor]]:
+        """Yield the rows of a block and their classes in a new order; with views, one of them stands for each image."""
+        size = self.recipe.batch_size
+        order = torch.randperm(len(block.classes), generator=self.order)
+        if len(order) % size == 1:
+            order = order[:-1]  # BatchNorm has no variance for a batch of one row
+        view = None
+        if self.recipe.views and block.views is not None:
+            view = torch.randint(block.views.shape[1], (len(block.classes),), generator=self.which_view).to(self.device)
+        tokens = token_batches(block.features, self.head.needs_tokens, order.numpy(), size, self.device)
+        order = order.to(self.device)
+        for start, states in zip(range(0, len(order), size), tokens, strict=True):
+            rows = order[start : start + size]
+            if view is None or block.views is None:
+                image = block.image.index_select(0, rows)
+            else:
+                image = block.views[rows, view.index_select(0, rows)]
+            text, classes = (each.index_select(0, rows) for each in (block.text, block.classes))
+            yield Batch(image.float(), text.float(), states), classes
 
 
 def scores_of_part(logits: Tensor, classes: NDArray[np.int64], n_classes: int, part: str) -> dict[str, float]:
@@ -225,16 +259,28 @@ def scores_of_part(logits: Tensor, classes: NDArray[np.int64], n_classes: int, p
 
 def predict_parts(head: Head, features: Features) -> Tensor:
     """Return the logits of each MLP of a head, (k, n, C), of n pairs."""
-    device = str(next(head.parameters()).device)
     with torch.inference_mode():
-        parts = [head.parts(head.standardised(batch)) for batch in batches(features, head.needs_tokens, device)]
-        return torch.cat(parts, dim=1)
+        return _by_batch(head, features, lambda batch: head.parts(head.standardised(batch)).transpose(0, 1)).transpose(
+            0, 1
+        )
 
 
 def predict_logits(head: Head | Ensemble, features: Features) -> NDArray[np.float32]:
     """Return the logits, (n, C) float32, of n pairs."""
-    device = str(next(head.parameters()).device)
     with one_thread(), torch.inference_mode():
-        logits = [head(batch).float().cpu().numpy() for batch in batches(features, head.needs_tokens, device)]
-    array: NDArray[np.float32] = np.concatenate(logits)
-    return array
+        logits: NDArray[np.float32] = _by_batch(head, features, head).float().cpu().numpy()
+    return logits
+
+
+def _by_batch(head: Head | Ensemble, features: Features, compute: Callable[[Batch], Tensor]) -> Tensor:
+    """Return what ``compute`` makes of each row, (n, ...)."""
+    device = str(next(head.parameters()).device)
+    ordered, back = features.in_file_order()
+    found, start = torch.empty(0), 0
+    for batch in batches(ordered, head.needs_tokens, device):
+        computed = compute(batch)
+        if start == 0:  # in one piece: small results between large intermediate ones would keep the memory of these
+            found = computed.new_empty((len(features), *computed.shape[1:]))
+        found[start : start + len(computed)] = computed
+        start += len(computed)
+    return found if features.places is None else found[torch.from_numpy(back).to(device)]

@@ -228,12 +228,22 @@ def test_each_epoch_draws_its_views_anew(monkeypatch):
     seen = []
     from mmcli.heads.training import _Training
 
-    original = _Training._images_of_epoch
-    monkeypatch.setattr(_Training, "_images_of_epoch", lambda self: (seen.append(original(self)), seen[-1])[1])
-    fit(replace(QUICK, epochs=3, views=True, normalize=False), 3, changed(train, views=number), rows(seed=1))
-    picked = [torch.unique(each[:, 0]).numel() for each in seen]
-    assert min(picked) > 1  # not one view for all rows
-    assert not torch.equal(seen[0], seen[1])
+    original = _Training._batches
+
+    def spy(self, block):
+        seen.append(list(original(self, block)))
+        return iter(seen[-1])
+
+    monkeypatch.setattr(_Training, "_batches", spy)
+    text = np.repeat(np.arange(50, dtype=np.float32)[:, None], 8, axis=1)
+    fit(replace(QUICK, epochs=3, views=True), 3, changed(train, views=number, text=text), rows(seed=1))
+    view_of = []
+    for epoch in seen:
+        image, row = (torch.cat([getattr(batch, side)[:, 0] for batch, _ in epoch]) for side in ("image", "text"))
+        assert sorted(row.tolist()) == list(range(50))
+        view_of.append(image[row.argsort()].tolist())
+        assert set(view_of[-1]) == {0, 1, 2, 3}  # not one view for all rows
+    assert view_of[0] != view_of[1] != view_of[2]
 
 
 def test_an_ensemble_votes_with_the_mean_of_its_probabilities():

@@ -82,8 +82,10 @@ def test_training_on_tokens_left_in_the_file_gives_the_same_bits(stored):
     recipe = Recipe(fusion="cross_attn", epochs=3, hidden=(8,), batch_size=7)
     states = []
     with FeatureCache.open(stored[0]) as cache:
-        for max_bytes in (None, 3000):
+        for max_bytes in (None, N * cache.row_bytes()):
             rows = Rows(cache.features(guids, tokens=True, max_bytes=max_bytes), classes)
+            assert isinstance(rows.features.tokens, StoredTokens) == (max_bytes is not None)
+            assert rows.features.places is None
             states.append(fit(recipe, 3, rows.take(np.arange(40)), rows.take(np.arange(40, N))).head.state_dict())
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 

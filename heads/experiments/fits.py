@@ -132,8 +132,8 @@ def data_key(fingerprint: str, guids: Sequence[str], rows: Rows) -> str:
     """
     digest = hashlib.sha256(fingerprint.encode())
     digest.update("\n".join(guids).encode())
-    for array in (rows.features.image, rows.features.text, rows.features.views, rows.classes):
-        digest.update(b"" if array is None else np.ascontiguousarray(array).tobytes())
+    rows.features.hash_into(digest)
+    digest.update(rows.classes.tobytes())
     return digest.hexdigest()
 
 

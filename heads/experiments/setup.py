@@ -9,8 +9,8 @@ import numpy as np
 
 from ...cache.errors import MmcliError
 from ...cache.store import FeatureCache
-from ..duplicates import duplicate_groups
-from ..labelled import labels_of, rows_of
+from ..duplicates import Groups
+from ..labelled import labels_of, left_for_features, rows_of
 from ..parallel import cpu_count
 from ..splits import Split, make_split
 from .fits import Candidate, Data, OnFit, data_key
@@ -33,7 +33,7 @@ class Setup:
     jobs
         Processes; default: one per core.
     max_bytes
-        Token states that take more than this are read from the cache as they are needed.
+        What all processes may take: embeddings and token states that do not fit are read as they are needed.
     on_fit
         Called with (fits finished, fits there are).
     """
@@ -101,13 +101,13 @@ def open_data(
     with FeatureCache.open(setup.cache) as cache:
         labels_file, labels, absent = labels_of(cache, setup.labels)
         guids, split = list(labels), None
-        group_of = dict(zip(guids, duplicate_groups(cache, guids).tolist(), strict=True))
+        group_of = Groups(cache, guids)
         if parts is not None:
             split = make_split(labels, group_of, setup.split_dir, setup.split_seed, setup.group_duplicates)
             guids = [guid for name in parts for guid in split.named()[name]]
         classes = sorted({labels[guid] for guid in guids})
         recipes = [candidate.recipe for candidate in candidates]
-        rows = rows_of(cache, guids, labels, classes, recipes, setup.bytes_each())
+        rows = rows_of(cache, guids, labels, classes, recipes, left_for_features(cache, setup.bytes_each()))
         groups = np.array([group_of[guid] for guid in guids], dtype=np.int64)
         data = Data(rows, guids, groups, classes, data_key(cache.fingerprint, guids, rows))
         about = {

@@ -1,0 +1,27 @@
+"""What glibc does with memory that was freed. On other systems (musl, macOS, Windows) nothing is done."""
+
+import contextlib
+import ctypes
+from typing import Any
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # of malloc.h
+
+
+def keep_freed_memory() -> None:
+    """Keep what is freed for the next batch.
+
+    A batch's intermediate results are tens of megabytes, which the system would clear page by page for each layer: a
+    fifth of the time of EfficientNet on two cores.
+    """
+    for parameter, value in ((_M_ARENA_MAX, 1), (_M_MMAP_THRESHOLD, 1 << 30), (_M_TRIM_THRESHOLD, (1 << 31) - 1)):
+        _call("mallopt", parameter, value)
+
+
+def give_back_freed_memory() -> None:
+    """Give what was freed back to the system, before much is asked for in one piece."""
+    _call("malloc_trim", 0)
+
+
+def _call(name: str, *arguments: Any) -> None:
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        getattr(ctypes.CDLL(None), name)(*arguments)
