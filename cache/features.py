@@ -294,7 +294,11 @@ def damaged(path: Path, name: str, error: Exception) -> CacheError:
 
 
 def open_hdf5(path: Path) -> h5py.File:
-    """Open a cache file for reading, with room for the chunks of text tokens, which are larger than HDF5's default."""
+    """Open a cache file for reading, with room for a chunk of each dataset; those of text tokens are larger."""
+    file = h5py.File(path, "r", rdcc_nbytes=2 << 20)
+    if "text_tokens" not in file:
+        return file
+    file.close()
     return h5py.File(path, "r", rdcc_nbytes=16 << 20)
 
 

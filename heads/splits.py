@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..cache.atomic import write_text
 from ..cache.errors import DataError, MmcliError
@@ -39,25 +40,72 @@ def stratified_split(guids: Sequence[str], tags: Sequence[str], seed: int = 42) 
     DataError
         Naming a class of which a part would have no row.
     """
-    from sklearn.model_selection import train_test_split
-
     counts = Counter(tags)
     if len(counts) < 2:
         raise DataError(f"all {len(tags)} labelled pairs are {next(iter(counts), 'missing')!r}: two classes are needed")
-    try:
-        train, rest, _, rest_tags = train_test_split(
-            list(guids), list(tags), train_size=0.8, random_state=seed, stratify=list(tags)
-        )
-        val, test = train_test_split(rest, test_size=0.5, random_state=seed, stratify=rest_tags)
-    except ValueError as error:
+    classes = np.unique(list(tags), return_inverse=True)[1]
+    found = stratified_draw(classes, int(0.8 * len(classes)), seed)
+    parts = None
+    if found is not None:
+        train, rest = found
+        parts = stratified_draw(classes[rest], len(rest) // 2, seed)
+    if found is None or parts is None:
         name, count = min(counts.items(), key=lambda item: item[1])
         raise DataError(
             f"{len(tags)} labelled pairs cannot be split 8:1:1 with each class in each part: class {name!r} has "
             f"{count}; label more of it, take it out, or give your own parts with --split-dir"
-        ) from error
-    split = Split(train, val, test)
+        )
+    split = Split(*([guids[row] for row in rows.tolist()] for rows in (train, *(rest[part] for part in parts))))
     check_classes(split, dict(zip(guids, tags, strict=True)))
     return split
+
+
+def stratified_draw(
+    classes: NDArray[np.int64], count: int, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+    """Draw ``count`` of n rows, each class in its share; return the rows drawn, and the others, both in random order.
+
+    The numbers of scikit-learn's ``train_test_split(stratify=classes, random_state=seed)``, whatever its version, and
+    without the second that importing it takes. None where it would refuse: a class with one row, or more classes than
+    rows on a side.
+
+    Parameters
+    ----------
+    classes
+        (n,): numbers from 0, none left out.
+    """
+    per_class = np.bincount(classes)
+    others = len(classes) - count
+    present = np.unique(classes)
+    per_class = per_class[present]
+    if per_class.min() < 2 or min(count, others) < len(present):
+        return None
+    random = np.random.RandomState(seed)
+    drawn_of = _shares(per_class, count, random)
+    others_of = _shares(per_class - drawn_of, others, random)
+    drawn: list[NDArray[np.int64]] = []
+    left: list[NDArray[np.int64]] = []
+    rows_of = np.split(np.argsort(classes, kind="stable"), np.cumsum(per_class)[:-1])
+    for rows, here, there in zip(rows_of, drawn_of.tolist(), others_of.tolist(), strict=True):
+        shuffled = rows[random.permutation(len(rows))]
+        drawn.append(shuffled[:here])
+        left.append(shuffled[here : here + there])
+    return random.permutation(np.concatenate(drawn)), random.permutation(np.concatenate(left))
+
+
+def _shares(per_class: NDArray[np.int64], count: int, random: np.random.RandomState) -> NDArray[np.int64]:
+    """Return how many of ``count`` rows each class gives: its share rounded down, the rest by largest remainders."""
+    exact = per_class / per_class.sum() * count
+    shares = np.floor(exact)
+    missing = int(count - shares.sum())
+    for remainder in np.sort(np.unique(exact - shares))[::-1] if missing else ():
+        (tied,) = np.where(exact - np.floor(exact) == remainder)
+        chosen = random.choice(tied, size=min(len(tied), missing), replace=False)
+        shares[chosen] += 1
+        missing -= len(chosen)
+        if missing == 0:
+            break
+    return shares.astype(np.int64)
 
 
 def grouped_split(guids: Sequence[str], tags: Sequence[str], groups: Sequence[int], seed: int = 42) -> Split:

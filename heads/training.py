@@ -1,7 +1,9 @@
 """Training a head on features."""
 
 import contextlib
+import functools
 import math
+import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -19,6 +21,8 @@ from .metrics import quick_scores
 from .model import Ensemble, Head, sizes_of
 from .optimizer import AdamW, Plateau
 from .recipe import Recipe
+
+_STANDARDISED_BYTES = 64 << 20  # of training rows up to this size there is a second copy, standardised
 
 OnEpoch = Callable[[dict[str, float]], None]
 
@@ -123,16 +127,20 @@ def _linear_record(
 
 @dataclass(frozen=True)
 class _Resident:
-    """Training rows on the device, as they are stored; standardised batch by batch, so that they are there once."""
+    """Training rows on the device.
+
+    Few of them are standardised once; of many there is one copy, as they are stored, to be standardised batch by batch.
+    """
 
     features: Features
     image: Tensor
     text: Tensor
     views: Tensor | None
     classes: Tensor
+    is_standardised: bool
 
     @classmethod
-    def of(cls, rows: Rows, device: str) -> "_Resident":
+    def of(cls, rows: Rows, head: Head, device: str) -> "_Resident":
         """Put rows that are in memory on the device."""
         features = rows.features
         image, text, views, classes = (
@@ -142,7 +150,13 @@ class _Resident:
         assert image is not None
         assert text is not None
         assert classes is not None
-        return cls(features, image, text, views, classes)
+        size = sum(each.numel() * 4 for each in (image, text, views) if each is not None)
+        if size > _STANDARDISED_BYTES:
+            return cls(features, image, text, views, classes, False)
+        image, text, _ = head.standardised(Batch(image.float(), text.float()))
+        if views is not None and head.image_input is not None:
+            views = head.image_input(views.flatten(0, 1).float()).unflatten(0, views.shape[:2])
+        return cls(features, image, text, views, classes, True)
 
 
 class _Training:
@@ -154,7 +168,7 @@ class _Training:
         # The order of rows depends on the seed alone, so that it is the same for every fusion.
         self.order = torch.Generator().manual_seed(recipe.seed)
         self.which_view = torch.Generator().manual_seed(recipe.seed)
-        self.resident = None if features.places is not None else _Resident.of(train, device)
+        self.resident = None if features.places is not None else _Resident.of(train, head, device)
         if recipe.views and features.views is None:
             raise MmcliError("this recipe trains on augmented views, but these features have none")
         self.loss: Loss = make_loss(recipe, np.bincount(train.classes, minlength=n_classes), device)
@@ -174,8 +188,7 @@ class _Training:
             record["train_loss"] = self._epoch(epoch)
             head.eval()
             if score_train:
-                logits = predict_parts(head, self.train.features).mean(dim=0)
-                scores = scores_of_part(logits, self.train.classes, self.n_classes, "train")
+                scores = scores_of_part(self._training_logits(), self.train.classes, self.n_classes, "train")
                 record["train_macro_f1"] = scores["train_macro_f1"]
             if val is not None:
                 parts = predict_parts(head, val.features)
@@ -210,8 +223,8 @@ class _Training:
             of_block = torch.zeros(math.ceil(len(block.classes) / self.recipe.batch_size), device=self.device)
             losses.append(of_block)
             for step, (batch, classes) in enumerate(self._batches(block)):
-                parts = head.parts(head.standardised(batch))
-                loss = torch.stack([self.loss(logits, classes) for logits in parts]).sum()
+                parts = head.parts(batch if block.is_standardised else head.standardised(batch))
+                loss = functools.reduce(operator.add, (self.loss(logits, classes) for logits in parts))
                 loss.backward()
                 self.optimizer.step()
                 of_block[step] = loss.detach() / len(parts)
@@ -221,6 +234,14 @@ class _Training:
             raise MmcliError(f"training diverged in epoch {epoch} (loss {mean}): lower --lr")
         return mean
 
+    def _training_logits(self) -> Tensor:
+        """Return the logits of the training rows, (n, C)."""
+        rows = self.resident
+        if rows is None or not rows.is_standardised or self.head.needs_tokens:
+            return predict_parts(self.head, self.train.features).mean(dim=0)
+        with torch.inference_mode():
+            return self.head.parts(Batch(rows.image, rows.text)).mean(dim=0)
+
     def _blocks(self) -> "Iterator[_Resident]":
         """Yield the training rows: all at once, or those that are left in the file by the block."""
         if self.resident is not None:
@@ -228,7 +249,7 @@ class _Training:
             return
         for rows in shuffled_blocks(self.train.features, self.order):
             part = self.train.take(rows)
-            yield _Resident.of(Rows(part.features.load(), part.classes), self.device)
+            yield _Resident.of(Rows(part.features.load(), part.classes), self.head, self.device)
 
     def _batches(self, block: "_Resident") -> Iterator[tuple[Batch, Tensor]]:
         """Yield the rows of a block and their classes in a new order; with views, one of them stands for each image."""

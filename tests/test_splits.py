@@ -1,7 +1,10 @@
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from mmcli.cache import DataError
 from mmcli.heads import Split, read_split, stratified_split, write_split
+from mmcli.heads.splits import stratified_draw
 from sklearn.model_selection import train_test_split
 
 
@@ -18,6 +21,29 @@ def test_the_split_equals_two_calls_of_scikit_learn_row_by_row():
     split = stratified_split(guids, tags)
     assert (split.train, split.val, split.test) == (train, val, test)
     assert [len(part) for part in split.named().values()] == [3200, 400, 400]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.integers(0, 4), min_size=4, max_size=200), st.integers(0, 2**32 - 1), st.integers(1, 199))
+def test_a_draw_equals_that_of_scikit_learn(classes, seed, count):
+    classes = np.unique(classes, return_inverse=True)[1]
+    count = min(count, len(classes) - 1)
+    found = stratified_draw(classes, count, seed)
+    try:
+        theirs = train_test_split(np.arange(len(classes)), train_size=count, random_state=seed, stratify=classes)
+    except ValueError:
+        assert found is None
+        return
+    assert all(np.array_equal(one, two) for one, two in zip(found, theirs, strict=True))
+
+
+@pytest.mark.parametrize("count", [*range(40, 61), 4111])
+def test_the_parts_have_the_sizes_of_scikit_learn(count):
+    guids, tags = [str(each) for each in range(count)], ["ab"[each % 3 == 0] for each in range(count)]
+    train, rest, _, rest_tags = train_test_split(guids, tags, train_size=0.8, random_state=1, stratify=tags)
+    val, test = train_test_split(rest, test_size=0.5, random_state=1, stratify=rest_tags)
+    split = stratified_split(guids, tags, 1)
+    assert (split.train, split.val, split.test) == (train, val, test)
 
 
 def test_written_splits_are_read_again(tmp_path):

@@ -1,0 +1,189 @@
+"""A head on cached features against the same head elsewhere, and against CLIP in the loop of every epoch, in one run.
+
+    pip install -e '.[benchmarks]'
+    python benchmarks/heads.py features.h5 CLIP_FOLDER
+
+Concat, [256, 64], twelve epochs in batches of 16, as the published report trained: 8:1:1, no class weights. Ours is the
+command, whole process, with its split, scores, intervals and figures: `mmcli train-head --preset report`. The peers are
+whole processes, too, which read the same features and rows and print a macro-F1: scikit-learn's MLPClassifier (no
+dropout, no BatchNorm: it has none) and skorch's NeuralNetClassifier with the report's layers. Ours and a peer take
+turns.
+
+`CLIP in the loop`: the report's way, every pair decoded and encoded in every epoch by a frozen CLIP in float32, texts
+padded to 77, batches of 16. One epoch is timed (on --loop-pairs pairs where given, and scaled), times twelve.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+EPOCHS, BATCH, LAYERS = 12, 16, (256, 64)
+MMCLI = Path(sys.executable).with_name("mmcli")
+
+
+def rows(cache_path):
+    """Return features and classes of the training and the test rows, as train-head splits them."""
+    import numpy as np
+    from mmcli.cache import FeatureCache, read_labels
+    from sklearn.model_selection import train_test_split
+
+    with FeatureCache.open(cache_path) as cache:
+        labels = {
+            guid: tag for guid, tag in read_labels(cache.header.dataset["labels"]).items() if tag and guid in cache
+        }
+        tags = np.unique(list(labels.values()), return_inverse=True)[1]
+        features = np.concatenate(cache.embeddings(list(labels)), axis=1)
+    kept, rest = train_test_split(np.arange(len(tags)), train_size=0.8, random_state=42, stratify=tags)
+    _, test = train_test_split(rest, test_size=0.5, random_state=42, stratify=tags[rest])
+    mean, deviation = features[kept].mean(axis=0), features[kept].std(axis=0)
+    features = (features - mean) / deviation
+    return (features[kept], tags[kept]), (features[test], tags[test])
+
+
+def scikit_learn(cache_path):
+    import warnings
+
+    from sklearn.metrics import f1_score
+    from sklearn.neural_network import MLPClassifier
+
+    warnings.simplefilter("ignore")  # that twelve epochs are not enough to converge
+    train, test = rows(cache_path)
+    started = time.perf_counter()
+    model = MLPClassifier(LAYERS, batch_size=BATCH, max_iter=EPOCHS, learning_rate_init=3e-4, n_iter_no_change=EPOCHS)
+    model.fit(*train)
+    return time.perf_counter() - started, f1_score(test[1], model.predict(test[0]), average="macro")
+
+
+def skorch(cache_path):
+    import torch
+    from sklearn.metrics import f1_score
+    from skorch import NeuralNetClassifier
+    from torch import nn
+
+    torch.set_num_threads(1)  # faster for it, too
+    train, test = rows(cache_path)
+    width, layers = train[0].shape[1], []
+    for size in LAYERS:
+        layers += [nn.Linear(width, size), nn.BatchNorm1d(size), nn.ReLU(), nn.Dropout(0.5)]
+        width = size
+    started = time.perf_counter()
+    model = NeuralNetClassifier(
+        nn.Sequential(*layers, nn.Linear(width, 3)), lr=3e-4,
+        criterion=nn.CrossEntropyLoss, optimizer=torch.optim.AdamW,
+        optimizer__weight_decay=0.05, batch_size=BATCH, max_epochs=EPOCHS, train_split=None, verbose=0,
+        iterator_train__shuffle=True, iterator_train__drop_last=len(train[0]) % BATCH == 1,
+    )  # fmt: skip
+    model.fit(train[0].astype("float32"), train[1].astype("int64"))
+    seconds = time.perf_counter() - started
+    return seconds, f1_score(test[1], model.predict(test[0].astype("float32")), average="macro")
+
+
+def clip_in_the_loop(cache_path, folder, pairs):
+    """Train one epoch with a frozen CLIP in the loop; return its seconds, and those of each quarter, for all rows."""
+    import torch
+    from mmcli.cache import FeatureCache, read_labels
+    from mmcli.featurize import Dataset
+    from mmcli.featurize.reading import load_text
+    from PIL import Image
+    from torch import nn
+    from transformers import CLIPModel, CLIPProcessor
+
+    with FeatureCache.open(cache_path) as cache:
+        where = cache.header.dataset
+        labels = {guid: tag for guid, tag in read_labels(where["labels"]).items() if tag and guid in cache}
+    there = {pair.guid: pair for pair in Dataset.open(where["data"]).pairs}
+    names = sorted(set(labels.values()))
+    total = int(0.8 * len(labels))
+    guids = list(labels)[: min(total, pairs or total)]
+    model, processor = CLIPModel.from_pretrained(folder).eval(), CLIPProcessor.from_pretrained(folder)
+    layers = [nn.Linear(1024, 256), nn.BatchNorm1d(256), nn.ReLU(), nn.Dropout(0.5)]
+    head = nn.Sequential(*layers, nn.Linear(256, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Dropout(0.5), nn.Linear(64, 3))
+    optimizer = torch.optim.AdamW(head.parameters(), lr=3e-4, weight_decay=0.05)
+    ends, quarter, started = [], len(guids) // 4, time.perf_counter()
+    for start in range(0, 4 * quarter, BATCH):
+        some = guids[start : start + BATCH]
+        inputs = processor(
+            text=[load_text(there[guid].read_text(), True)[0] for guid in some],
+            images=[Image.open(there[guid].image).convert("RGB") for guid in some],
+            return_tensors="pt", padding="max_length", truncation=True, max_length=77,
+        )  # fmt: skip
+        with torch.no_grad():
+            image = model.get_image_features(pixel_values=inputs["pixel_values"]).pooler_output
+            text = model.get_text_features(inputs["input_ids"], attention_mask=inputs["attention_mask"]).pooler_output
+        classes = torch.tensor([names.index(labels[guid]) for guid in some])
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(head(torch.cat([image, text], dim=1)), classes).backward()
+        optimizer.step()
+        if start // quarter != (start + BATCH) // quarter or start + BATCH >= 4 * quarter:
+            ends.append(((time.perf_counter() - started) / (start + len(some))) * total)
+    return ends[-1], ends
+
+
+PEERS = {"scikit-learn MLPClassifier": scikit_learn, "skorch": skorch}
+
+
+def spread(values, unit="s"):
+    """Return median, lowest and highest."""
+    return f"{statistics.median(values):.2f} {unit} [{min(values):.2f}, {max(values):.2f}]"
+
+
+def step(*arguments):
+    """Run a step of this script; return (seconds of the whole process, what it printed)."""
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, __file__, *map(str, arguments)], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{arguments} failed:\n{done.stderr[-2000:]}")
+    return time.perf_counter() - started, json.loads(done.stdout.splitlines()[-1])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cache", type=Path)
+    parser.add_argument("folder", type=Path, nargs="?", help="of a CLIP model; default: CLIP is not timed")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--loop-pairs", type=int)
+    parser.add_argument("--step", choices=[*PEERS, "loop"], help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.step == "loop":
+        print(json.dumps(clip_in_the_loop(args.cache, args.folder, args.loop_pairs)))
+        return
+    if args.step:
+        print(json.dumps(PEERS[args.step](args.cache)))
+        return
+    all_of_ours = []
+    with tempfile.TemporaryDirectory() as runs:
+        command = [MMCLI, "train-head", "--cache", args.cache, "--preset", "report", "--runs", runs, "--json"]
+        for name in PEERS:
+            whole, fits, mine, scores = [], [], [], []
+            for _ in range(args.repeats):
+                started = time.perf_counter()
+                done = subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True)
+                mine.append(time.perf_counter() - started)
+                seconds, (fitted, score) = step(args.cache, "--step", name)
+                whole.append(seconds)
+                fits.append(fitted)
+                scores.append(score)
+            ratios = [theirs / ours for theirs, ours in zip(whole, mine, strict=True)]
+            print(
+                f"{name}: {spread(whole)}, of that fit {spread(fits)}, test macro-F1 {statistics.median(scores):.3f}; "
+                f"ours {spread(mine)}, {json.loads(done.stdout)['test']['macro_f1']:.3f}: {spread(ratios, 'times')}",
+                flush=True,
+            )
+            all_of_ours += mine
+    if args.folder is not None:
+        limited = [] if args.loop_pairs is None else ["--loop-pairs", args.loop_pairs]
+        _, (epoch, ends) = step(args.cache, args.folder, "--step", "loop", *limited)
+        ratios = [EPOCHS * epoch / ours for ours in all_of_ours]
+        print(
+            f"CLIP in the loop: {epoch:.0f} s an epoch (by its quarters {min(ends):.0f} to {max(ends):.0f}), "
+            f"{EPOCHS * epoch:.0f} s for {EPOCHS}: {spread(ratios, 'times ours')}"
+        )
+
+
+if __name__ == "__main__":
+    main()
