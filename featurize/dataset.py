@@ -3,8 +3,13 @@
 import hashlib
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import overload
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ..cache.errors import DataError
 from ..cache.labels import cell_text, read_labels, read_table
@@ -84,7 +89,7 @@ class Dataset:
 
     data: Path
     labels_path: Path | None
-    pairs: list[Pair]
+    pairs: Sequence[Pair]
     labels: dict[str, str | None]
 
     @classmethod
@@ -100,58 +105,159 @@ class Dataset:
         """
         data = Path(os.path.abspath(data))
         labels_path = None if labels is None else Path(os.path.abspath(labels))
+        found: _Folder | _Manifest
+        by_guid: dict[str, str | None] = {}
         if data.is_dir():
-            found = _scan_folder(data, labels_path)
-            by_guid: dict[str, str | None] = {}
+            found = _Folder(data, labels_path)
         elif data.is_file():
-            found, by_guid = _read_manifest(data)
+            manifest, by_guid = _read_manifest(data)
+            found = _Manifest(manifest)
             if by_guid and labels_path is None:
                 labels_path = data
         else:
             raise DataError(f"no such folder or manifest: {data}")
-        if not found:
+        if not len(found):
             raise DataError(
                 f"no pairs in {data}: expected files <guid>.jpg (or {', '.join(IMAGE_SUFFIXES[1:])}) and <guid>.txt"
             )
         if labels is not None:
             by_guid = read_labels(Path(labels))
-            if not by_guid.keys() & found.keys():
+            if not any(guid in found for guid in by_guid):
                 raise DataError(f"none of the {len(by_guid)} guids in {labels} is in {data}: is it the right file?")
         for guid in by_guid:
-            if guid not in found:
-                found[guid] = Pair(guid, problem="labelled, but neither image nor text is there")
-        return cls(data, labels_path, [found[guid] for guid in sorted(found, key=natural_key)], by_guid)
+            found.expect(guid)
+        return cls(data, labels_path, found.in_order(), by_guid)
 
 
-def natural_key(guid: str) -> tuple[list[str | int], str]:
+def natural_key(guid: str) -> str:
     """Sort key in which ``8`` comes before ``26``."""
-    parts = re.split(r"([0-9]+)", guid)  # text and digits in turn, text first
-    return [int(part) if index % 2 else part for index, part in enumerate(parts)], guid
+    # Text and digits in turn, text first. A longer number is a larger one; what ends comes first.
+    parts = [part if index % 2 == 0 else part.lstrip("0") for index, part in enumerate(re.split(r"([0-9]+)", guid))]
+    return "\0".join(chr(len(part) + 1) + part if index % 2 else part for index, part in enumerate(parts)) + "\0\0" + guid
 
 
-def _scan_folder(folder: Path, labels_path: Path | None) -> dict[str, Pair]:
-    images: dict[str, list[str]] = {}
-    texts: dict[str, str] = {}
-    own_labels = None if labels_path is None else os.path.realpath(labels_path)
-    with os.scandir(folder) as entries:
-        for entry in sorted(entries, key=lambda entry: entry.name):
-            guid, suffix = os.path.splitext(entry.name)
-            if guid.startswith(".") or not entry.is_file() or os.path.realpath(entry.path) == own_labels:
-                continue
-            if suffix.lower() in IMAGE_SUFFIXES:
-                images.setdefault(guid, []).append(entry.path)
-            elif suffix.lower() == ".txt":
-                texts[guid] = entry.path
-    pairs = {}
-    for guid in images.keys() | texts.keys():
-        files, text_path = images.get(guid, []), texts.get(guid)
-        problem = None
-        if len(files) > 1:
-            problem = "guid given twice: " + ", ".join(os.path.basename(path) for path in files)
-        if not guid.isprintable() and guid != guid.encode(errors="replace").decode():
-            problem, guid = "the file's name is not UTF-8", guid.encode(errors="replace").decode()
-        pairs[guid] = Pair(guid, files[0] if files else None, text_path, None, problem)
-    return pairs
+_LABELLED_ONLY = "labelled, but neither image nor text is there"
+
+
+class _Manifest:
+    """Pairs of a manifest."""
+
+    def __init__(self, pairs: dict[str, Pair]) -> None:
+        self._pairs = pairs
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __contains__(self, guid: object) -> bool:
+        return guid in self._pairs
+
+    def expect(self, guid: str) -> None:
+        """Take note of a pair that a label names."""
+        if guid not in self._pairs:
+            self._pairs[guid] = Pair(guid, problem=_LABELLED_ONLY)
+
+    def in_order(self) -> Sequence[Pair]:
+        """Return the pairs in natural order."""
+        return [self._pairs[guid] for guid in sorted(self._pairs, key=natural_key)]
+
+
+class _Folder:
+    """What is in a folder: of a million pairs, the guids and a number for the two suffixes of each."""
+
+    def __init__(self, folder: Path, labels_path: Path | None) -> None:
+        self._folder = str(folder)
+        self._kinds: dict[tuple[str | None, str | None], int] = {}  # (image's suffix, text's suffix)
+        self._kind_of: dict[str, int] = {}
+        self._odd: dict[str, Pair] = {}
+        twice: dict[str, list[str]] = {}
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                guid, suffix = os.path.splitext(entry.name)
+                is_image, is_text = suffix.lower() in IMAGE_SUFFIXES, suffix.lower() == ".txt"
+                if guid.startswith(".") or not (is_image or is_text) or not entry.is_file():
+                    continue
+                if labels_path is not None and is_text and _is_same_file(entry, labels_path):
+                    continue
+                image, text = self._suffixes(guid)
+                if is_image and image is not None:
+                    twice.setdefault(guid, [guid + image]).append(entry.name)
+                self._set(guid, suffix if is_image else image, suffix if is_text else text)
+        for guid, names in twice.items():
+            names.sort()
+            image, text = os.path.join(folder, names[0]), self._suffixes(guid)[1]
+            text_path = None if text is None else os.path.join(folder, guid + text)
+            self._odd[guid] = Pair(guid, image, text_path, None, "guid given twice: " + ", ".join(names))
+        for guid in [guid for guid in self._kind_of if not guid.isprintable()]:
+            readable = guid.encode(errors="replace").decode()
+            if guid != readable:
+                pair = self._odd.pop(guid, None) or _pair(self._folder, guid, self._suffixes(guid))
+                del self._kind_of[guid]
+                self._set(readable, None, None)
+                self._odd[readable] = replace(pair, guid=readable, problem="the file's name is not UTF-8")
+
+    def _suffixes(self, guid: str) -> tuple[str | None, str | None]:
+        kind = self._kind_of.get(guid)
+        return (None, None) if kind is None else list(self._kinds)[kind]
+
+    def _set(self, guid: str, image: str | None, text: str | None) -> None:
+        self._kind_of[guid] = self._kinds.setdefault((image, text), len(self._kinds))
+
+    def __len__(self) -> int:
+        return len(self._kind_of)
+
+    def __contains__(self, guid: object) -> bool:
+        return guid in self._kind_of
+
+    def expect(self, guid: str) -> None:
+        """Take note of a pair that a label names."""
+        if guid not in self._kind_of:
+            self._set(guid, None, None)
+
+    def in_order(self) -> Sequence[Pair]:
+        """Return the pairs in natural order."""
+        guids = sorted(self._kind_of, key=natural_key)
+        kinds = np.fromiter((self._kind_of[guid] for guid in guids), np.uint16, len(guids))
+        return _FolderPairs(self._folder, guids, kinds, list(self._kinds), self._odd)
+
+
+class _FolderPairs(Sequence[Pair]):
+    """Pairs of a folder, each made when it is asked for: a million would take half a gigabyte."""
+
+    def __init__(
+        self,
+        folder: str,
+        guids: list[str],
+        kinds: NDArray[np.uint16],
+        suffixes: list[tuple[str | None, str | None]],
+        odd: dict[str, Pair],
+    ) -> None:
+        self._folder, self._guids, self._kinds, self._suffixes, self._odd = folder, guids, kinds, suffixes, odd
+
+    def __len__(self) -> int:
+        return len(self._guids)
+
+    @overload
+    def __getitem__(self, index: int) -> Pair: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Pair]: ...
+
+    def __getitem__(self, index: int | slice) -> Pair | list[Pair]:
+        if isinstance(index, slice):
+            return [self[each] for each in range(*index.indices(len(self)))]
+        guid = self._guids[index]
+        return self._odd.get(guid) or _pair(self._folder, guid, self._suffixes[self._kinds[index]])
+
+
+def _pair(folder: str, guid: str, suffixes: tuple[str | None, str | None]) -> Pair:
+    image, text = (None if suffix is None else os.path.join(folder, guid + suffix) for suffix in suffixes)
+    return Pair(guid, image, text, None, _LABELLED_ONLY if image is None and text is None else None)
+
+
+def _is_same_file(entry: os.DirEntry[str], path: Path) -> bool:
+    if entry.name != path.name and not entry.is_symlink() and not path.is_symlink():
+        return False
+    return os.path.realpath(entry.path) == os.path.realpath(path)
 
 
 def _read_manifest(path: Path) -> tuple[dict[str, Pair], dict[str, str | None]]:

@@ -15,7 +15,8 @@ from .backbone import Backbone
 from .dataset import Pair
 from .encode import How, encode_blocks
 from .loading import choose_device, open_backbone
-from .pipeline import BLOCK_ROWS, identity_of
+from .pipeline import identity_of
+from .plan import BLOCK_ROWS
 from .reading import TOWERS, Reject
 
 

@@ -4,9 +4,10 @@ The work is cut into batches, and each core takes a batch from the files' bytes 
 never wait for each other, nor fight for cores. The same image, or the same text, is encoded once.
 """
 
+import itertools
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -84,11 +85,12 @@ class _Images:
 
 
 def encode_blocks(
-    blocks: Sequence[Sequence[Pair]],
+    blocks: Iterable[Sequence[Pair]],
     encoder: Encoder,
     how: How,
     on_progress: Callable[[int, int], None] | None = None,
     known: Known | None = None,
+    total: int | None = None,
 ) -> Iterator[tuple[Block, list[Reject]]]:
     """Encode each block of pairs, in order.
 
@@ -106,16 +108,19 @@ def encode_blocks(
     known
         Embeddings that need not be computed. Whoever adds to it each block that was yielded has the same image, or
         text, of two blocks encoded once, too.
+    total
+        How many pairs are in ``blocks``, where these are made one by one.
 
     Yields
     ------
     block, rejects
         The block's rows, without those that were rejected.
     """
-    total = sum(len(block) for block in blocks)
-    looked = prefetch(
-        lambda pair: look(pair, how.towers, how.clean), (pair for block in blocks for pair in block), ahead=64
-    )
+    if total is None:
+        blocks = list(blocks)
+        total = sum(len(block) for block in blocks)
+    blocks, to_read = itertools.tee(blocks)
+    looked = prefetch(lambda pair: look(pair, how.towers, how.clean), itertools.chain.from_iterable(to_read), ahead=64)
     with warnings.catch_warnings(), encoder.workers() as pool:
         warnings.simplefilter("ignore")  # Pillow's on odd but readable images
         run = _Run(encoder, how, pool, total, on_progress, known)

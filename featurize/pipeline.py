@@ -4,8 +4,8 @@ import contextlib
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,13 @@ from ..cache.parts import merge, parts_folder, read_parts, remove_parts, write_p
 from ..cache.schema import Header
 from ..cache.store import FeatureCache
 from .backbone import DEFAULT_BACKBONE, Backbone
-from .dataset import Dataset, Pair, natural_key
+from .dataset import Dataset, Pair
 from .encode import VIEW_SEED, How, encode_blocks
 from .known import Known
 from .loading import choose_device, choose_dtype, open_backbone
-from .reading import Reject, prefetch, read_pair
+from .plan import Plan, make_plan
+from .reading import Reject, read_pair
 
-BLOCK_ROWS = 256  # what a crash can cost at most
 _LIBRARIES = ("torch", "transformers", "numpy", "h5py", "pillow")
 
 OnProgress = Callable[[int, int], None]
@@ -72,18 +72,6 @@ class FeaturizeSummary:
     pairs_per_second: float
     bytes: int
     fingerprint: str
-
-
-@dataclass
-class _Plan:
-    """Where each row of the new file comes from, and which pairs are still to be computed."""
-
-    rows: dict[str, tuple[Path, int]] = field(default_factory=dict)
-    blocks: list[list[Pair]] = field(default_factory=list)
-    resumed: int = 0
-    unchanged: int = 0
-    gone: int = 0
-    pruned: int = 0
 
 
 def identity_of(backbone: Backbone, dtype: str, clean: bool, resize: int | None) -> dict[str, Any]:
@@ -144,28 +132,28 @@ def featurize(
             backbone = _backbone(options, cached)
             header = _header(dataset, backbone, options, cached)
             how = _how(options, header, cached)
-            plan = _plan(out, dataset, header, how, cached, options.prune)
+            plan = make_plan(out, dataset, header, how, cached, options.prune)
             as_it_was = cached is not None and cached.header.dataset == header.dataset and len(cached)
         with _known(out, plan, header, how) as known:
             computed, rejects = _compute(out, plan, backbone, header, how, known, dataset, options, on_progress)
-        if not plan.rows:
+        rows = plan.rows()
+        if not len(rows):
             raise DataError(f"no pair of {dataset.data} could be read; see {_rejects_path(out)}")
-        if len(plan.rows) != as_it_was or any(path != out for path, _ in plan.rows.values()):
-            order = sorted(plan.rows, key=natural_key)
-            merge(out, [(guid, *plan.rows[guid]) for guid in order], header)
+        if len(rows) != as_it_was or plan.files != [out]:
+            merge(out, rows, header)
         remove_parts(out, header.fingerprint)
     seconds = time.perf_counter() - started
-    labelled = sum(1 for guid in plan.rows if dataset.labels.get(guid) is not None)
+    labelled = sum(1 for guid, _, _ in rows if dataset.labels.get(guid) is not None) if dataset.labels else 0
     return FeaturizeSummary(
         out=str(out),
-        rows=len(plan.rows),
+        rows=len(rows),
         computed=computed,
         resumed=plan.resumed,
         unchanged=plan.unchanged,
         gone=plan.gone,
         pruned=plan.pruned,
         labelled=labelled,
-        unlabelled=len(plan.rows) - labelled,
+        unlabelled=len(rows) - labelled,
         rejects=len(rejects),
         rejects_file=str(_rejects_path(out)) if rejects else None,
         backbone=header.backbone["name"],
@@ -217,75 +205,9 @@ def _how(options: FeaturizeOptions, header: Header, cached: FeatureCache | None)
     )
 
 
-def _plan(out: Path, dataset: Dataset, header: Header, how: How, cached: FeatureCache | None, prune: bool) -> _Plan:
-    plan = _Plan()
-    there = {pair.guid: pair for pair in dataset.pairs if not pair.absent}
-    if cached is not None:
-        cached.check(header.identity, header.backbone["name"])
-        complete = _holds_what_is_asked(cached, how)
-        same = _unchanged(cached, there)
-        _refuse_other_dataset(cached, dataset, same)
-        for row, guid in enumerate(cached.guids):
-            if guid not in there:
-                plan.gone += 1
-                plan.pruned += prune
-                if not prune:  # nothing is lost unless asked for
-                    plan.rows[guid] = (out, row)
-            elif guid in same and complete:
-                plan.rows[guid] = (out, row)
-                plan.unchanged += 1
-        if not complete and plan.gone > plan.pruned:
-            raise CacheError(
-                f"{out} would be encoded again (views, tokens or digests of cleaned texts are new), but {plan.gone} of "
-                f"its pairs are no longer in {dataset.data}: bring them back, drop them with --prune, or give another "
-                "--out"
-            )
-    todo = [pair for pair in dataset.pairs if pair.guid not in plan.rows]
-    in_parts = _resume(out, header, how, {pair.guid: pair for pair in todo})
-    plan.resumed = len(in_parts)
-    plan.rows |= in_parts
-    # Blocks are cut before the finished rows are taken out: a block that is computed again after a crash, or whose
-    # neighbour had rejects, holds the same pairs as in an uninterrupted run, hence gives the same bits.
-    for start in range(0, len(todo), BLOCK_ROWS):
-        block = [pair for pair in todo[start : start + BLOCK_ROWS] if pair.guid not in in_parts]
-        if block:
-            plan.blocks.append(block)
-    return plan
-
-
-def _holds_what_is_asked(cached: FeatureCache, how: How) -> bool:
-    return cached.n_views == how.views and cached.has_tokens == how.tokens and cached.has_cleaned
-
-
-def _unchanged(cached: FeatureCache, there: dict[str, Pair]) -> set[str]:
-    """Return the guids whose raw bytes are those that the cache was made from."""
-    known = [(guid, digests) for guid, digests in zip(cached.guids, cached.digests(), strict=True) if guid in there]
-    current = prefetch(lambda item: there[item[0]].digests(), known, ahead=64)
-    return {guid for (guid, digests), now in zip(known, current, strict=True) if now == digests}
-
-
-def _refuse_other_dataset(cached: FeatureCache, dataset: Dataset, same: set[str]) -> None:
-    if cached.header.dataset["data"] != str(dataset.data) and 2 * len(same) < len(cached):
-        raise CacheError(
-            f"{cached.path} holds the pairs of {cached.header.dataset['data']}, of which {len(same)} of {len(cached)} "
-            f"are in {dataset.data}: give --out another file for other data"
-        )
-
-
-def _resume(out: Path, header: Header, how: How, there: dict[str, Pair]) -> dict[str, tuple[Path, int]]:
-    """Return where finished rows of an interrupted run are, for pairs that have not changed since."""
-    rows: dict[str, tuple[Path, int]] = {}
-    for path in read_parts(parts_folder(out, header.fingerprint), header):
-        with FeatureCache.open(path) as part:
-            if _holds_what_is_asked(part, how):
-                same = _unchanged(part, there)
-                rows |= {guid: (path, row) for row, guid in enumerate(part.guids) if guid in same}
-    return rows
-
-
 def _compute(
     out: Path,
-    plan: _Plan,
+    plan: Plan,
     backbone: Backbone,
     header: Header,
     how: How,
@@ -294,7 +216,6 @@ def _compute(
     options: FeaturizeOptions,
     on_progress: OnProgress | None,
 ) -> tuple[int, list[Reject]]:
-    todo = [pair for block in plan.blocks for pair in block]
     # A label without a pair is listed, but says nothing about how readable the pairs are.
     absent = {pair.guid for pair in dataset.pairs if pair.absent}
     allowed = options.max_reject_rate * (len(dataset.pairs) - len(absent))
@@ -305,24 +226,25 @@ def _compute(
     folder = parts_folder(out, header.fingerprint)
     number = 1 + max((int(path.stem[5:]) for path in folder.glob("part-*.h5")), default=-1)
     computed = 0
-    hopeless = [item for item in map(read_pair, filter(Pair.cannot_be_whole, todo)) if isinstance(item, Reject)]
+    hopeless = [item for item in map(read_pair, filter(Pair.cannot_be_whole, plan.todo())) if isinstance(item, Reject)]
     if too_many(hopeless):  # said before hours of encoding, not after
         _write_rejects(out, hopeless)
         raise DataError(_too_many(out, dataset, hopeless, options))
     # Where only unreadable pairs are missing, no backbone is needed to say so.
-    rejects = list(_leading_rejects(todo))
-    if len(rejects) < len(todo):
+    todo = plan.count_todo()
+    rejects = list(_leading_rejects(plan.todo()))
+    if len(rejects) < todo:
         rejects = []
         device = choose_device(options.device)
         encoder = backbone.load(device, header.identity["dtype"], options.resize)
         if on_progress is not None:
-            on_progress(0, len(todo))
-        for block, rejected in encode_blocks(plan.blocks, encoder, how, on_progress, known):
+            on_progress(0, todo)
+        for block, rejected in encode_blocks(plan.blocks(), encoder, how, on_progress, known, todo):
             rejects += rejected
             if block.guids:
                 path = write_part(folder, number, block, header)
                 known.add(path)
-                plan.rows |= {guid: (path, row) for row, guid in enumerate(block.guids)}
+                plan.found(path, block.guids)
                 number += 1
             computed += len(block.guids)
             if too_many(rejects):
@@ -333,10 +255,10 @@ def _compute(
     return computed, rejects
 
 
-def _known(out: Path, plan: _Plan, header: Header, how: How) -> Known:
+def _known(out: Path, plan: Plan, header: Header, how: How) -> Known:
     """Return the embeddings that are in the cache and in parts already, whatever pairs they are of."""
     known = Known(how.clean)
-    if plan.blocks:
+    if plan.count_todo():
         for path in [out, *read_parts(parts_folder(out, header.fingerprint), header)]:
             if path.exists():
                 with FeatureCache.open(path) as cache:
@@ -355,7 +277,7 @@ def _too_many(out: Path, dataset: Dataset, rejects: Sequence[Reject], options: F
     )
 
 
-def _leading_rejects(todo: Sequence[Pair]) -> Iterator[Reject]:
+def _leading_rejects(todo: Iterable[Pair]) -> Iterator[Reject]:
     """Yield the rejects that ``todo`` begins with, up to the first pair that can be read."""
     for pair in todo:
         item = read_pair(pair)

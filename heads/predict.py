@@ -1,6 +1,6 @@
 """Labels for pairs: listed ones, a folder of them, or a single one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,6 +104,7 @@ def predict(
     cache = None if pair is not None else _open_cache(checkpoint, cache_path)
     logits: dict[str, NDArray[np.float32]] = {}
     rejects: list[Reject] = []
+    pairs: Sequence[Pair]
     try:
         wanted = None if ids is None else read_ids(ids)
         compared = cache
@@ -170,7 +171,7 @@ def _recorded_dataset(cache: FeatureCache | None, checkpoint: Checkpoint) -> Dat
     return Dataset.open(cache.header.dataset["data"])
 
 
-def _pairs_of(dataset: Dataset, wanted: list[str] | None) -> list[Pair]:
+def _pairs_of(dataset: Dataset, wanted: list[str] | None) -> Sequence[Pair]:
     if wanted is None:
         return dataset.pairs
     there = {pair.guid: pair for pair in dataset.pairs}

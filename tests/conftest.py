@@ -12,7 +12,7 @@ from free_backbone import FreeBackbone
 from mmcli.cache import FeatureCache
 from mmcli.cache.parts import Block, merge, write_part
 from mmcli.cache.schema import Header
-from mmcli.featurize import pipeline
+from mmcli.featurize import pipeline, plan
 from PIL import Image
 
 WORDS = ["sun", "rain", "love", "hate", "tree", "house", "fine", "bad", "good", "day", "night", "the", "a", "is"]
@@ -152,7 +152,7 @@ def free(monkeypatch):
     """Make every backbone the free one, and blocks small."""
     backbone = FreeBackbone()
     monkeypatch.setattr(pipeline, "open_backbone", lambda name, revision=None: backbone)
-    monkeypatch.setattr(pipeline, "BLOCK_ROWS", 5)
+    monkeypatch.setattr(plan, "BLOCK_ROWS", 5)
     return backbone
 
 

@@ -1,8 +1,9 @@
 import json
+import re
 
 import pytest
 from conftest import write_pair
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmcli.cache import DataError, read_ids, read_labels
 from mmcli.featurize import Dataset
@@ -161,3 +162,13 @@ def test_a_manifest_with_text_files_and_one_without_the_columns(tmp_path):
         Dataset.open(write(tmp_path / "other.csv", "guid,picture\n1,1.jpg\n"))
     with pytest.raises(DataError, match="line 2 is not JSON"):
         Dataset.open(write(tmp_path / "bad.jsonl", '{"guid": "1", "image": "1.jpg", "text": ""}\n{'))
+
+
+@settings(max_examples=300)
+@given(st.lists(st.text(alphabet="ab019 -_é", max_size=8), max_size=12))
+def test_natural_order_is_that_of_texts_and_numbers_in_turn(guids):
+    def plain(guid):
+        parts = re.split(r"([0-9]+)", guid)
+        return [int(part) if index % 2 else part for index, part in enumerate(parts)], guid
+
+    assert sorted(guids, key=natural_key) == sorted(guids, key=plain)

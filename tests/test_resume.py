@@ -11,7 +11,7 @@ from conftest import content, write_pair
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mmcli.cache import LockedError, atomic
-from mmcli.featurize import FeaturizeOptions, featurize, pipeline
+from mmcli.featurize import FeaturizeOptions, featurize, pipeline, plan
 
 OPTIONS = FeaturizeOptions(dtype="float32")
 
@@ -63,10 +63,10 @@ KILLED = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[1])
 from free_backbone import FreeBackbone
-from mmcli.featurize import FeaturizeOptions, featurize, pipeline
+from mmcli.featurize import FeaturizeOptions, featurize, pipeline, plan
 backbone, left, replace = FreeBackbone(), int(sys.argv[4]), os.replace
 pipeline.open_backbone = lambda name, revision=None: backbone
-pipeline.BLOCK_ROWS = 5
+plan.BLOCK_ROWS = 5
 def replace_then_die(*paths):
     global left
     left -= 1
@@ -98,7 +98,7 @@ def test_a_gap_in_the_parts_of_a_killed_run_mixes_nothing_up(pairs, tmp_path, fr
         featurize(folder, None, tmp_path / "f.h5", OPTIONS)
     monkeypatch.undo()
     monkeypatch.setattr(pipeline, "open_backbone", lambda name, revision=None: free)
-    monkeypatch.setattr(pipeline, "BLOCK_ROWS", 5)
+    monkeypatch.setattr(plan, "BLOCK_ROWS", 5)
     parts = sorted(tmp_path.rglob("part-*.h5"))
     assert len(parts) == 4
     parts[0].write_bytes(parts[0].read_bytes()[:500])
