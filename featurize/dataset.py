@@ -132,8 +132,11 @@ class Dataset:
 def natural_key(guid: str) -> str:
     """Sort key in which ``8`` comes before ``26``."""
     # Text and digits in turn, text first. A longer number is a larger one; what ends comes first.
-    parts = [part if index % 2 == 0 else part.lstrip("0") for index, part in enumerate(re.split(r"([0-9]+)", guid))]
-    return "\0".join(chr(len(part) + 1) + part if index % 2 else part for index, part in enumerate(parts)) + "\0\0" + guid
+    key = []
+    for index, part in enumerate(re.split(r"([0-9]+)", guid)):
+        digits = part.lstrip("0")
+        key.append(chr(len(digits) + 1) + digits if index % 2 else part)
+    return "\0".join([*key, "", guid])
 
 
 _LABELLED_ONLY = "labelled, but neither image nor text is there"
