@@ -289,7 +289,8 @@ class FeatureCache:
 
     def row_bytes(self, views: bool = False) -> int:
         """Size of the pooled embeddings of a row; with those of its views, where wanted."""
-        return sum(row_bytes(self.file[name]) for name in ("image", "text", *(["image_views"] if views else [])))
+        names = ("image", "text", *(["image_views"] if views else []))
+        return sum(row_bytes(self.file[name]) for name in names if name in self.file)
 
     def embedding_names(self) -> list[str]:
         """Names of the dense embedding datasets that this file holds."""
