@@ -62,16 +62,20 @@ def train_head(
     Example: mmcli train-head --fusion concat --modality both
     """
     _recipe_or_full(context, settings, full)
-    from ..featurize.loading import choose_device
-    from ..heads import train_full as run_full
-    from ..heads import train_head as run
+    max_bytes = parse_bytes(max_memory)
+    from ..report.drawing import Pencil
     from ..report.notes import note_about
     from ..report.progress import ProgressLine
     from ..report.tables import run_table, score_tables, seeds_table
     from ..report.terminal import print_json, print_parts
 
-    where, max_bytes = choose_device(device), parse_bytes(max_memory)
-    with ProgressLine("train", "heads") as progress:
+    with Pencil() as pencil, ProgressLine("train", "heads") as progress:
+        # Here, so that it loads matplotlib while this process loads PyTorch.
+        from ..featurize.loading import choose_device
+        from ..heads import train_full as run_full
+        from ..heads import train_head as run
+
+        where = choose_device(device)
         on_fit = progress if seeds > 1 else None
         if full:
             result = run_full(source or runs / "latest", cache, labels, runs, where, max_bytes, jobs, on_fit)
@@ -91,6 +95,7 @@ def train_head(
                 max_bytes=max_bytes,
                 jobs=jobs,
                 on_fit=on_fit,
+                draw=pencil,
             )
     note_about(result | {"full": full})
     if as_json:

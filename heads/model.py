@@ -140,9 +140,13 @@ class Head(nn.Module):
             batch.tokens,
         )
 
+    def each(self, batch: Batch) -> list[Tensor]:
+        """Return the logits of each MLP, (n, C), of standardised inputs."""
+        return [mlp(seen) for mlp, seen in zip(self.mlps, self.fusion(batch), strict=True)]
+
     def parts(self, batch: Batch) -> Tensor:
         """Return the logits of each MLP, (k, n, C), of standardised inputs."""
-        return torch.stack([mlp(seen) for mlp, seen in zip(self.mlps, self.fusion(batch), strict=True)])
+        return torch.stack(self.each(batch))
 
     def forward(self, batch: Batch) -> Tensor:
         """Return logits, (n, C), of raw embeddings."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..cache.errors import CheckpointError, DataError, MmcliError
 from ..cache.store import FeatureCache
+from ..report.drawing import draw
 from .checkpoint import Checkpoint, read_best_pt
 from .duplicates import Groups, duplicate_groups, separated
 from .folders import check_writable
@@ -41,6 +42,7 @@ def train_head(
     max_bytes: int | None = None,
     jobs: int | None = None,
     on_fit: OnFit | None = None,
+    draw: Callable[..., None] = draw,
 ) -> dict[str, Any]:
     """Train a head, or several that differ in their seed, on cached features and write a run folder.
 
@@ -66,6 +68,8 @@ def train_head(
         Processes for several seeds; default: one per core.
     on_fit
         Called with (heads trained, heads to train).
+    draw
+        Draws a figure: ``report.drawing.draw``, or a ``Pencil``.
 
     Returns
     -------
@@ -101,7 +105,7 @@ def train_head(
         config = config_of(cache, labels_file, recipe, split_dir, split_seed) | {"group_duplicates": group_duplicates}
         by_seed = dict(zip(checkpoint.seeds, fits, strict=True))
         del rows, tasks  # figures need room, too
-        return write_run(Path(runs), checkpoint, by_seed, metrics, config, labels, started)
+        return write_run(Path(runs), checkpoint, by_seed, metrics, config, labels, started, draw=draw)
 
 
 def train_full(

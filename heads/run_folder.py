@@ -10,6 +10,7 @@ from ..cache.atomic import write_json, write_text
 from ..cache.errors import CheckpointError
 from ..cache.labels import table_text
 from ..cache.store import FeatureCache
+from ..report.drawing import draw
 from .checkpoint import Checkpoint, save_checkpoint
 from .folders import new_folder
 from .recipe import Recipe
@@ -65,6 +66,7 @@ def write_run(
     started: float,
     name: str | None = None,
     save: Callable[[Path], None] | None = None,
+    draw: Callable[..., None] = draw,
 ) -> dict[str, Any]:
     """Write a run folder into ``runs`` and return what its ``metrics.json`` holds.
 
@@ -78,9 +80,9 @@ def write_run(
         Last part of the folder's name; default: what the head sees.
     save
         Writes best.pt; default: that of ``checkpoint``.
+    draw
+        Draws a figure: ``report.drawing.draw``, or a ``Pencil``.
     """
-    from ..report import figures  # here, because workers that only fit must not wait for matplotlib
-
     first = next(iter(fits.values()))
     with new_folder(runs, name or checkpoint.recipe.sees) as (draft, folder):
         if save is None:
@@ -93,9 +95,9 @@ def write_run(
         write_split(draft / "splits", checkpoint.split, labels)
         if "lr" in columns:  # a linear head has no epochs
             histories, best_epochs = zip(*((found.history, found.best_epoch) for found in fits.values()), strict=True)
-            figures.curves(histories, best_epochs, draft / "curves.png")
+            draw("curves", histories, best_epochs, path=draft / "curves.png")
         shown = "test" if "test" in metrics else "train"
-        figures.confusion(metrics[shown]["confusion"], checkpoint.classes, shown, draft / "confusion.png")
+        draw("confusion", metrics[shown]["confusion"], checkpoint.classes, shown, path=draft / "confusion.png")
         write_json(draft / "config.json", config)
         result = {
             "run": str(folder.absolute()),

@@ -223,7 +223,7 @@ class _Training:
             of_block = torch.zeros(math.ceil(len(block.classes) / self.recipe.batch_size), device=self.device)
             losses.append(of_block)
             for step, (batch, classes) in enumerate(self._batches(block)):
-                parts = head.parts(batch if block.is_standardised else head.standardised(batch))
+                parts = head.each(batch if block.is_standardised else head.standardised(batch))
                 loss = functools.reduce(operator.add, (self.loss(logits, classes) for logits in parts))
                 loss.backward()
                 self.optimizer.step()

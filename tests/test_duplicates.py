@@ -7,9 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmcli.cache import DataError, FeatureCache, MmcliError
 from mmcli.heads import Split
-from mmcli.heads.duplicates import duplicate_groups, separated
+from mmcli.heads.duplicates import connected, duplicate_groups, separated
 from mmcli.heads.folds import group_folds, repeated_folds
 from mmcli.heads.splits import grouped_split
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 
 def cache_with(tmp_path, images, texts):
@@ -129,3 +131,16 @@ def test_a_class_of_copies_of_another_is_said_to_be():
     groups = np.array([*range(40), *range(5)])  # every row of class 1 is a copy of one of class 0
     with pytest.raises(DataError, match=r"class 'b' has 0 rows \(copies counted once\)"):
         repeated_folds(classes, groups, ["a", "b"], 5, 1, seed=0)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 40), st.lists(st.tuples(st.integers(0, 39), st.integers(0, 39)), max_size=40))
+def test_components_are_those_of_scipy(n, edges):
+    left, right = (np.array([edge[side] % n for edge in edges], dtype=np.int64) for side in (0, 1))
+    graph = coo_array((np.ones(len(left)), (left, right)), shape=(n, n))
+    assert connected(n, left, right).tolist() == connected_components(graph, directed=False)[1].tolist()
+
+
+def test_a_long_chain_is_one_component():
+    order = np.random.default_rng(0).permutation(5000)
+    assert not connected(5000, order[:-1], order[1:]).any()
