@@ -167,7 +167,7 @@ def heads(folder, rows, max_memory):
     yield ("evaluate", *measured([MMCLI, "evaluate", "--from", best_pt, "--on", "test", "--json"])[:2])
     ids = folder / "ids.txt"
     ids.write_text("guid,tag\n" + "".join(f"{guid},\n" for guid in range(rows)))
-    out = ["--out", folder / "predicted.txt", "--json"]
+    out = ["--out", folder / "predicted.txt"]
     yield ("predict", *measured([MMCLI, "predict", "--from", best_pt, "--ids", ids, *out])[:2])
     cache.unlink()
 
