@@ -53,8 +53,8 @@ class Preparer:
         self.asked = {} if resize is None else {"size": {"shortest_edge": resize}}
         self.size = {"shortest_edge": resize} if resize is not None else dict(processor.size)
         self.crop = dict(processor.crop_size) if getattr(processor, "do_center_crop", None) else None
-        self.table = self._table()
-        self.is_plain = self.table is not None and all(self._is_same(each) for each in _samples())
+        self.table = np.empty((3, 0), np.float32)
+        self.is_plain = self._learn_table()
 
     def __call__(self, image: Image.Image) -> NDArray[np.float32]:
         """Return the pixels that the model takes, (3, H, W)."""
@@ -67,23 +67,19 @@ class Preparer:
         )
         return np.asarray(prepared["pixel_values"][0], dtype=np.float32)
 
-    def _table(self) -> NDArray[np.float32] | None:
-        """Return what becomes of each value of each channel, (3, 256)."""
+    def _learn_table(self) -> bool:
+        """Take what becomes of each value of each channel, (3, 256); return whether no more than that is done."""
         grey = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2)
         try:
             table = self._processed(Image.fromarray(grey), do_resize=False, do_center_crop=False)
-        except Exception:  # a processor of a kind that does more
-            return None
-        return np.ascontiguousarray(table[:, 0]) if table.shape == (3, 1, 256) else None
-
-    def _is_same(self, image: Image.Image) -> bool:
-        try:
-            return np.array_equal(self._quick(image), self._processed(image))
-        except Exception:
+            if table.shape != (3, 1, 256):
+                return False
+            self.table = np.ascontiguousarray(table[:, 0])
+            return all(np.array_equal(self._quick(each), self._processed(each)) for each in _samples())
+        except Exception:  # processors of other kinds raise as they like; what cannot be imitated is used itself
             return False
 
     def _quick(self, image: Image.Image) -> NDArray[np.float32]:
-        assert self.table is not None
         width, height = image.size
         if self.size.get("shortest_edge"):
             short = self.size["shortest_edge"]
