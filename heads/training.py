@@ -222,13 +222,15 @@ class _Training:
             # In one piece: a small result after each step would keep the memory of the large ones beside it.
             of_block = torch.zeros(math.ceil(len(block.classes) / self.recipe.batch_size), device=self.device)
             losses.append(of_block)
-            for step, (batch, classes) in enumerate(self._batches(block)):
+            steps = 0
+            for batch, classes in self._batches(block):
                 parts = head.each(batch if block.is_standardised else head.standardised(batch))
                 loss = functools.reduce(operator.add, (self.loss(logits, classes) for logits in parts))
                 loss.backward()
                 self.optimizer.step()
-                of_block[step] = loss.detach() / len(parts)
-            losses[-1] = of_block[: step + 1]
+                of_block[steps] = loss.detach() / len(parts)
+                steps += 1
+            losses[-1] = of_block[:steps]
         mean = float(torch.cat(losses).mean())
         if not math.isfinite(mean):
             raise MmcliError(f"training diverged in epoch {epoch} (loss {mean}): lower --lr")
@@ -257,6 +259,8 @@ class _Training:
         order = torch.randperm(len(block.classes), generator=self.order)
         if len(order) % size == 1:
             order = order[:-1]  # BatchNorm has no variance for a batch of one row
+        if not len(order):
+            return
         view = None
         if self.recipe.views and block.views is not None:
             view = torch.randint(block.views.shape[1], (len(block.classes),), generator=self.which_view).to(self.device)

@@ -85,6 +85,17 @@ def test_an_epoch_sees_every_row_once_in_blocks_that_fit(both):
     assert not np.array_equal(others[0], blocks[0])
 
 
+def test_a_block_of_one_row_takes_no_step(both):
+    """2,945 rows are 46 stretches of 64 and one of 1, here each a block."""
+    rows = both[1].take(np.arange(46 * 64 + 1))
+    small = replace(rows.features.image, max_bytes=1)
+    rows = Rows(replace(rows.features, image=small), rows.classes)
+    assert sorted(map(len, shuffled_blocks(rows.features, torch.Generator().manual_seed(0)))) == [1, *[64] * 46]
+    for seed in range(3):
+        (record,) = fit(replace(RECIPE, epochs=1, seed=seed), 3, rows).history
+        assert 0.5 < record["train_loss"] < 2
+
+
 @pytest.mark.parametrize("settings", [{}, {"views": True}, {"batch_size": 64}])
 def test_a_head_learns_as_well_from_the_file(both, settings):
     recipe = replace(RECIPE, **settings)
