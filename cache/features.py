@@ -76,53 +76,62 @@ class Tokens:
 
 
 @dataclass(frozen=True)
+class StoredFile:
+    """A cache file that is opened when it is first read, in whichever process that is."""
+
+    path: Path
+    _opened: list[h5py.File] = field(default_factory=list, repr=False, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_opened": []}
+
+    def open(self) -> h5py.File:
+        """Return the file, open."""
+        if not self._opened:
+            self._opened.append(open_hdf5(self.path))
+        return self._opened[0]
+
+
+@dataclass(frozen=True)
 class StoredTokens:
     """Last hidden states of n rows that stay in the cache file until ``load``.
 
     Attributes
     ----------
-    path
-        The cache file; opened when it is first read, in whichever process that is.
+    file
+        The cache file.
     rows
         (n,) int64: rows of the file.
     max_bytes
         How much may be in memory at once: one block that is in use and one that is being read.
     """
 
-    path: Path
+    file: StoredFile
     rows: NDArray[np.int64]
     max_bytes: int
-    _opened: list[h5py.File] = field(default_factory=list, repr=False, compare=False)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_opened": []}
 
     def __len__(self) -> int:
         return len(self.rows)
 
     @property
-    def _file(self) -> h5py.File:
-        if not self._opened:
-            self._opened.append(open_hdf5(self.path))
-        return self._opened[0]
-
-    @property
     def widths(self) -> tuple[int, int]:
         """Return (w_i, w_t)."""
-        return int(self._file["image_tokens"].shape[2]), int(self._file["text_tokens"].shape[1])
+        file = self.file.open()
+        return int(file["image_tokens"].shape[2]), int(file["text_tokens"].shape[1])
 
     @cached_property
     def at_once(self) -> int:
         """How many rows may be loaded at once."""
-        return max(1, int(self.max_bytes / 2 / (tokens_bytes(self._file) / max(len(self._file["guid"]), 1))))
+        file = self.file.open()
+        return max(1, int(self.max_bytes / 2 / (tokens_bytes(file) / max(len(file["guid"]), 1))))
 
     def take(self, rows: NDArray[np.int64]) -> StoredTokens:
         """Return the rows numbered ``rows``, still in the file."""
-        return StoredTokens(self.path, self.rows[rows], self.max_bytes, self._opened)
+        return StoredTokens(self.file, self.rows[rows], self.max_bytes)
 
     def load(self) -> Tokens:
         """Read these rows into memory, in the order of the file, so that the disk reads ahead."""
-        return read_tokens(self._file, self.path, self.rows)
+        return read_tokens(self.file.open(), self.file.path, self.rows)
 
 
 class Hash(Protocol):
@@ -138,31 +147,25 @@ class StoredRows:
 
     Attributes
     ----------
-    path, name
-        The cache file, opened when it is first read, in whichever process that is; the dataset in it.
+    file, name
+        The cache file; the dataset in it.
     rows
         (n,) int64: rows of the file.
     max_bytes
         How much may be in memory at once, of all datasets that are read together.
     """
 
-    path: Path
+    file: StoredFile
     name: str
     rows: NDArray[np.int64]
     max_bytes: int
-    _opened: list[h5py.File] = field(default_factory=list, repr=False, compare=False)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_opened": []}
 
     def __len__(self) -> int:
         return len(self.rows)
 
     @property
     def _dataset(self) -> h5py.Dataset:
-        if not self._opened:
-            self._opened.append(open_hdf5(self.path))
-        return self._opened[0][self.name]
+        return self.file.open()[self.name]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -175,17 +178,17 @@ class StoredRows:
         return row_bytes(self._dataset)
 
     def __getitem__(self, rows: NDArray[np.int64] | slice) -> NDArray[Any]:
-        values = read_rows(self._dataset, self.path, self.rows[rows])
+        values = read_rows(self._dataset, self.file.path, self.rows[rows])
         if not finite_rows(values).all():
             raise CacheError(
-                f"{self.path} has rows of {self.name} that are not finite: `mmcli cache verify` lists them; featurize "
-                "them again, or take them out of the labels or of the list"
+                f"{self.file.path} has rows of {self.name} that are not finite: `mmcli cache verify` lists them; "
+                "featurize them again, or take them out of the labels or of the list"
             )
         return values
 
     def take(self, rows: NDArray[np.int64]) -> StoredRows:
         """Return the rows numbered ``rows``, still in the file."""
-        return StoredRows(self.path, self.name, self.rows[rows], self.max_bytes, self._opened)
+        return StoredRows(self.file, self.name, self.rows[rows], self.max_bytes)
 
 
 Column = NDArray[Any] | StoredRows

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from .errors import CacheError
 from .features import (
     Features,
+    StoredFile,
     StoredRows,
     StoredTokens,
     Tokens,
@@ -214,16 +215,16 @@ class FeatureCache:
             )
         rows = self.rows(guids)
         names = ["image", "text", *(["image_views"] if views else [])]
+        file = StoredFile(self.path.absolute())
         kept: Tokens | StoredTokens | None = None
         if tokens:
             share = len(rows) / max(len(self), 1)
             if max_bytes is not None and tokens_bytes(self.file) * share > max_bytes:
-                kept = StoredTokens(self.path.absolute(), rows, max_bytes)
+                kept = StoredTokens(file, rows, max_bytes)
             else:
                 kept = read_tokens(self.file, self.path, rows)
         if max_bytes is not None and len(rows) * self.row_bytes(views) > max_bytes:
-            path = self.path.absolute()
-            stored = [StoredRows(path, name, rows, max_bytes) for name in names]
+            stored = [StoredRows(file, name, rows, max_bytes) for name in names]
             return Features(stored[0], stored[1], kept, *stored[2:])
         columns = [self.read(name, rows) for name in names]
         for name, values in zip(names, columns, strict=True):
