@@ -3,17 +3,18 @@
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import overload
+from typing import TypeVar, overload
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..cache.errors import DataError
 from ..cache.labels import cell_text, read_labels, read_table
 from .image import IMAGE_SUFFIXES
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +117,7 @@ class Dataset:
                 labels_path = data
         else:
             raise DataError(f"no such folder or manifest: {data}")
-        if not len(found):
+        if not found:
             raise DataError(
                 f"no pairs in {data}: expected files <guid>.jpg (or {', '.join(IMAGE_SUFFIXES[1:])}) and <guid>.txt"
             )
@@ -142,35 +143,25 @@ def natural_key(guid: str) -> str:
 _LABELLED_ONLY = "labelled, but neither image nor text is there"
 
 
-class _Manifest:
-    """Pairs of a manifest."""
-
-    def __init__(self, pairs: dict[str, Pair]) -> None:
-        self._pairs = pairs
-
-    def __len__(self) -> int:
-        return len(self._pairs)
-
-    def __contains__(self, guid: object) -> bool:
-        return guid in self._pairs
+class _Manifest(dict[str, Pair]):
+    """Pairs of a manifest, by guid."""
 
     def expect(self, guid: str) -> None:
         """Take note of a pair that a label names."""
-        if guid not in self._pairs:
-            self._pairs[guid] = Pair(guid, problem=_LABELLED_ONLY)
+        self.setdefault(guid, Pair(guid, problem=_LABELLED_ONLY))
 
     def in_order(self) -> Sequence[Pair]:
         """Return the pairs in natural order."""
-        return [self._pairs[guid] for guid in sorted(self._pairs, key=natural_key)]
+        return [self[guid] for guid in sorted(self, key=natural_key)]
 
 
-class _Folder:
-    """What is in a folder: of a million pairs, the guids and a number for the two suffixes of each."""
+class _Folder(dict[str, int]):
+    """What is in a folder: by guid, the number of its two suffixes."""
 
     def __init__(self, folder: Path, labels_path: Path | None) -> None:
+        super().__init__()
         self._folder = str(folder)
         self._kinds: dict[tuple[str | None, str | None], int] = {}  # (image's suffix, text's suffix)
-        self._kind_of: dict[str, int] = {}
         self._odd: dict[str, Pair] = {}
         twice: dict[str, list[str]] = {}
         with os.scandir(folder) as entries:
@@ -190,66 +181,57 @@ class _Folder:
             image, text = os.path.join(folder, names[0]), self._suffixes(guid)[1]
             text_path = None if text is None else os.path.join(folder, guid + text)
             self._odd[guid] = Pair(guid, image, text_path, None, "guid given twice: " + ", ".join(names))
-        for guid in [guid for guid in self._kind_of if not guid.isprintable()]:
+        for guid in [guid for guid in self if not guid.isprintable()]:
             readable = guid.encode(errors="replace").decode()
             if guid != readable:
                 pair = self._odd.pop(guid, None) or _pair(self._folder, guid, self._suffixes(guid))
-                del self._kind_of[guid]
+                del self[guid]
                 self._set(readable, None, None)
                 self._odd[readable] = replace(pair, guid=readable, problem="the file's name is not UTF-8")
 
     def _suffixes(self, guid: str) -> tuple[str | None, str | None]:
-        kind = self._kind_of.get(guid)
+        kind = self.get(guid)
         return (None, None) if kind is None else list(self._kinds)[kind]
 
     def _set(self, guid: str, image: str | None, text: str | None) -> None:
-        self._kind_of[guid] = self._kinds.setdefault((image, text), len(self._kinds))
-
-    def __len__(self) -> int:
-        return len(self._kind_of)
-
-    def __contains__(self, guid: object) -> bool:
-        return guid in self._kind_of
+        self[guid] = self._kinds.setdefault((image, text), len(self._kinds))
 
     def expect(self, guid: str) -> None:
         """Take note of a pair that a label names."""
-        if guid not in self._kind_of:
+        if guid not in self:
             self._set(guid, None, None)
 
     def in_order(self) -> Sequence[Pair]:
-        """Return the pairs in natural order."""
-        guids = sorted(self._kind_of, key=natural_key)
-        kinds = np.fromiter((self._kind_of[guid] for guid in guids), np.uint16, len(guids))
-        return _FolderPairs(self._folder, guids, kinds, list(self._kinds), self._odd)
+        """Return the pairs in natural order, each made when it is asked for: a million would take half a gigabyte."""
+        guids = sorted(self, key=natural_key)
+        kinds = np.fromiter((self[guid] for guid in guids), np.uint16, len(guids))
+        folder, odd, suffixes = self._folder, self._odd, list(self._kinds)
+
+        def make(number: int) -> Pair:
+            guid = guids[number]
+            return odd.get(guid) or _pair(folder, guid, suffixes[kinds[number]])
+
+        return MadeWhenAsked(len(guids), make)
 
 
-class _FolderPairs(Sequence[Pair]):
-    """Pairs of a folder, each made when it is asked for: a million would take half a gigabyte."""
+class MadeWhenAsked(Sequence[Item]):
+    """A sequence of ``length`` items, each made by ``make(number)`` when it is asked for."""
 
-    def __init__(
-        self,
-        folder: str,
-        guids: list[str],
-        kinds: NDArray[np.uint16],
-        suffixes: list[tuple[str | None, str | None]],
-        odd: dict[str, Pair],
-    ) -> None:
-        self._folder, self._guids, self._kinds, self._suffixes, self._odd = folder, guids, kinds, suffixes, odd
+    def __init__(self, length: int, make: Callable[[int], Item]) -> None:
+        self._numbers, self._make = range(length), make
 
     def __len__(self) -> int:
-        return len(self._guids)
+        return len(self._numbers)
 
     @overload
-    def __getitem__(self, index: int) -> Pair: ...
+    def __getitem__(self, index: int) -> Item: ...
 
     @overload
-    def __getitem__(self, index: slice) -> list[Pair]: ...
+    def __getitem__(self, index: slice) -> list[Item]: ...
 
-    def __getitem__(self, index: int | slice) -> Pair | list[Pair]:
-        if isinstance(index, slice):
-            return [self[each] for each in range(*index.indices(len(self)))]
-        guid = self._guids[index]
-        return self._odd.get(guid) or _pair(self._folder, guid, self._suffixes[self._kinds[index]])
+    def __getitem__(self, index: int | slice) -> Item | list[Item]:
+        chosen = self._numbers[index]
+        return self._make(chosen) if isinstance(chosen, int) else [self._make(each) for each in chosen]
 
 
 def _pair(folder: str, guid: str, suffixes: tuple[str | None, str | None]) -> Pair:

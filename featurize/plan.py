@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +10,7 @@ from ..cache.errors import CacheError
 from ..cache.parts import parts_folder, read_parts
 from ..cache.schema import Header
 from ..cache.store import FeatureCache
-from .dataset import Dataset, Pair, natural_key
+from .dataset import Dataset, MadeWhenAsked, Pair, natural_key
 from .encode import How
 from .reading import prefetch
 
@@ -87,33 +86,14 @@ class Plan:
 
     def rows(self) -> Sequence[Row]:
         """Return what the new file is to hold, in natural order of guid."""
-        rows = _Rows(self, np.flatnonzero(self._file >= 0))
+        numbers = np.flatnonzero(self._file >= 0)
+
+        def make(place: int) -> Row:
+            number = int(numbers[place])
+            return self.pairs[number].guid, self.files[self._file[number]], int(self._row[number])
+
+        rows = MadeWhenAsked(len(numbers), make)
         return sorted([*rows, *self.kept], key=lambda row: natural_key(row[0])) if self.kept else rows
-
-    def row(self, number: int) -> Row:
-        """Return the guid of a pair, and where its features are."""
-        return self.pairs[number].guid, self.files[self._file[number]], int(self._row[number])
-
-
-class _Rows(Sequence[Row]):
-    """Rows of a plan, each made when it is asked for."""
-
-    def __init__(self, plan: Plan, numbers: NDArray[np.int64]) -> None:
-        self._plan, self._numbers = plan, numbers
-
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-    @overload
-    def __getitem__(self, index: int) -> Row: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Row]: ...
-
-    def __getitem__(self, index: int | slice) -> Row | list[Row]:
-        if isinstance(index, slice):
-            return [self._plan.row(number) for number in self._numbers[index].tolist()]
-        return self._plan.row(int(self._numbers[index]))
 
 
 def make_plan(out: Path, dataset: Dataset, header: Header, how: How, cached: FeatureCache | None, prune: bool) -> Plan:
