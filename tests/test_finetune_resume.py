@@ -49,6 +49,15 @@ def test_resumed_equals_uninterrupted(stage1, tmp_path, killed_in):
         assert all(torch.equal(theirs[name], tensor) for name, tensor in mine.items())
 
 
+@pytest.fixture
+def interrupted(stage1, tmp_path):
+    """Train stage 1, interrupt stage 2 in its fifth step, and return stage 1's best.pt."""
+    best_pt = stage1()
+    with pytest.raises(KeyboardInterrupt):
+        finetune(best_pt, LEARNS, runs=tmp_path / "runs", watch=Watch(on_step=interrupt_at(5)))
+    return best_pt
+
+
 def test_resume_with_nothing_there_begins_anew(stage1, tmp_path):
     notes = []
     best_pt = stage1()
@@ -56,10 +65,8 @@ def test_resume_with_nothing_there_begins_anew(stage1, tmp_path):
     assert "nothing to resume" in notes[0]
 
 
-def test_a_damaged_record_of_progress(stage1, tmp_path):
-    best_pt = stage1()
-    with pytest.raises(KeyboardInterrupt):
-        finetune(best_pt, LEARNS, runs=tmp_path / "runs", watch=Watch(on_step=interrupt_at(5)))
+def test_a_damaged_record_of_progress(interrupted, tmp_path):
+    best_pt = interrupted
     (left,) = (tmp_path / "runs").glob(".finetune-*.pt")
     left.write_bytes(left.read_bytes()[:300])
     with pytest.raises(CheckpointError, match="leave --resume out"):
@@ -69,11 +76,9 @@ def test_a_damaged_record_of_progress(stage1, tmp_path):
     assert "--resume would go on" in notes[0]
 
 
-def test_an_edited_pair_makes_another_run_of_it(stage1, sixty, raw_sixty, tmp_path):
+def test_an_edited_pair_makes_another_run_of_it(interrupted, sixty, raw_sixty, tmp_path):
     """Interrupted, then featurized again with another text: there is nothing to go on with."""
-    best_pt = stage1()
-    with pytest.raises(KeyboardInterrupt):
-        finetune(best_pt, LEARNS, runs=tmp_path / "runs", watch=Watch(on_step=interrupt_at(5)))
+    best_pt = interrupted
     shutil.copytree(raw_sixty[0], tmp_path / "data")
     guid = load_checkpoint(best_pt).split.train[0]
     (tmp_path / "data" / f"{guid}.txt").write_text("something else")
@@ -83,10 +88,8 @@ def test_an_edited_pair_makes_another_run_of_it(stage1, sixty, raw_sixty, tmp_pa
     assert "nothing to resume" in notes[0]
 
 
-def test_old_progress_is_not_thrown_away_before_it_is_asked_for(stage1, tmp_path):
-    best_pt = stage1()
-    with pytest.raises(KeyboardInterrupt):
-        finetune(best_pt, LEARNS, runs=tmp_path / "runs", watch=Watch(on_step=interrupt_at(5)))
+def test_old_progress_is_not_thrown_away_before_it_is_asked_for(interrupted, tmp_path):
+    best_pt = interrupted
     (left,) = (tmp_path / "runs").glob(".finetune-*.pt")
     os.utime(left, (0, 0))
     notes = []
