@@ -48,11 +48,11 @@ class HuggingFaceEncoder(TorchEncoder):
     def encode_texts(self, ids: Sequence[Sequence[int]], tokens: bool = False) -> Encoded:
         """Encode B token lists, padded to the longest of them (SigLIP: to its full length)."""
         if not tokens and self._pools_one_position("text_model"):
-            padded, _ = self._pad(ids)
-            states = entering(self.text_layers()[-1], lambda: self._run_texts(ids))
+            padded, mask = self._pad(ids)
+            states = entering(self.text_layers()[-1], lambda: self._run_texts(padded, mask))
             with computing(self.device, self.dtype):
                 return Encoded(to_float(text_at_end(self.model, states, padded)))
-        out = self._run_texts(ids)
+        out = self._run_texts(*self._pad(ids))
         return Encoded(to_float(out.pooler_output), self._own(to_half(out.last_hidden_state), ids) if tokens else None)
 
     def _pools_one_position(self, tower: str) -> bool:
@@ -64,14 +64,14 @@ class HuggingFaceEncoder(TorchEncoder):
 
     def texts_below(self, ids: Sequence[Sequence[int]], layers: int) -> list[NDArray[np.float32]]:
         """Return what enters the last ``layers`` layers for B token lists, (L, w) each (SigLIP: of its full length)."""
-        return self._own(to_float(entering(self.text_layers()[-layers], lambda: self._run_texts(ids))), ids)
+        padded = self._pad(ids)
+        return self._own(to_float(entering(self.text_layers()[-layers], lambda: self._run_texts(*padded))), ids)
 
     def _run_images(self, pixels: NDArray[np.float32]) -> Any:
         with computing(self.device, self.dtype):
             return self.model.get_image_features(pixel_values=to_device(pixels, self.device))
 
-    def _run_texts(self, ids: Sequence[Sequence[int]]) -> Any:
-        padded, mask = self._pad(ids)
+    def _run_texts(self, padded: Tensor, mask: Tensor) -> Any:
         with computing(self.device, self.dtype):
             return text_features(self.model, padded, None if self.pads_to_full_length else mask)
 
