@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..cache.machine import cpu_count
+
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import nn
@@ -69,9 +71,7 @@ class Encoder(ABC):
     @cached_property
     def cores(self) -> int:
         """The cores that this process may use."""
-        import joblib
-
-        return int(joblib.cpu_count())
+        return cpu_count()
 
     @contextlib.contextmanager
     def workers(self) -> Iterator[Executor]:

@@ -17,7 +17,7 @@ from .encode import How, encode_blocks
 from .loading import choose_device, open_backbone
 from .pipeline import identity_of
 from .plan import BLOCK_ROWS
-from .reading import TOWERS, Reject
+from .reading import Reject, unchanged
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,8 @@ def embed_pairs(
 def same_as_cached(pairs: Sequence[Pair], cache: FeatureCache) -> list[str]:
     """Return the guids of the pairs whose raw bytes are those that ``cache`` was made from."""
     known = [pair for pair in pairs if pair.guid in cache]
-    rows = cache.rows([pair.guid for pair in known])
-    stored = zip(*(map(bytes, cache.read(f"row/{tower}_sha256", rows)) for tower in TOWERS), strict=True)
-    return [pair.guid for pair, digests in zip(known, stored, strict=True) if pair.digests() == digests]
+    same = unchanged(cache, cache.rows([pair.guid for pair in known]), known)
+    return [pair.guid for pair, is_same in zip(known, same.tolist(), strict=True) if is_same]
 
 
 def _blocks(items: list[Any]) -> list[list[Any]]:

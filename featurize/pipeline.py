@@ -25,7 +25,7 @@ from .encode import VIEW_SEED, How, encode_blocks
 from .known import Known
 from .loading import choose_device, choose_dtype, open_backbone
 from .plan import Plan, make_plan
-from .reading import Reject, read_pair
+from .reading import Reject, unreadable
 
 _LIBRARIES = ("torch", "transformers", "numpy", "h5py", "pillow")
 
@@ -226,7 +226,7 @@ def _compute(
     folder = parts_folder(out, header.fingerprint)
     number = 1 + max((int(path.stem[5:]) for path in folder.glob("part-*.h5")), default=-1)
     computed = 0
-    hopeless = [item for item in map(read_pair, filter(Pair.cannot_be_whole, plan.todo())) if isinstance(item, Reject)]
+    hopeless = [each for each in map(unreadable, filter(Pair.cannot_be_whole, plan.todo())) if each is not None]
     if too_many(hopeless):  # said before hours of encoding, not after
         _write_rejects(out, hopeless)
         raise DataError(_too_many(out, dataset, hopeless, options))
@@ -280,10 +280,10 @@ def _too_many(out: Path, dataset: Dataset, rejects: Sequence[Reject], options: F
 def _leading_rejects(todo: Iterable[Pair]) -> Iterator[Reject]:
     """Yield the rejects that ``todo`` begins with, up to the first pair that can be read."""
     for pair in todo:
-        item = read_pair(pair)
-        if not isinstance(item, Reject):
+        bad = unreadable(pair)
+        if bad is None:
             return
-        yield item
+        yield bad
 
 
 def _rejects_path(out: Path) -> Path:

@@ -12,7 +12,7 @@ from ..cache.schema import Header
 from ..cache.store import FeatureCache
 from .dataset import Dataset, MadeWhenAsked, Pair, natural_key
 from .encode import How
-from .reading import prefetch
+from .reading import unchanged
 
 BLOCK_ROWS = 256  # what a crash can cost at most, but for the blocks that are under way
 
@@ -112,7 +112,7 @@ def make_plan(out: Path, dataset: Dataset, header: Header, how: How, cached: Fea
         absent: dict[str, int] = {}  # named by a label, and no longer there
         for number, pair in enumerate(dataset.pairs):
             (absent if pair.absent else number_of)[pair.guid] = number
-        same = _unchanged(cached, dataset.pairs, number_of)
+        same = _same_bytes(cached, dataset.pairs, number_of)
         _refuse_other_dataset(cached, dataset, int(same.sum()))
         for row, guid in enumerate(cached.guids):
             if guid not in number_of:
@@ -143,14 +143,11 @@ def holds_what_is_asked(cached: FeatureCache, how: How) -> bool:
     return cached.n_views == how.views and cached.has_tokens == how.tokens and cached.has_cleaned
 
 
-def _unchanged(cached: FeatureCache, pairs: Sequence[Pair], number_of: dict[str, int]) -> NDArray[np.bool_]:
+def _same_bytes(cached: FeatureCache, pairs: Sequence[Pair], number_of: dict[str, int]) -> NDArray[np.bool_]:
     """Return of which rows the raw bytes are those that the cache was made from, (n,)."""
     rows = np.array([row for row, guid in enumerate(cached.guids) if guid in number_of], dtype=np.int64)
-    stored = [cached.read(f"row/{side}_sha256", rows) for side in ("image", "text")]
-    current = prefetch(lambda row: pairs[number_of[cached.guids[row]]].digests(), rows.tolist(), ahead=64)
     same = np.zeros(len(cached), dtype=bool)
-    for place, (row, now) in enumerate(zip(rows.tolist(), current, strict=True)):
-        same[row] = now == tuple(digests[place].tobytes() for digests in stored)
+    same[rows] = unchanged(cached, rows, (pairs[number_of[cached.guids[row]]] for row in rows.tolist()))
     return same
 
 
@@ -169,7 +166,7 @@ def _resume(plan: Plan, out: Path, header: Header, how: How) -> None:
     for path in parts:
         with FeatureCache.open(path) as part:
             if holds_what_is_asked(part, how):
-                same = _unchanged(part, plan.pairs, number_of)
+                same = _same_bytes(part, plan.pairs, number_of)
                 for row in np.flatnonzero(same).tolist():
                     plan.put(number_of[part.guids[row]], path, row)
     plan.resumed = len(number_of) - plan.count_todo() if parts else 0

@@ -8,9 +8,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from PIL.Image import Image
+import numpy as np
+from numpy.typing import NDArray
 
 from ..cache.errors import DataError
+from ..cache.store import FeatureCache
 from .dataset import Pair
 from .image import decode_image
 from .text import clean_text, decode_text
@@ -75,15 +77,27 @@ def look(pair: Pair, towers: tuple[str, ...], clean: bool) -> Looked | Reject:
         return reject(pair, str(error))
 
 
-def read_pair(pair: Pair) -> tuple[Image, bytes] | Reject:
-    """Return (decoded image, text bytes), or why they cannot be had."""
+def unreadable(pair: Pair) -> Reject | None:
+    """Return why a pair cannot be read; None where it can."""
     try:
         if pair.problem is not None:
             raise DataError(pair.problem)
-        raw_image, raw_text = pair.read_image(), pair.read_text()
-        return decode_image(raw_image), raw_text
+        raw_image = pair.read_image()
+        pair.read_text()
+        decode_image(raw_image)
     except DataError as error:
         return reject(pair, str(error))
+    return None
+
+
+def unchanged(cached: FeatureCache, rows: NDArray[np.int64], pairs: Iterable[Pair]) -> NDArray[np.bool_]:
+    """Return whether the raw bytes of each pair are those that its row of the cache was made from, (n,)."""
+    stored = (cached.read(f"row/{tower}_sha256", rows) for tower in TOWERS)
+    same = (
+        now == (image.tobytes(), text.tobytes())
+        for now, image, text in zip(prefetch(Pair.digests, pairs, ahead=64), *stored, strict=True)
+    )
+    return np.fromiter(same, bool, len(rows))
 
 
 def reject(pair: Pair, reason: str) -> Reject:

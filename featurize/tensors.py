@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..cache.memory import keep_freed_memory
+from ..cache.machine import keep_freed_memory
 from .backbone import Encoder
 
 LONGEST_TEXT = 10_000  # characters

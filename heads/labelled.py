@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from ..cache.errors import DataError
 from ..cache.labels import read_labels
-from ..cache.memory import give_back_freed_memory
+from ..cache.machine import give_back_freed_memory
 from ..cache.store import FeatureCache
 from .fusions import fusion_class
 from .inputs import Rows

@@ -7,17 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from ..cache.errors import MmcliError
+from ..cache.machine import cpu_count
 
 Result = TypeVar("Result")
 
 _watched = False  # whether this process, a worker, watches over the one that started it
-
-
-def cpu_count() -> int:
-    """Return how many cores this process may use."""
-    import joblib
-
-    return int(joblib.cpu_count())
 
 
 def _leave_with(parent: int) -> None:

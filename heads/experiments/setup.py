@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from ...cache.errors import MmcliError
+from ...cache.machine import cpu_count
 from ...cache.store import FeatureCache
 from ..duplicates import Groups
 from ..labelled import labels_of, left_for_features, rows_of
-from ..parallel import cpu_count
 from ..splits import Split, make_split
 from .fits import Candidate, Data, OnFit, data_key
 

@@ -1,10 +1,20 @@
-"""What glibc does with memory that was freed. On other systems (musl, macOS, Windows) nothing is done."""
+"""How many cores there are, and what glibc does with memory that was freed.
+
+On other systems (musl, macOS, Windows) nothing is done about memory.
+"""
 
 import contextlib
 import ctypes
 from typing import Any
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # of malloc.h
+
+
+def cpu_count() -> int:
+    """Return how many cores this process may use."""
+    import joblib
+
+    return int(joblib.cpu_count())
 
 
 def keep_freed_memory() -> None:
