@@ -18,15 +18,14 @@ import argparse
 import json
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
+from common import MMCLI, spread, step
 
 BATCH = 64
-MMCLI = Path(sys.executable).with_name("mmcli")
 
 
 def read(data, count):
@@ -163,7 +162,7 @@ def timed(name, data, folder, count):
     return {"rate": count / seconds, "image": image.tolist(), "text": text.tolist()}
 
 
-def gemm(data, folder, _):
+def gemm(data, folder):
     """Return seconds that the operations needed for every pair of ``data`` take at this machine's bfloat16 rate."""
     import torch
     from mmcli.featurize import Dataset, open_backbone
@@ -210,24 +209,10 @@ def tower(config, length):
     return (config.num_hidden_layers - 1) * length * per_token + 2 * (4 * width**2 + 2 * width * inner)
 
 
-def run(*arguments):
-    """Run a step of this script in a process of its own."""
-    command = [sys.executable, __file__, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def cosine(one, two):
     """Return the least cosine of two lists of embeddings."""
     left, right = np.array(one), np.array(two)
     return ((left * right).sum(axis=1) / np.linalg.norm(left, axis=1) / np.linalg.norm(right, axis=1)).min()
-
-
-def spread(values, unit):
-    """Return median, lowest and highest."""
-    return f"{statistics.median(values):.1f} {unit} [{min(values):.1f}, {max(values):.1f}]"
 
 
 def main():
@@ -239,19 +224,17 @@ def main():
     parser.add_argument("--peers", nargs="*", choices=list(PEERS), default=list(PEERS))
     parser.add_argument("--step", choices=[*PEERS, "ours", "gemm"], help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.step == "gemm":
+        print(json.dumps(gemm(args.data, args.folder)))
+        return
     if args.step:
-        step = (
-            gemm(args.data, args.folder, args.sample)
-            if args.step == "gemm"
-            else timed(args.step, args.data, args.folder, args.sample)
-        )
-        print(json.dumps(step))
+        print(json.dumps(timed(args.step, args.data, args.folder, args.sample)))
         return
     whole = []
     bounds = []
     for _ in range(args.repeats):
         if str(args.folder) != "offline":
-            bounds.append(run(args.data, args.folder, "--step", "gemm"))
+            bounds.append(step(__file__, args.data, args.folder, "--step", "gemm")[1])
         with tempfile.TemporaryDirectory() as made:
             started = time.perf_counter()
             command = [MMCLI, "featurize", args.data, "--backbone", args.folder, "--out", Path(made) / "f.h5", "--json"]
@@ -275,7 +258,8 @@ def main():
         theirs, mine, ratios = [], [], []
         for _ in range(args.repeats):
             found, own = (
-                run(args.data, args.folder, "--step", each, "--sample", args.sample) for each in (peer, "ours")
+                step(__file__, args.data, args.folder, "--step", each, "--sample", args.sample)[1]
+                for each in (peer, "ours")
             )
             theirs.append(found["rate"])
             mine.append(own["rate"])

@@ -15,15 +15,15 @@ import json
 import os
 import random
 import re
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+from common import MMCLI, ended, spread
+
 TRAIN, HELD_OUT, EPOCHS, BATCH = 3200, 200, 5, 16
-MMCLI = Path(sys.executable).with_name("mmcli")
 
 
 def make_split(cache_path, folder):
@@ -54,10 +54,8 @@ def watched(command, log):
         for line in child.stderr:
             if first is None and re.match(r"train: 1/", line):
                 first = time.perf_counter() - started
-    _, status, usage = os.wait4(child.pid, 0)
-    if status:
-        raise SystemExit(f"{' '.join(map(str, command))} failed")
-    return time.perf_counter() - started, first, usage.ru_maxrss / 1e6
+    seconds, memory = ended(child, command, started)
+    return seconds, first, memory / 1e9
 
 
 def loop(best_pt, dtype, pad_to):
@@ -141,9 +139,7 @@ def main():
         warm = [watched([*ours, "--lr-backbone", f"{rate}e-6"], log) for rate in range(6, 6 + args.repeats)]
         for name, found in (("first finetune", cold), ("second finetune", warm)):
             seconds, first, memory = zip(*found, strict=True)
-            whole, begun = (
-                f"{statistics.median(each):.1f} s [{min(each):.1f}, {max(each):.1f}]" for each in (seconds, first)
-            )
+            whole, begun = (spread(each, "s") for each in (seconds, first))
             print(f"{name}: {whole}, first step after {begun}, peak {max(memory):.2f} GB")
         for name, dtype, pad in (
             ("float32, padded to 77", "float32", "max_length"),
@@ -157,8 +153,7 @@ def main():
             ratios = [whole / each[0] for each in cold]
             print(
                 f"both towers in the loop, {name}: {whole:.0f} s for {EPOCHS} epochs (by its quarters {low:.0f} to "
-                f"{high:.0f}), peak {found['memory']:.2f} GB; {statistics.median(ratios):.1f} times ours "
-                f"[{min(ratios):.1f}, {max(ratios):.1f}]"
+                f"{high:.0f}), peak {found['memory']:.2f} GB; {spread(ratios, 'times ours')}"
             )
 
 

@@ -18,13 +18,13 @@ import argparse
 import json
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
+from common import MMCLI, spread, step
+
 EPOCHS, BATCH, LAYERS = 12, 16, (256, 64)
-MMCLI = Path(sys.executable).with_name("mmcli")
 
 
 def rows(cache_path):
@@ -150,20 +150,6 @@ def our_fit(cache_path):
 PEERS = {"scikit-learn MLPClassifier": scikit_learn, "skorch": skorch}
 
 
-def spread(values, unit="s"):
-    """Return median, lowest and highest."""
-    return f"{statistics.median(values):.2f} {unit} [{min(values):.2f}, {max(values):.2f}]"
-
-
-def step(*arguments):
-    """Run a step of this script; return (seconds of the whole process, what it printed)."""
-    started = time.perf_counter()
-    done = subprocess.run([sys.executable, __file__, *map(str, arguments)], capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{arguments} failed:\n{done.stderr[-2000:]}")
-    return time.perf_counter() - started, json.loads(done.stdout.splitlines()[-1])
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cache", type=Path)
@@ -187,29 +173,30 @@ def main():
                 started = time.perf_counter()
                 done = subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True)
                 mine.append(time.perf_counter() - started)
-                our_fits.append(step(args.cache, "--step", "ours")[1][0])
-                seconds, (fitted, score) = step(args.cache, "--step", name)
+                our_fits.append(step(__file__, args.cache, "--step", "ours")[1][0])
+                seconds, (fitted, theirs) = step(__file__, args.cache, "--step", name)
                 whole.append(seconds)
                 fits.append(fitted)
-                scores.append(score)
+                scores.append(theirs)
             ratios, fit_ratios = (
                 [theirs / ours for theirs, ours in zip(*each, strict=True)]
                 for each in ((whole, mine), (fits, our_fits))
             )
+            score = json.loads(done.stdout)["test"]["macro_f1"]
             print(
-                f"{name}: {spread(whole)}, of that fit {spread(fits)}, test macro-F1 {statistics.median(scores):.3f}; "
-                f"ours {spread(mine)}, fit {spread(our_fits)}, {json.loads(done.stdout)['test']['macro_f1']:.3f}: "
-                f"whole {spread(ratios, 'times')}, fit {spread(fit_ratios, 'times')}",
+                f"{name}: {spread(whole, 's', 2)}, of that fit {spread(fits, 's', 2)}, test macro-F1 "
+                f"{statistics.median(scores):.3f}; ours {spread(mine, 's', 2)}, its fit {spread(our_fits, 's', 2)}, "
+                f"{score:.3f}: whole {spread(ratios, 'times', 2)}, fit {spread(fit_ratios, 'times', 2)}",
                 flush=True,
             )
             all_of_ours += mine
     if args.folder is not None:
         limited = [] if args.loop_pairs is None else ["--loop-pairs", args.loop_pairs]
-        _, (epoch, ends) = step(args.cache, args.folder, "--step", "loop", *limited)
+        _, (epoch, ends) = step(__file__, args.cache, args.folder, "--step", "loop", *limited)
         ratios = [EPOCHS * epoch / ours for ours in all_of_ours]
         print(
             f"CLIP in the loop: {epoch:.0f} s an epoch (by its quarters {min(ends):.0f} to {max(ends):.0f}), "
-            f"{EPOCHS * epoch:.0f} s for {EPOCHS}: {spread(ratios, 'times ours')}"
+            f"{EPOCHS * epoch:.0f} s for {EPOCHS}: {spread(ratios, 'times ours', 0)}"
         )
 
 

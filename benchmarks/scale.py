@@ -12,7 +12,6 @@ that costs nothing, on tiny pictures.
 import argparse
 import io
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -20,9 +19,9 @@ import time
 from pathlib import Path
 
 import numpy as np
+from common import MMCLI, ended
 
 DIM, BLOCK, CLASSES = 512, 20_000, ("negative", "neutral", "positive")
-MMCLI = Path(sys.executable).with_name("mmcli")
 IDENTITY = {"backbone": {"kind": "random"}, "dtype": "bfloat16", "image": {"resize": None}, "text": {"cleaning": 1}}
 
 
@@ -144,10 +143,7 @@ def measured(command):
     started = time.perf_counter()
     child = subprocess.Popen([str(each) for each in command], stdout=subprocess.PIPE, text=True)
     printed = child.stdout.read()
-    _, status, usage = os.wait4(child.pid, 0)
-    if status:
-        raise SystemExit(f"{' '.join(map(str, command))} failed")
-    return time.perf_counter() - started, usage.ru_maxrss * 1024, printed
+    return *ended(child, command, started), printed
 
 
 def heads(folder, rows, max_memory):
