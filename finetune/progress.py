@@ -15,7 +15,7 @@ import torch
 from ..cache.atomic import remove_leftovers, write_bytes
 from ..cache.errors import CheckpointError
 
-_FORMAT = "mmcli finetune progress 1"
+_FORMAT = "mmcli finetune progress 2"
 _KEPT_DAYS = 30
 
 

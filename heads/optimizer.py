@@ -1,8 +1,8 @@
 """AdamW and its learning rate.
 
 PyTorch's own fused kernel, without the class around it: constructing a ``torch.optim.Optimizer`` imports PyTorch's
-compiler, one second per process, and stepping it costs a tenth of a step of a head. The tests hold both classes equal
-to ``torch.optim.AdamW`` and ``ReduceLROnPlateau``.
+compiler, one second per process, and stepping it, with a count of steps for each parameter, costs a sixth of a step of a
+head. The tests hold both classes equal to ``torch.optim.AdamW`` and ``ReduceLROnPlateau``.
 """
 
 import math
@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 from torch.nn import Parameter
-from torch.optim.adamw import adamw
 
 _BETAS, _EPSILON = (0.9, 0.999), 1e-8
 
@@ -23,12 +22,12 @@ class _Group:
     rate: float
     means: list[Tensor] = field(init=False)
     squares: list[Tensor] = field(init=False)
-    steps: list[Tensor] = field(init=False)
+    steps: Tensor = field(init=False)  # how many were taken
 
     def __post_init__(self) -> None:
         self.means = [torch.zeros_like(each) for each in self.parameters]
         self.squares = [torch.zeros_like(each) for each in self.parameters]
-        self.steps = [torch.zeros((), device=each.device) for each in self.parameters]
+        self.steps = torch.zeros((), device=self.parameters[0].device)
 
 
 class AdamW:
@@ -48,8 +47,8 @@ class AdamW:
         self.factor = 1.0  # of every group's rate
 
     def state(self) -> list[list[Tensor]]:
-        """Return what has been gathered over the steps; of each group its means, squares and step counts."""
-        return [[*group.means, *group.squares, *group.steps] for group in self.groups]
+        """Return what has been gathered over the steps; of each group its means, squares and number of steps."""
+        return [[*group.means, *group.squares, group.steps] for group in self.groups]
 
     @torch.no_grad()
     def load_state(self, state: list[list[Tensor]]) -> None:
@@ -62,15 +61,14 @@ class AdamW:
     def step(self) -> None:
         """Take a step and drop the gradients."""
         for group in self.groups:
-            gradients = [each.grad for each in group.parameters if each.grad is not None]
-            adamw(
-                list[Tensor](group.parameters),
-                gradients,
+            group.steps += 1
+            torch._fused_adamw_(
+                group.parameters,
+                [each.grad for each in group.parameters if each.grad is not None],
                 group.means,
                 group.squares,
                 [],
-                group.steps,
-                fused=bool(gradients) and gradients[0].device.type in ("cpu", "cuda"),
+                [group.steps] * len(group.parameters),
                 amsgrad=False,
                 beta1=_BETAS[0],
                 beta2=_BETAS[1],
