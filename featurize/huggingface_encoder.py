@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .backbone import MAX_TOKENS, Encoded
 from .one_position import at_position, can_be_pooled
-from .tensors import TorchEncoder, computing, low_precision, pad, to_device, to_float, to_half, tokenize
+from .tensors import TorchEncoder, computing, pad, ready, to_device, to_float, to_half, tokenize
 from .tops import Top, check_layers, cut, entering, layers_of, with_children
 
 
@@ -20,7 +20,7 @@ class HuggingFaceEncoder(TorchEncoder):
 
     def __init__(self, model: Any, prepare: Any, tokenizer: Any, device: str, dtype: str) -> None:
         super().__init__(device, dtype)
-        self.model = low_precision(model, dtype).eval().to(device)
+        self.model = ready(model, device, dtype)
         self.tokenizer = tokenizer
         self.prepare = prepare
         text_config = model.config.text_config

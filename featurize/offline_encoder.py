@@ -14,9 +14,10 @@ from PIL.Image import Image
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from . import onednn
 from .backbone import MAX_TOKENS, Encoded
 from .pixels import Preparer
-from .tensors import TorchEncoder, computing, low_precision, pad, to_device, to_float, to_half, tokenize
+from .tensors import TorchEncoder, computing, pad, ready, to_device, to_float, to_half, tokenize
 from .tops import Top, check_layers, cut, entering, upper, with_children
 
 IMAGE_SIZE = 224
@@ -57,13 +58,15 @@ class OfflineEncoder(TorchEncoder):
         transformers.utils.logging.set_verbosity_error()
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(text_folder, local_files_only=True)
         text = transformers.AutoModel.from_pretrained(text_folder, local_files_only=True, dtype="float32")
-        self.text_model = low_precision(text, dtype).eval().to(device)
+        self.text_model = ready(text, device, dtype)
         image = EfficientNet.from_name("efficientnet-lite0")
         image.load_state_dict(torch.load(image_weights, map_location="cpu", weights_only=True))
         # Depthwise convolutions are twice as fast on a CPU with channels last.
-        folded = low_precision(fold_norms(image.eval()), dtype)
-        self.folded_image_model = folded.to(device, memory_format=torch.channels_last)
-        self.image_model = low_precision(image, dtype).eval().to(device, memory_format=torch.channels_last)
+        folded = fold_norms(image.eval())
+        if onednn.can_be_used(device, dtype):
+            fuse_activations(folded)
+        self.folded_image_model = ready(folded, device, dtype).to(memory_format=torch.channels_last)
+        self.image_model = ready(image, device, dtype).to(memory_format=torch.channels_last)
         processor = transformers.CLIPImageProcessorPil(
             size={"shortest_edge": IMAGE_SIZE},
             crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
@@ -152,6 +155,16 @@ def fold_norms(model: nn.Module) -> nn.Module:
                 setattr(module, name, folded)
                 setattr(module, norm, nn.Identity())
     return model
+
+
+def fuse_activations(model: nn.Module) -> None:
+    """Let the convolutions of an EfficientNet with folded norms do the activations that follow them."""
+    for module in list(model.modules()):
+        for name in _NORM_OF:
+            if hasattr(module, name) and name != "_project_conv":  # which no activation follows
+                setattr(module, name, onednn.ConvReLU6(getattr(module, name)))
+        if hasattr(module, "_swish"):
+            module._swish = nn.Identity()
 
 
 def _own(states: NDArray[Any], ids: Sequence[Sequence[int]]) -> list[NDArray[Any]]:

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..cache.machine import keep_freed_memory
+from . import onednn
 from .backbone import Encoder
 
 LONGEST_TEXT = 10_000  # characters
@@ -40,16 +41,19 @@ def pad(
     return torch.from_numpy(padded).to(device), torch.from_numpy(mask).to(device)
 
 
-def low_precision(model: Any, dtype: str) -> Any:
-    """Store the weights of matrix products in bfloat16, once, instead of casting them in every call.
+def ready(model: Any, device: str, dtype: str) -> Any:
+    """Return ``model`` on the device, in evaluation mode, with the weights of matrix products as they are computed in.
 
-    Layer norms and embeddings keep float32, and so does the residual stream.
+    In bfloat16 they are cast once, not in every call. Layer norms and embeddings keep float32, and so does the residual
+    stream.
     """
     if dtype == "bfloat16":
         for module in model.modules():
             if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
                 module.to(torch.bfloat16)
-    return model
+    if onednn.can_be_used(device, dtype):
+        onednn.pack(model)
+    return model.eval().to(device)
 
 
 @contextlib.contextmanager

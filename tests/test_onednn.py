@@ -1,0 +1,57 @@
+"""Layers by oneDNN's operators give the bits that PyTorch's own give."""
+
+import pytest
+
+torch = pytest.importorskip("torch")
+from mmcli.featurize import onednn  # noqa: E402
+
+pytestmark = pytest.mark.skipif(
+    not onednn.can_be_used("cpu", "bfloat16"), reason="this processor has no bfloat16 that oneDNN can use"
+)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("shape", [(1, 96), (16, 96), (3, 50, 96)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_packed_linear_layer_is_the_same_to_the_bit(shape, bias):
+    linear = torch.nn.Linear(96, 200, bias=bias).bfloat16()
+    packed = onednn.PackedLinear(linear)
+    rows = torch.randn(shape)
+    with torch.inference_mode():
+        assert torch.equal(packed(rows), linear(rows.bfloat16()))
+    assert torch.equal(packed.weight, linear.weight)
+
+
+@pytest.mark.parametrize(
+    ("channels", "kernel", "stride", "groups", "padding"),
+    [(32, 1, 1, 1, 0), (24, 3, 2, 24, 0), (24, 5, 1, 24, 2), (24, 3, 2, 24, (0, 1, 0, 1))],
+)
+def test_a_convolution_with_its_activation_is_the_same_to_the_bit(channels, kernel, stride, groups, padding):
+    symmetric = padding if isinstance(padding, int) else 0
+    convolution = torch.nn.Conv2d(24 if groups > 1 else channels, channels, kernel, stride, symmetric, groups=groups)
+    convolution.static_padding = torch.nn.Identity() if symmetric == padding else torch.nn.ZeroPad2d(padding)
+    convolution = convolution.bfloat16().to(memory_format=torch.channels_last)
+    maps = torch.randn(4, convolution.in_channels, 28, 28).contiguous(memory_format=torch.channels_last) * 6
+    with torch.inference_mode():
+        expected = torch.nn.functional.relu6(convolution(convolution.static_padding(maps.bfloat16())))
+        found = onednn.ConvReLU6(convolution)(maps)
+    assert torch.equal(found, expected)
+    assert 0 < (found == 6).float().mean() < 0.5  # so there was something to cut off
+
+
+def test_every_linear_layer_is_packed_but_those_used_otherwise():
+    attention = torch.nn.MultiheadAttention(8, 2)
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Sequential(torch.nn.Linear(8, 8)), attention)
+    onednn.pack(model)
+    assert isinstance(model[0], onednn.PackedLinear)
+    assert isinstance(model[1][0], onednn.PackedLinear)
+    assert isinstance(attention.out_proj, torch.nn.Linear)  # whose weight the attention takes by itself
+
+
+@pytest.mark.parametrize(("device", "dtype"), [("cuda", "bfloat16"), ("cpu", "float32")])
+def test_only_for_bfloat16_on_the_cpu(device, dtype):
+    assert not onednn.can_be_used(device, dtype)
