@@ -54,8 +54,8 @@ def _root(
 
 def main() -> None:
     """Run the command line. Exit code 0 done, 1 ``MmcliError`` (one line on stderr), 2 usage, 130 interrupted."""
-    # Importing PyTorch makes 160,000 objects, of which none goes before the end. To look for garbage among them, again and
-    # again while they are made and once more at the end, would take a third of a second.
+    # Importing PyTorch makes 160,000 objects, of which none goes before the end. To look for garbage among them, again
+    # and again while they are made and once more at the end, would take a third of a second.
     gc.set_threshold(50_000)
     try:
         app()

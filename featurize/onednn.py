@@ -1,8 +1,9 @@
 """Layers for inference in bfloat16 on a CPU, by the operators of oneDNN. Importing this imports torch.
 
-``nn.Linear`` brings its weight into the order in which oneDNN computes anew in every call, a tenth of the call; here this
-is done once. An activation that follows a convolution is a pass over memory of its own; here it is done while the result
-is in a register. What comes out is the same to the bit. PyTorch's own compiler replaces layers by the same operators.
+``nn.Linear`` brings its weight into the order in which oneDNN computes anew in every call, a tenth of the call; here it
+is done once. An activation that follows a convolution is a pass over memory of its own; here it is done while the
+result is in a register. What comes out is the same to the bit. PyTorch's own compiler replaces layers by the same
+operators.
 """
 
 from typing import Any

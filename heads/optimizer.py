@@ -1,8 +1,8 @@
 """AdamW and its learning rate.
 
 PyTorch's own fused kernel, without the class around it: constructing a ``torch.optim.Optimizer`` imports PyTorch's
-compiler, one second per process, and stepping it, with a count of steps for each parameter, costs a sixth of a step of a
-head. The tests hold both classes equal to ``torch.optim.AdamW`` and ``ReduceLROnPlateau``.
+compiler, one second per process, and stepping it, with a count of steps for each parameter, costs a sixth of a step of
+a head. The tests hold both classes equal to ``torch.optim.AdamW`` and ``ReduceLROnPlateau``.
 """
 
 import math
@@ -63,7 +63,7 @@ class AdamW:
         for group in self.groups:
             group.steps += 1
             torch._fused_adamw_(
-                group.parameters,
+                list[Tensor](group.parameters),
                 [each.grad for each in group.parameters if each.grad is not None],
                 group.means,
                 group.squares,
