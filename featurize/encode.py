@@ -60,31 +60,6 @@ class How:
     below: int = 0
 
 
-class _Work:
-    """A block of pairs under way. What was found of a pair is under its number in the block."""
-
-    def __init__(self, pairs: Sequence[Pair], looked: Sequence[Looked | Reject]) -> None:
-        self.pairs = pairs
-        self.looked = {number: item for number, item in enumerate(looked) if isinstance(item, Looked)}
-        self.rejects = {number: item for number, item in enumerate(looked) if isinstance(item, Reject)}
-        self.rows: dict[str, dict[int, Row]] = {tower: {} for tower in TOWERS}
-        self.views: dict[int, NDArray[Any]] = {}
-        # Which pair of which block has the same image, or text, and is the one that is encoded.
-        self.same: dict[str, dict[int, tuple[_Work, int]]] = {tower: {} for tower in TOWERS}
-        self.keys: list[tuple[str, bytes]] = []
-        self.images: list[tuple[Sequence[int], Future[_Images]]] = []
-        self.texts: list[tuple[Sequence[int], Future[list[Row]]]] = []
-
-
-@dataclass
-class _Images:
-    """What a batch of images came to: of each a row (or None where it was not asked for), its views, or a reject."""
-
-    rows: list[Row | None] = field(default_factory=list)
-    views: list[NDArray[Any] | None] = field(default_factory=list)
-    rejects: list[Reject | None] = field(default_factory=list)
-
-
 def encode_blocks(
     blocks: Iterable[Sequence[Pair]],
     encoder: Encoder,
@@ -140,6 +115,22 @@ def encode_blocks(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
+class _Work:
+    """A block of pairs under way. What was found of a pair is under its number in the block."""
+
+    def __init__(self, pairs: Sequence[Pair], looked: Sequence[Looked | Reject]) -> None:
+        self.pairs = pairs
+        self.looked = {number: item for number, item in enumerate(looked) if isinstance(item, Looked)}
+        self.rejects = {number: item for number, item in enumerate(looked) if isinstance(item, Reject)}
+        self.rows: dict[str, dict[int, Row]] = {tower: {} for tower in TOWERS}
+        self.views: dict[int, NDArray[Any]] = {}
+        # Which pair of which block has the same image, or text, and is the one that is encoded.
+        self.same: dict[str, dict[int, tuple[_Work, int]]] = {tower: {} for tower in TOWERS}
+        self.keys: list[tuple[str, bytes]] = []
+        self.images: list[tuple[Sequence[int], Future[_Images]]] = []
+        self.texts: list[tuple[Sequence[int], Future[list[Row]]]] = []
+
+
 class _Run:
     """Cuts blocks into batches, and puts together what comes of them."""
 
@@ -154,6 +145,7 @@ class _Run:
     ) -> None:
         self.encoder = encoder
         self.how = how
+        self.towers = _Towers(encoder, how)
         self.batch_size = how.batch_size or encoder.batch_size
         self.pool = pool
         self.done, self.total = 0, total
@@ -172,7 +164,9 @@ class _Run:
             # Views are seeded by guid: of the same image, each pair has its own.
             for batch in _batches(list(work.looked) if self.how.views else sorted(own), self.batch_size):
                 images = [pairs[each] for each in batch]
-                work.images.append((batch, self.pool.submit(self._images, images, [each in own for each in batch])))
+                work.images.append(
+                    (batch, self.pool.submit(self.towers.images, images, [each in own for each in batch]))
+                )
         if "text" in self.how.towers:
             own_texts = self._own(work, "text")
             ids, truncated = (
@@ -181,7 +175,9 @@ class _Run:
             for batch in _text_batches(ids, self.batch_size * MAX_TOKENS // _TEXT_SHARE):
                 numbers = [own_texts[each] for each in batch]
                 texts = [ids[each] for each in batch]
-                work.texts.append((numbers, self.pool.submit(self._texts, texts, [truncated[each] for each in batch])))
+                work.texts.append(
+                    (numbers, self.pool.submit(self.towers.texts, texts, [truncated[each] for each in batch]))
+                )
         return work
 
     def _own(self, work: _Work, tower: str) -> list[int]:
@@ -199,64 +195,6 @@ class _Run:
                 work.keys.append(key)
                 own.append(number)
         return own
-
-    def _images(self, pairs: Sequence[Pair], plain: Sequence[bool]) -> _Images:
-        """Encode a batch of images from their bytes on: those that are ``plain``, and the views of all."""
-        result = _Images()
-        prepared: list[list[NDArray[np.float32]]] = []
-        for pair, wanted in zip(pairs, plain, strict=True):
-            pixels, bad = self._prepare(pair, wanted)
-            result.rejects.append(bad)
-            prepared.append(pixels)
-        good = [number for number, bad in enumerate(result.rejects) if bad is None]
-        encoded = self._encode_images([prepared[number].pop(0) for number in good if plain[number]])
-        views = [self._encode_images([prepared[number][view] for number in good]) for view in range(self.how.views)]
-        kept = set(good)
-        for number, wanted in enumerate(plain):
-            result.rows.append(next(encoded) if wanted and number in kept else None)
-            each = [next(view)["image"] for view in views] if number in kept else []
-            result.views.append(np.stack(each) if each else None)
-        return result
-
-    def _prepare(self, pair: Pair, plain: bool) -> tuple[list[NDArray[np.float32]], Reject | None]:
-        try:
-            image = decode_image(pair.read_image())
-            views = (augment(image, VIEW_SEED, pair.guid, view) for view in range(self.how.views))
-            return [self.encoder.prepare_image(each) for each in ([image] if plain else []) + list(views)], None
-        except DataError as error:
-            return [], reject(pair, str(error))
-        except Exception as error:  # one odd image must not end the work on 100,000
-            return [], reject(pair, f"image cannot be prepared: {error}")
-
-    def _encode_images(self, pixels: Sequence[NDArray[np.float32]]) -> Iterator[Row]:
-        if not pixels:
-            return iter(())
-        batch = np.stack(pixels)
-        if self.how.below:
-            states = self.encoder.images_below(batch, self.how.below).astype(self.how.store)
-            return iter([{"image_tokens": each} for each in states])
-        encoded = self.encoder.encode_images(batch, self.how.tokens)
-        rows: list[Row] = [{"image": each} for each in encoded.pooled.astype(self.how.store)]
-        for row, each in zip(rows, encoded.tokens or [], strict=self.how.tokens):
-            row["image_tokens"] = each
-        return iter(rows)
-
-    def _texts(self, ids: Sequence[Sequence[int]], truncated: Sequence[bool]) -> list[Row]:
-        """Encode a batch of texts from their tokens on."""
-        rows: list[Row] = [{"row/truncated": each} for each in truncated]
-        if self.how.below:
-            states = self.encoder.texts_below(ids, self.how.below)
-            for row, own, state in zip(rows, ids, states, strict=True):
-                row["text_tokens"] = state.astype(self.how.store)
-                # Where padding is looked at, too (SigLIP), there are more states than ids: it repeats the end token.
-                row["text_ids"] = np.array([*own, *[own[-1]] * (len(state) - len(own))], dtype=np.int32)
-            return rows
-        encoded = self.encoder.encode_texts(ids, self.how.tokens)
-        for row, each in zip(rows, encoded.pooled.astype(self.how.store), strict=True):
-            row["text"] = each
-        for row, half in zip(rows, encoded.tokens or [], strict=self.how.tokens):
-            row["text_tokens"] = half
-        return rows
 
     def finish(self, work: _Work) -> tuple[Block, list[Reject]]:
         """Wait for the batches of a block, and put it together."""
@@ -326,6 +264,81 @@ class _Run:
         """Let go of a block that was yielded; ``known`` has it now, if anyone has."""
         for key in work.keys:
             del self.under_way[key]
+
+
+@dataclass
+class _Images:
+    """What a batch of images came to: of each a row (or None where it was not asked for), its views, or a reject."""
+
+    rows: list[Row | None] = field(default_factory=list)
+    views: list[NDArray[Any] | None] = field(default_factory=list)
+    rejects: list[Reject | None] = field(default_factory=list)
+
+
+class _Towers:
+    """Takes batches through the towers, each in the thread that calls."""
+
+    def __init__(self, encoder: Encoder, how: How) -> None:
+        self.encoder = encoder
+        self.how = how
+
+    def images(self, pairs: Sequence[Pair], plain: Sequence[bool]) -> _Images:
+        """Encode a batch of images from their bytes on: those that are ``plain``, and the views of all."""
+        result = _Images()
+        prepared: list[list[NDArray[np.float32]]] = []
+        for pair, wanted in zip(pairs, plain, strict=True):
+            pixels, bad = self._prepare(pair, wanted)
+            result.rejects.append(bad)
+            prepared.append(pixels)
+        good = [number for number, bad in enumerate(result.rejects) if bad is None]
+        encoded = self._encode_images([prepared[number].pop(0) for number in good if plain[number]])
+        views = [self._encode_images([prepared[number][view] for number in good]) for view in range(self.how.views)]
+        kept = set(good)
+        for number, wanted in enumerate(plain):
+            result.rows.append(next(encoded) if wanted and number in kept else None)
+            each = [next(view)["image"] for view in views] if number in kept else []
+            result.views.append(np.stack(each) if each else None)
+        return result
+
+    def _prepare(self, pair: Pair, plain: bool) -> tuple[list[NDArray[np.float32]], Reject | None]:
+        try:
+            image = decode_image(pair.read_image())
+            views = (augment(image, VIEW_SEED, pair.guid, view) for view in range(self.how.views))
+            return [self.encoder.prepare_image(each) for each in ([image] if plain else []) + list(views)], None
+        except DataError as error:
+            return [], reject(pair, str(error))
+        except Exception as error:  # one odd image must not end the work on 100,000
+            return [], reject(pair, f"image cannot be prepared: {error}")
+
+    def _encode_images(self, pixels: Sequence[NDArray[np.float32]]) -> Iterator[Row]:
+        if not pixels:
+            return iter(())
+        batch = np.stack(pixels)
+        if self.how.below:
+            states = self.encoder.images_below(batch, self.how.below).astype(self.how.store)
+            return iter([{"image_tokens": each} for each in states])
+        encoded = self.encoder.encode_images(batch, self.how.tokens)
+        rows: list[Row] = [{"image": each} for each in encoded.pooled.astype(self.how.store)]
+        for row, each in zip(rows, encoded.tokens or [], strict=self.how.tokens):
+            row["image_tokens"] = each
+        return iter(rows)
+
+    def texts(self, ids: Sequence[Sequence[int]], truncated: Sequence[bool]) -> list[Row]:
+        """Encode a batch of texts from their tokens on."""
+        rows: list[Row] = [{"row/truncated": each} for each in truncated]
+        if self.how.below:
+            states = self.encoder.texts_below(ids, self.how.below)
+            for row, own, state in zip(rows, ids, states, strict=True):
+                row["text_tokens"] = state.astype(self.how.store)
+                # Where padding is looked at, too (SigLIP), there are more states than ids: it repeats the end token.
+                row["text_ids"] = np.array([*own, *[own[-1]] * (len(state) - len(own))], dtype=np.int32)
+            return rows
+        encoded = self.encoder.encode_texts(ids, self.how.tokens)
+        for row, each in zip(rows, encoded.pooled.astype(self.how.store), strict=True):
+            row["text"] = each
+        for row, half in zip(rows, encoded.tokens or [], strict=self.how.tokens):
+            row["text_tokens"] = half
+        return rows
 
 
 def _batches(numbers: Sequence[int], size: int) -> Iterator[Sequence[int]]:
