@@ -4,12 +4,13 @@ The work is cut into batches, and each core takes a batch from the files' bytes 
 never wait for each other, nor fight for cores. The same image, or the same text, is encoded once.
 """
 
+import hashlib
 import itertools
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from .known import Known, Row
 from .reading import TOWERS, Looked, Reject, digest_column, look, prefetch, reject
 
 VIEW_SEED = 0
+_NOT_FINITE = "the embedding is not finite"
 _TEXT_SHARE = 4  # smaller batches of texts, in order of length, are padded by less
 
 
@@ -42,8 +44,8 @@ class How:
     store
         dtype of stored embeddings.
     batch_size
-        Images per call of the encoder; of texts, as many as have the tokens of a quarter as many full ones. None: what
-        suits the encoder.
+        Images, with their views, per call of the encoder; of texts, as many as have the tokens of a quarter as many
+        full ones. None: what suits the encoder.
     towers
         Which are run; of a pair, only what they look at is read.
     below
@@ -71,7 +73,8 @@ def encode_blocks(
     """Encode each block of pairs, in order.
 
     What a row holds depends on its block, and on what was known before it, alone: a block that is computed again after
-    a crash gives the same bits, whatever the number of cores.
+    a crash gives the same bits, whatever the number of cores. Only where a pair was rejected may the last bit of a copy
+    of its text or image differ, which then is encoded in another batch.
 
     Parameters
     ----------
@@ -162,11 +165,12 @@ class _Run:
         if "image" in self.how.towers:
             own = set(self._own(work, "image"))
             # Views are seeded by guid: of the same image, each pair has its own.
-            for batch in _batches(list(work.looked) if self.how.views else sorted(own), self.batch_size):
+            numbers = list(work.looked) if self.how.views else sorted(own)
+            for batch in _batches(numbers, max(1, self.batch_size // (1 + self.how.views))):
                 images = [pairs[each] for each in batch]
-                work.images.append(
-                    (batch, self.pool.submit(self.towers.images, images, [each in own for each in batch]))
-                )
+                digests = [work.looked[each].digests[digest_column("image", self.how.clean)] for each in batch]
+                plain = [each in own for each in batch]
+                work.images.append((batch, self.pool.submit(self.towers.images, images, digests, plain)))
         if "text" in self.how.towers:
             own_texts = self._own(work, "text")
             ids, truncated = (
@@ -202,7 +206,7 @@ class _Run:
         for numbers, batch in work.images:
             result = batch.result()
             work.rows["image"] |= {each: row for each, row in zip(numbers, result.rows, strict=True) if row}
-            work.views |= {each: view for each, view in zip(numbers, result.views, strict=True) if view is not None}
+            work.views |= {each: np.stack(views) for each, views in zip(numbers, result.views, strict=True) if views}
             work.rejects |= {each: bad for each, bad in zip(numbers, result.rejects, strict=True) if bad}
             self._came_through(len(numbers))
         for numbers, texts in work.texts:
@@ -218,7 +222,8 @@ class _Run:
                 if row is not None:
                     work.rows[tower][number] = row
                 else:
-                    work.rejects.setdefault(number, reject(work.pairs[number], other.rejects[original].reason))
+                    why = other.rejects[original].reason if tower == "image" else _NOT_FINITE
+                    work.rejects.setdefault(number, reject(work.pairs[number], why))
             work.same[tower].clear()
         self._came_through(len(work.pairs) - (self.done - before))
         return self._block(work), [work.rejects[number] for number in sorted(work.rejects)]
@@ -230,11 +235,13 @@ class _Run:
 
     def _reject_not_finite(self, work: _Work, tower: str) -> None:
         name = f"{tower}_tokens" if self.how.below else tower
-        for number, row in list(work.rows[tower].items()):
-            views = [work.views[number]] if tower == "image" and number in work.views else []
-            if not all(np.isfinite(values).all() for values in [row[name], *views]):
-                del work.rows[tower][number]
-                work.rejects.setdefault(number, reject(work.pairs[number], "the embedding is not finite"))
+        bad = [number for number, row in work.rows[tower].items() if not np.isfinite(row[name]).all()]
+        for number in bad:
+            del work.rows[tower][number]
+        if tower == "image":
+            bad += [number for number, views in work.views.items() if not np.isfinite(views).all()]
+        for number in bad:
+            work.rejects.setdefault(number, reject(work.pairs[number], _NOT_FINITE))
 
     def _block(self, work: _Work) -> Block:
         good = [number for number in range(len(work.pairs)) if number not in work.rejects]
@@ -266,13 +273,13 @@ class _Run:
             del self.under_way[key]
 
 
-@dataclass
 class _Images:
-    """What a batch of images came to: of each a row (or None where it was not asked for), its views, or a reject."""
+    """What a batch of n images came to: of each a row (None where it was not asked for), its views, maybe a reject."""
 
-    rows: list[Row | None] = field(default_factory=list)
-    views: list[NDArray[Any] | None] = field(default_factory=list)
-    rejects: list[Reject | None] = field(default_factory=list)
+    def __init__(self, n: int) -> None:
+        self.rows: list[Row | None] = [None] * n
+        self.views: list[list[NDArray[Any]]] = [[] for _ in range(n)]
+        self.rejects: list[Reject | None] = [None] * n
 
 
 class _Towers:
@@ -282,33 +289,40 @@ class _Towers:
         self.encoder = encoder
         self.how = how
 
-    def images(self, pairs: Sequence[Pair], plain: Sequence[bool]) -> _Images:
-        """Encode a batch of images from their bytes on: those that are ``plain``, and the views of all."""
-        result = _Images()
-        prepared: list[list[NDArray[np.float32]]] = []
-        for pair, wanted in zip(pairs, plain, strict=True):
-            pixels, bad = self._prepare(pair, wanted)
-            result.rejects.append(bad)
-            prepared.append(pixels)
-        good = [number for number, bad in enumerate(result.rejects) if bad is None]
-        encoded = self._encode_images([prepared[number].pop(0) for number in good if plain[number]])
-        views = [self._encode_images([prepared[number][view] for number in good]) for view in range(self.how.views)]
-        kept = set(good)
-        for number, wanted in enumerate(plain):
-            result.rows.append(next(encoded) if wanted and number in kept else None)
-            each = [next(view)["image"] for view in views] if number in kept else []
-            result.views.append(np.stack(each) if each else None)
+    def images(self, pairs: Sequence[Pair], digests: Sequence[bytes], plain: Sequence[bool]) -> _Images:
+        """Encode a batch of images from their bytes on: those that are ``plain``, and the views of all.
+
+        Where a view cannot be had, the pair is rejected; the row of its image is there all the same.
+        """
+        result = _Images(len(pairs))
+        whose: list[tuple[int, bool]] = []
+        prepared: list[NDArray[np.float32]] = []
+        for number, (pair, digest, wanted) in enumerate(zip(pairs, digests, plain, strict=True)):
+            try:
+                for pixels, is_plain in self._prepared(pair, digest, wanted):
+                    prepared.append(pixels)
+                    whose.append((number, is_plain))
+            except DataError as error:
+                result.rejects[number] = reject(pair, str(error))
+            except Exception as error:  # one odd image must not end the work on 100,000
+                result.rejects[number] = reject(pair, f"image cannot be prepared: {error}")
+        for (number, is_plain), row in zip(whose, self._encode_images(prepared), strict=True):
+            if is_plain:
+                result.rows[number] = row
+            else:
+                result.views[number].append(row["image"])
         return result
 
-    def _prepare(self, pair: Pair, plain: bool) -> tuple[list[NDArray[np.float32]], Reject | None]:
-        try:
-            image = decode_image(pair.read_image())
-            views = (augment(image, VIEW_SEED, pair.guid, view) for view in range(self.how.views))
-            return [self.encoder.prepare_image(each) for each in ([image] if plain else []) + list(views)], None
-        except DataError as error:
-            return [], reject(pair, str(error))
-        except Exception as error:  # one odd image must not end the work on 100,000
-            return [], reject(pair, f"image cannot be prepared: {error}")
+    def _prepared(self, pair: Pair, digest: bytes, plain: bool) -> Iterator[tuple[NDArray[np.float32], bool]]:
+        """Yield the pixels of an image, if it is ``plain``, and of its views; and whether it is the image itself."""
+        raw = pair.read_image()
+        if hashlib.sha256(raw).digest() != digest:  # a copy would have the embedding of another image
+            raise DataError("the image changed while it was read: run the same command again")
+        image = decode_image(raw)
+        if plain:
+            yield self.encoder.prepare_image(image), True
+        for view in range(self.how.views):
+            yield self.encoder.prepare_image(augment(image, VIEW_SEED, pair.guid, view)), False
 
     def _encode_images(self, pixels: Sequence[NDArray[np.float32]]) -> Iterator[Row]:
         if not pixels:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .backbone import MAX_TOKENS, Encoded
 from .one_position import at_position, can_be_pooled
-from .tensors import TorchEncoder, computing, pad, ready, to_device, to_float, to_half, tokenize
+from .tensors import TorchEncoder, computing, in_turn, pad, ready, to_device, to_float, to_half, tokenize
 from .tops import Top, check_layers, cut, entering, layers_of, with_children
 
 
@@ -36,6 +36,7 @@ class HuggingFaceEncoder(TorchEncoder):
         """Tokenize with the model's own tokenizer."""
         return tokenize(self.tokenizer, texts, self.max_tokens)
 
+    @in_turn
     def encode_images(self, pixels: NDArray[np.float32], tokens: bool = False) -> Encoded:
         """Encode prepared images, (B, 3, H, W) float32."""
         if not tokens and self._pools_one_position("vision_model"):
@@ -45,6 +46,7 @@ class HuggingFaceEncoder(TorchEncoder):
         out = self._run_images(pixels)
         return Encoded(to_float(out.pooler_output), list(to_half(out.last_hidden_state)) if tokens else None)
 
+    @in_turn
     def encode_texts(self, ids: Sequence[Sequence[int]], tokens: bool = False) -> Encoded:
         """Encode B token lists, padded to the longest of them (SigLIP: to its full length)."""
         if not tokens and self._pools_one_position("text_model"):
@@ -58,10 +60,12 @@ class HuggingFaceEncoder(TorchEncoder):
     def _pools_one_position(self, tower: str) -> bool:
         return can_be_pooled(layers_of(self.model, tower)[-1])
 
+    @in_turn
     def images_below(self, pixels: NDArray[np.float32], layers: int) -> NDArray[np.float32]:
         """Return what enters the last ``layers`` layers for prepared images, (B, P, w)."""
         return to_float(entering(self.vision_layers()[-layers], lambda: self._run_images(pixels)))
 
+    @in_turn
     def texts_below(self, ids: Sequence[Sequence[int]], layers: int) -> list[NDArray[np.float32]]:
         """Return what enters the last ``layers`` layers for B token lists, (L, w) each (SigLIP: of its full length)."""
         padded = self._pad(ids)

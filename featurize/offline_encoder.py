@@ -17,7 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from . import onednn
 from .backbone import MAX_TOKENS, Encoded
 from .pixels import Preparer
-from .tensors import TorchEncoder, computing, pad, ready, to_device, to_float, to_half, tokenize
+from .tensors import TorchEncoder, computing, in_turn, pad, ready, to_device, to_float, to_half, tokenize
 from .tops import Top, check_layers, cut, entering, upper, with_children
 
 IMAGE_SIZE = 224
@@ -85,6 +85,7 @@ class OfflineEncoder(TorchEncoder):
         """Tokenize with MiniLM's tokenizer."""
         return tokenize(self.tokenizer, texts, MAX_TOKENS)
 
+    @in_turn
     def encode_images(self, pixels: NDArray[np.float32], tokens: bool = False) -> Encoded:
         """Encode prepared images; tokens are the 7 x 7 positions of the last feature map, (49, 1280)."""
         features = self._run_images(self.folded_image_model, pixels)
@@ -92,6 +93,7 @@ class OfflineEncoder(TorchEncoder):
             pooled, states = pool_map(features, self.image_projection)
             return Encoded(to_float(pooled), list(to_half(states)) if tokens else None)
 
+    @in_turn
     def encode_texts(self, ids: Sequence[Sequence[int]], tokens: bool = False) -> Encoded:
         """Encode B token lists, padded to the longest of them; tokens are (L, 384)."""
         states, mask = self._run_texts(ids)
@@ -99,10 +101,12 @@ class OfflineEncoder(TorchEncoder):
             pooled = pool_tokens(states, mask, self.text_projection)
             return Encoded(to_float(pooled), _own(to_half(states), ids) if tokens else None)
 
+    @in_turn
     def images_below(self, pixels: NDArray[np.float32], layers: int) -> NDArray[np.float32]:
         """Return the feature maps that enter the last ``layers`` layers, (B, channels, H, W)."""
         return to_float(entering(self.vision_layers()[-layers], lambda: self._run_images(self.image_model, pixels)))
 
+    @in_turn
     def texts_below(self, ids: Sequence[Sequence[int]], layers: int) -> list[NDArray[np.float32]]:
         """Return what enters the last ``layers`` layers of MiniLM, (L, 384) each."""
         return _own(to_float(entering(self.text_layers()[-layers], lambda: self._run_texts(ids))), ids)

@@ -6,6 +6,8 @@ result is in a register. What comes out is the same to the bit. PyTorch's own co
 operators.
 """
 
+import contextlib
+import functools
 from typing import Any
 
 import torch
@@ -13,16 +15,25 @@ from torch import Tensor, nn
 
 
 def can_be_used(device: str, dtype: str) -> bool:
-    """Whether these layers are of use on ``device`` in ``dtype``."""
-    return (
-        (device, dtype) == ("cpu", "bfloat16")
-        and torch.backends.mkldnn.is_available()
-        and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    )
+    """Whether these layers are of use on ``device`` in ``dtype``, and this build of PyTorch has what they need."""
+    return (device, dtype) == ("cpu", "bfloat16") and torch.backends.mkldnn.is_available() and _works()
+
+
+@functools.cache
+def _works() -> bool:
+    broken = contextlib.suppress(AttributeError, RuntimeError, TypeError)
+    with torch.inference_mode(), torch.random.fork_rng(devices=[]), broken:
+        if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            linear, rows = nn.Linear(16, 16).bfloat16(), torch.ones(2, 16)
+            convolution: Any = nn.Conv2d(16, 16, 1)
+            convolution.static_padding = nn.Identity()
+            ConvReLU6(convolution)(torch.ones(1, 16, 4, 4))
+            return torch.equal(PackedLinear(linear)(rows), linear(rows.bfloat16()))
+    return False
 
 
 class PackedLinear(nn.Module):
-    """An ``nn.Linear`` whose weight is in oneDNN's order."""
+    """An ``nn.Linear`` whose weight is in oneDNN's order; it has no parameters, and cannot be moved or saved."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()

@@ -1,7 +1,6 @@
 """Reading raw pairs: what is known of one before anything is decoded, and bad pairs set aside."""
 
 import hashlib
-import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..cache.errors import DataError
+from ..cache.machine import cpu_count
 from ..cache.store import FeatureCache
 from .dataset import Pair
 from .image import decode_image
@@ -71,7 +71,9 @@ def look(pair: Pair, towers: tuple[str, ...], clean: bool) -> Looked | Reject:
             raw = pair.read_text()
             text, codec = load_text(raw, clean)
             digests["row/text_sha256"] = hashlib.sha256(raw).digest()
-            digests["row/cleaned_sha256"] = hashlib.sha256(clean_text(text).encode()).digest()
+            # Of what is cleaned once: cleaning again would make the same of texts that the backbone sees as different.
+            cleaned = text if clean else clean_text(text)
+            digests["row/cleaned_sha256"] = hashlib.sha256(cleaned.encode()).digest()
         return Looked(text, codec, digests)
     except DataError as error:
         return reject(pair, str(error))
@@ -107,7 +109,7 @@ def reject(pair: Pair, reason: str) -> Reject:
 
 def prefetch(function: Callable[[Any], Any], items: Iterable[Any], ahead: int) -> Generator[Any, None, None]:
     """Map in threads, in order, at most ``ahead`` results waiting."""
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(cpu_count()) as pool:
         pending: deque[Future[Any]] = deque()
         try:
             for item in items:

@@ -1,10 +1,11 @@
 """What the encoders share: tokens to tensors, precision, tensors to arrays. Importing this imports torch."""
 
 import contextlib
+import functools
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -15,7 +16,11 @@ from . import onednn
 from .backbone import Encoder
 
 LONGEST_TEXT = 10_000  # characters
+_MOST_THREADS = 8  # that prepare batches for an accelerator
 _TURN = threading.Lock()
+
+P = ParamSpec("P")
+Result = TypeVar("Result")
 
 
 def tokenize(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> tuple[list[list[int]], list[bool]]:
@@ -58,13 +63,20 @@ def ready(model: Any, device: str, dtype: str) -> Any:
 
 @contextlib.contextmanager
 def computing(device: str, dtype: str) -> Iterator[None]:
-    """No gradients, and bfloat16 autocast where asked for. An accelerator is used by one thread at a time."""
-    with (
-        contextlib.nullcontext() if device == "cpu" else _TURN,
-        torch.inference_mode(),
-        torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"),
-    ):
+    """No gradients, and bfloat16 autocast where asked for."""
+    with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
         yield
+
+
+def in_turn(method: "Callable[Concatenate[Any, P], Result]") -> "Callable[Concatenate[Any, P], Result]":
+    """Let one thread at a time use an accelerator: for all of a method of a ``TorchEncoder``."""
+
+    @functools.wraps(method)
+    def run(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> Result:
+        with contextlib.nullcontext() if self.device == "cpu" else _TURN:
+            return method(self, *args, **kwargs)
+
+    return run
 
 
 class TorchEncoder(Encoder):
@@ -75,6 +87,7 @@ class TorchEncoder(Encoder):
         self.dtype = dtype
         if device != "cpu":
             self.batch_size = 128
+            self.cores = min(self.cores, _MOST_THREADS)  # each holds a batch of pictures
 
     @contextlib.contextmanager
     def workers(self) -> Iterator[Executor]:
@@ -82,12 +95,17 @@ class TorchEncoder(Encoder):
         threads = torch.get_num_threads()
         keep_freed_memory()
         try:
-            with ThreadPoolExecutor(
-                self.cores, initializer=torch.set_num_threads, initargs=(1 if self.device == "cpu" else threads,)
-            ) as pool:
+            count = 1 if self.device == "cpu" else threads
+            with ThreadPoolExecutor(self.cores, initializer=_compute_with, initargs=(count,)) as pool:
                 yield pool
         finally:
             torch.set_num_threads(threads)  # of a thread that begins after this one
+
+
+def _compute_with(threads: int) -> None:
+    """Compute in the thread that calls with ``threads`` cores."""
+    torch.get_num_threads()  # the first call in a thread takes the number from the thread that has set it last
+    torch.set_num_threads(threads)
 
 
 def to_device(array: NDArray[np.float32], device: str) -> torch.Tensor:
