@@ -50,11 +50,18 @@ def fsync_file(path: Path) -> None:
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success it replaces ``path``, on failure it is removed.
 
+    Of a symbolic link, it replaces the file that the link points at.
+
     Raises
     ------
     DiskFullError
         Where there is no room; ``path`` keeps its former content.
+    MmcliError
+        A device or a pipe is in its place.
     """
+    path = path.resolve()
+    if _is_special(path):
+        raise MmcliError(f"{path} is a device or a pipe, not a file: give a file")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -65,6 +72,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
         fsync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _is_special(path: Path) -> bool:
+    return path.exists() and not (path.is_file() or path.is_dir())
 
 
 def refuse_to_overwrite(path: Path, magic: bytes, inputs: Iterable[str | Path] = ()) -> None:
@@ -95,7 +106,11 @@ def refuse_to_overwrite(path: Path, magic: bytes, inputs: Iterable[str | Path] =
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write ``content`` to ``path`` atomically."""
+    """Write ``content`` to ``path``: atomically, or straight into a device or a pipe."""
+    if _is_special(path):
+        with disk_full_is_clear(path):
+            path.write_bytes(content)
+        return
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
 
@@ -112,5 +127,6 @@ def write_json(path: Path, value: object) -> None:
 
 def remove_leftovers(path: Path) -> None:
     """Delete temporary files that a killed writer of ``path`` left. Call it only while holding the lock."""
+    path = path.resolve()
     for leftover in path.parent.glob(f".{path.name}.[0-9]*.tmp"):
         leftover.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from .errors import CacheError
 
-_WINDOW_ROWS = 4096
+_WINDOW_ROWS, _WINDOW_BYTES = 4096, 16 << 20  # read in one go, at most
 
 
 class PaddedTokens(NamedTuple):
@@ -77,18 +78,37 @@ class Tokens:
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A cache file that is opened when it is first read, in whichever process that is."""
+    """A cache file that is opened when it is first read, in whichever process that is.
+
+    Attributes
+    ----------
+    path
+        The cache file.
+    stamp
+        Of the file that the row numbers are of: another one may have been put in its place since.
+    """
 
     path: Path
+    stamp: tuple[int, ...]
     _opened: list[h5py.File] = field(default_factory=list, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_opened": []}
 
     def open(self) -> h5py.File:
-        """Return the file, open."""
+        """Return the file, open.
+
+        Raises
+        ------
+        CacheError
+            It was replaced since its rows were chosen.
+        """
         if not self._opened:
-            self._opened.append(open_hdf5(self.path))
+            file = open_hdf5(self.path)
+            if stamp_of(file) != self.stamp:
+                file.close()
+                raise CacheError(f"{self.path} was changed by another command meanwhile: run the same command again")
+            self._opened.append(file)
         return self._opened[0]
 
 
@@ -247,7 +267,7 @@ class Features:
     def hash_into(self, digest: Hash) -> None:
         """Add the numbers of the embeddings, in the order of the rows, to a digest."""
         for column in (self.image, self.text, *(() if self.views is None else (self.views,))):
-            for start in range(0, len(self), self.at_once):
+            for start in range(0, len(self), max(self.at_once, 1)):
                 digest.update(np.ascontiguousarray(column[start : start + self.at_once]).tobytes())
 
     def in_file_order(self) -> tuple[Features, NDArray[np.int64]]:
@@ -277,7 +297,7 @@ def read_rows(dataset: h5py.Dataset, path: Path, rows: NDArray[np.int64]) -> NDA
     """
     values = np.empty((len(rows), *dataset.shape[1:]), dataset.dtype)
     order = np.argsort(rows, kind="stable")
-    windows = rows[order] // _WINDOW_ROWS
+    windows = rows[order] // min(_WINDOW_ROWS, max(1, _WINDOW_BYTES // max(row_bytes(dataset), 1)))
     try:
         # A span in each window, then pick: far faster than HDF5's own selection of scattered rows.
         for picked in np.split(order, np.flatnonzero(np.diff(windows)) + 1) if len(rows) else []:
@@ -303,6 +323,12 @@ def open_hdf5(path: Path) -> h5py.File:
         return file
     file.close()
     return h5py.File(path, "r", rdcc_nbytes=16 << 20)
+
+
+def stamp_of(file: h5py.File) -> tuple[int, ...]:
+    """Return what tells an open file from another one that is put in its place."""
+    found = os.fstat(file.id.get_vfd_handle())
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def tokens_bytes(file: h5py.File) -> int:

@@ -27,6 +27,7 @@ from .features import (
     read_rows,
     read_tokens,
     row_bytes,
+    stamp_of,
     tokens_bytes,
 )
 from .schema import EMBEDDINGS, SCHEMA, Header, describe_difference, fingerprint_of
@@ -70,6 +71,11 @@ class FeatureCache:
         """
         path = Path(path)
         if not path.is_file():
+            if path.with_name(path.name + ".parts").is_dir():
+                raise CacheError(
+                    f"no feature cache at {path} yet, but beside it what an interrupted `mmcli featurize` had "
+                    "finished: run the same command again, and it goes on"
+                )
             raise CacheError(
                 f"no feature cache at {path}: make it with `mmcli featurize DATA --out {path}`, or say where it is"
             )
@@ -186,7 +192,12 @@ class FeatureCache:
         return self.read("image", rows).astype(np.float32), self.read("text", rows).astype(np.float32)
 
     def features(
-        self, guids: Sequence[str], tokens: bool = False, views: bool = False, max_bytes: int | None = None
+        self,
+        guids: Sequence[str],
+        tokens: bool = False,
+        views: bool = False,
+        max_bytes: int | None = None,
+        of_rows: int | None = None,
     ) -> Features:
         """Return what a head may look at, in the order of ``guids``.
 
@@ -198,6 +209,8 @@ class FeatureCache:
             Whether token states, and embeddings of augmented images, are wanted too.
         max_bytes
             Embeddings, or token states, that take more than this stay in the file and are read as they are needed.
+        of_rows
+            As many rows are looked at in turns, these among them: their token states together take more, or not.
 
         Raises
         ------
@@ -215,11 +228,12 @@ class FeatureCache:
             )
         rows = self.rows(guids)
         names = ["image", "text", *(["image_views"] if views else [])]
-        file = StoredFile(self.path.absolute())
+        file = StoredFile(self.path.absolute(), stamp_of(self.file))
         kept: Tokens | StoredTokens | None = None
         if tokens:
-            share = len(rows) / max(len(self), 1)
-            if max_bytes is not None and tokens_bytes(self.file) * share > max_bytes:
+            together = len(rows) if of_rows is None else of_rows
+            size = tokens_bytes(self.file) * together / max(len(self), 1)
+            if max_bytes is not None and size > max_bytes:
                 kept = StoredTokens(file, rows, max_bytes)
             else:
                 kept = read_tokens(self.file, self.path, rows)

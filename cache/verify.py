@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .features import finite_rows
 from .store import FeatureCache
@@ -57,13 +58,25 @@ def verify(cache: FeatureCache, digests_now: Callable[[str], Digests | None]) ->
                     report.gone.append(guid)
                 elif now != stored:
                     report.changed.append(guid)
+    finite, zero = soundness(cache)
+    report.non_finite = [cache.guids[row] for row in np.flatnonzero(~finite)]
+    report.all_zero = [cache.guids[row] for row in np.flatnonzero(zero)]
+    return report
+
+
+def soundness(cache: FeatureCache) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return of which rows all numbers are finite, and of which an embedding is all zero, each (n,).
+
+    Raises
+    ------
+    CacheError
+        Where a stored checksum says that the file itself is damaged.
+    """
+    finite, zero = np.ones(len(cache), dtype=bool), np.zeros(len(cache), dtype=bool)
     for start in range(0, len(cache), _BLOCK_ROWS):
         rows = np.arange(start, min(start + _BLOCK_ROWS, len(cache)))
-        finite, zero = np.ones(len(rows), dtype=bool), np.zeros(len(rows), dtype=bool)
         for name in cache.embedding_names():
             values = cache.read(name, rows)
-            finite &= finite_rows(values)
-            zero |= ~values.reshape(len(rows), -1).any(axis=1)
-        report.non_finite += [cache.guids[row] for row in rows[~finite]]
-        report.all_zero += [cache.guids[row] for row in rows[zero]]
-    return report
+            finite[rows] &= finite_rows(values)
+            zero[rows] |= ~values.reshape(len(rows), -1).any(axis=1)
+    return finite, zero

@@ -69,16 +69,15 @@ def train_head(
     from ..report.tables import run_table, score_tables, seeds_table
     from ..report.terminal import print_json, print_parts
 
-    with Pencil() as pencil, ProgressLine("train", "heads") as progress:
+    with Pencil() as pencil, ProgressLine("train", "epochs" if seeds == 1 and not full else "heads") as progress:
         # Here, so that it loads matplotlib while this process loads PyTorch.
         from ..featurize.loading import choose_device
         from ..heads import train_full as run_full
         from ..heads import train_head as run
 
         where = choose_device(device)
-        on_fit = progress if seeds > 1 else None
         if full:
-            result = run_full(source or runs / "latest", cache, labels, runs, where, max_bytes, jobs, on_fit)
+            result = run_full(source or runs / "latest", cache, labels, runs, where, max_bytes, jobs, None, pencil)
         else:
             recipe = settings.recipe(fusion=fusion, modality=modality)
             settings.check_used([recipe])
@@ -94,7 +93,7 @@ def train_head(
                 group_duplicates=group_duplicates,
                 max_bytes=max_bytes,
                 jobs=jobs,
-                on_fit=on_fit,
+                on_fit=None if recipe.head == "linear" and seeds == 1 else progress,
                 draw=pencil,
             )
     note_about(result | {"full": full})

@@ -18,6 +18,7 @@ RUNS = Path("artifacts/runs")
 BEST = RUNS / "latest" / "best.pt"
 EXPERIMENTS = Path("artifacts/experiments")
 INTERRUPTED = "interrupted: what was finished is kept; run the same command again to go on"
+_LEAST_PROCESS = 700 * 10**6
 MAX_SEED = 2**32 - 1  # what scikit-learn takes
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
@@ -198,6 +199,13 @@ def parse_bytes(text: str) -> int:
     stripped = text.strip().upper()
     for unit, size in units.items():
         number = stripped.removesuffix(unit)
-        if stripped.endswith(unit) and number.replace(".", "", 1).isdigit():
-            return int(float(number) * size)
+        if stripped.endswith(unit) and number.replace(".", "", 1).isdigit() and float(number) > 0:
+            found = int(float(number) * size)
+            if found < _LEAST_PROCESS:
+                from ..report.terminal import note
+
+                note(
+                    f"--max-memory {text} cannot be kept: a process takes about {_LEAST_PROCESS // 10**6} MB by itself"
+                )
+            return found
     raise typer.BadParameter(f"--max-memory is a size such as 500MB or 2GB, found {text!r}")

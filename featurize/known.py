@@ -55,6 +55,8 @@ class Known:
         if cache.read(self._column[tower], rows).tobytes() != digest:
             return None  # the first eight bytes are the same by chance
         found = {name: cache.read(name, rows)[0] for name in _COLUMNS[tower] if name in cache.file}
+        if not np.isfinite(found[tower]).all() or not found[tower].any():
+            return None  # damaged
         if tower == "text" and cache.has_tokens:
             found["text_tokens"] = cache.text_tokens(row)
         return found

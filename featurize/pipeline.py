@@ -128,7 +128,13 @@ def featurize(
         remove_leftovers(out)
         with FeatureCache.open(out) if out.exists() else contextlib.nullcontext() as cached:
             if dataset.labels_path is None and cached is not None:
-                dataset = Dataset.open(data, _recorded_labels(cached))
+                try:
+                    dataset = Dataset.open(data, _recorded_labels(cached))
+                except DataError as error:
+                    raise DataError(
+                        f"{error} It is the one recorded in {out}: give --labels with those of {data}, or another "
+                        "--out for other data"
+                    ) from error
             backbone = _backbone(options, cached)
             header = _header(dataset, backbone, options, cached)
             how = _how(options, header, cached)

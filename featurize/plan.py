@@ -10,6 +10,7 @@ from ..cache.errors import CacheError
 from ..cache.parts import parts_folder, read_parts
 from ..cache.schema import Header
 from ..cache.store import FeatureCache
+from ..cache.verify import soundness
 from .dataset import Dataset, MadeWhenAsked, Pair, natural_key
 from .encode import How
 from .reading import unchanged
@@ -113,6 +114,7 @@ def make_plan(out: Path, dataset: Dataset, header: Header, how: How, cached: Fea
         for number, pair in enumerate(dataset.pairs):
             (absent if pair.absent else number_of)[pair.guid] = number
         same = _same_bytes(cached, dataset.pairs, number_of)
+        finite, zero = soundness(cached)  # what `mmcli cache verify` finds is computed again
         _refuse_other_dataset(cached, dataset, int(same.sum()))
         for row, guid in enumerate(cached.guids):
             if guid not in number_of:
@@ -122,7 +124,7 @@ def make_plan(out: Path, dataset: Dataset, header: Header, how: How, cached: Fea
                     plan.put(absent[guid], out, row)
                 elif not prune:
                     plan.kept.append((guid, out, row))
-            elif same[row] and complete:
+            elif same[row] and complete and finite[row] and not zero[row]:
                 plan.put(number_of[guid], out, row)
                 plan.unchanged += 1
         if plan.kept and out not in plan.files:

@@ -39,15 +39,15 @@ def connected(n: int, left: NDArray[np.int64], right: NDArray[np.int64]) -> NDAr
     """
     first = np.arange(n)  # the least node that is known to be in the component
     while True:
-        least = np.minimum(first[left], first[right])
-        found = first.copy()
-        np.minimum.at(found, left, least)
-        np.minimum.at(found, right, least)
-        found = found[found]
-        if np.array_equal(found, first):
+        one, other = first[left], first[right]
+        if np.array_equal(one, other):
             numbers: NDArray[np.int64] = np.unique(first, return_inverse=True)[1].astype(np.int64)
             return numbers
-        first = found
+        least = np.minimum(one, other)
+        np.minimum.at(first, one, least)
+        np.minimum.at(first, other, least)
+        while not np.array_equal(first, first[first]):
+            first = first[first]
 
 
 class Groups(Mapping[str, int]):

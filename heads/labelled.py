@@ -52,6 +52,7 @@ def rows_of(
     classes: Sequence[str],
     recipes: Sequence[Recipe],
     max_bytes: int | None = None,
+    of_rows: int | None = None,
 ) -> Rows:
     """Return what heads of any of ``recipes`` look at, and class numbers, of ``guids`` in their order.
 
@@ -64,7 +65,7 @@ def rows_of(
     """
     numbers = class_numbers(guids, labels, classes)
     tokens = any(fusion_class(recipe.fusion, recipe.modality).needs_tokens for recipe in recipes)
-    features = cache.features(guids, tokens, any(recipe.views for recipe in recipes), max_bytes)
+    features = cache.features(guids, tokens, any(recipe.views for recipe in recipes), max_bytes, of_rows)
     return Rows(features, numbers)
 
 
@@ -84,10 +85,10 @@ def rows_of_parts(
         What the whole process may take: features that are more than it leaves are read as they are needed.
     """
     give_back_freed_memory()  # of tables of text
-    each = left_for_features(cache, max_bytes)
-    if each is not None and sum(map(len, parts.values())) * cache.row_bytes(bool(recipe.views)) > each:
+    each, together = left_for_features(cache, max_bytes), sum(map(len, parts.values()))
+    if each is not None and together * cache.row_bytes(bool(recipe.views)) > each:
         each //= len(parts) + 1  # a part may be in memory, or a block of it
-    return {name: rows_of(cache, guids, labels, classes, [recipe], each) for name, guids in parts.items()}
+    return {name: rows_of(cache, guids, labels, classes, [recipe], each, together) for name, guids in parts.items()}
 
 
 def left_for_features(cache: FeatureCache, max_bytes: int | None) -> int | None:
@@ -95,6 +96,11 @@ def left_for_features(cache: FeatureCache, max_bytes: int | None) -> int | None:
     if max_bytes is None:
         return None
     return max(max_bytes - _PROCESS_BYTES - _BYTES_PER_ROW * len(cache), _LEAST)
+
+
+def share_of(max_bytes: int | None, processes: int) -> int | None:
+    """Return the share of ``max_bytes`` for each of several processes, and for the one that waits for them."""
+    return None if max_bytes is None else max_bytes // (processes + 1 if processes > 1 else 1)
 
 
 def class_numbers(guids: Sequence[str], labels: dict[str, str], classes: Sequence[str]) -> NDArray[np.int64]:

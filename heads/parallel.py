@@ -33,6 +33,19 @@ def _call(parent: int, function: Callable[..., Result], task: tuple[Any, ...]) -
     return function(*task)
 
 
+def processes_for(tasks: int, jobs: int | None, device: str = "cpu") -> int:
+    """Return how many processes some tasks get: ``jobs``, by default one per core; an accelerator is for one.
+
+    Raises
+    ------
+    MmcliError
+        ``jobs`` is less than 1.
+    """
+    if jobs is not None and jobs < 1:
+        raise MmcliError(f"jobs must be 1 or more, found {jobs}")
+    return min(jobs or cpu_count(), tasks) if device == "cpu" else 1
+
+
 def each_of(
     function: Callable[..., Result], tasks: Sequence[tuple[Any, ...]], jobs: int | None = None
 ) -> Iterator[Result]:
@@ -53,9 +66,7 @@ def each_of(
     import joblib
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-    if jobs is not None and jobs < 1:
-        raise MmcliError(f"jobs must be 1 or more, found {jobs}")
-    jobs = min(jobs or cpu_count(), len(tasks))
+    jobs = processes_for(len(tasks), jobs)
     if jobs <= 1:
         yield from (function(*task) for task in tasks)
         return

@@ -15,16 +15,16 @@ from .checkpoint import Checkpoint, read_best_pt
 from .duplicates import Groups, duplicate_groups, separated
 from .folders import check_writable
 from .inputs import Rows
-from .labelled import check_labelled, class_numbers, labels_of, left_for_features, rows_of_parts
+from .labelled import check_labelled, class_numbers, labels_of, left_for_features, rows_of_parts, share_of
 from .losses import fit_offsets
 from .metrics import quick_scores, score
 from .model import Ensemble, sizes_of
-from .parallel import each_of
+from .parallel import each_of, processes_for
 from .recipe import Recipe
 from .run_folder import config_of, read_schedules, write_run
 from .splits import Split, make_split
 from .trained import Trained, trained
-from .training import Fit, fit, predict_logits
+from .training import Fit, OnEpoch, fit, predict_logits
 
 OnFit = Callable[[int, int], None]
 
@@ -67,7 +67,7 @@ def train_head(
     jobs
         Processes for several seeds; default: one per core.
     on_fit
-        Called with (heads trained, heads to train).
+        Called with (heads trained, heads to train); of a single one, with (epochs behind it, epochs at most).
     draw
         Draws a figure: ``report.drawing.draw``, or a ``Pencil``.
 
@@ -91,10 +91,11 @@ def train_head(
         of_train = np.fromiter((groups[guid] for guid in split.train), np.int64, len(split.train))
         apart = separated(split, groups)
         del groups
-        rows = rows_of_parts(cache, split.named(), labels, classes, recipe, max_bytes)
+        processes = processes_for(seeds, jobs, device)
+        rows = rows_of_parts(cache, split.named(), labels, classes, recipe, share_of(max_bytes, processes))
         recipes = [recipe.reseeded(number) for number in range(seeds)]
         tasks = [(each, len(classes), rows["train"], rows["val"], device, of_train) for each in recipes]
-        fits = _fit_all(tasks, jobs if device == "cpu" else 1, on_fit)
+        fits = _fit_all(tasks, processes, on_fit)
         checkpoint = _checkpoint(cache, fits, recipe, classes, split, labels_file, rows["train"])
         if recipe.offsets:
             _learn_offsets(checkpoint.head, rows["val"])
@@ -117,6 +118,7 @@ def train_full(
     max_bytes: int | None = None,
     jobs: int | None = None,
     on_fit: OnFit | None = None,
+    draw: Callable[..., None] = draw,
 ) -> dict[str, Any]:
     """Train the head of an earlier run again, on all labelled rows, for the epochs that it found best.
 
@@ -141,7 +143,9 @@ def train_full(
         earlier.check_cache(cache)
         labels_file, labels, absent = labels_of(cache, labels_path or earlier.made_from["labels"])
         split = Split(list(labels), [], [])
-        rows = rows_of_parts(cache, {"train": split.train}, labels, earlier.classes, earlier.recipe, max_bytes)["train"]
+        processes = processes_for(len(earlier.seeds), jobs, device)
+        each = share_of(max_bytes, processes)
+        rows = rows_of_parts(cache, {"train": split.train}, labels, earlier.classes, earlier.recipe, each)["train"]
         missing = sorted(set(earlier.classes) - set(labels.values()))
         if missing:
             raise DataError(f"{labels_file} has no row of class {missing[0]!r}, which the run of {source} knows")
@@ -150,7 +154,7 @@ def train_full(
             (replace(earlier.recipe, seed=seed), len(earlier.classes), rows, None, device, groups, schedule)
             for seed, schedule in zip(earlier.seeds, schedules, strict=True)
         ]
-        fits = _fit_all(tasks, jobs if device == "cpu" else 1, on_fit)
+        fits = _fit_all(tasks, processes, on_fit)
         recipe = replace(earlier.recipe, epochs=max(earlier.best_epochs))
         checkpoint = _checkpoint(cache, fits, recipe, earlier.classes, split, labels_file, rows)
         checkpoint.head.offsets.copy_(earlier.head.offsets)
@@ -159,7 +163,7 @@ def train_full(
         metrics |= _seed_scores(checkpoint, fits, {})
         config = config_of(cache, labels_file, recipe, None, None) | {"full": True, "epochs_from": str(source)}
         by_seed = dict(zip(checkpoint.seeds, fits, strict=True))
-        return write_run(Path(runs), checkpoint, by_seed, metrics, config, labels, started)
+        return write_run(Path(runs), checkpoint, by_seed, metrics, config, labels, started, draw=draw)
 
 
 def evaluate(
@@ -220,10 +224,14 @@ def evaluate(
     return result
 
 
-def _fit_all(tasks: list[tuple[Any, ...]], jobs: int | None, on_fit: OnFit | None) -> list[Fit]:
+def _fit_all(tasks: list[tuple[Any, ...]], jobs: int, on_fit: OnFit | None) -> list[Fit]:
     """Train one head per task; return them in the order of the tasks."""
+    if len(tasks) == 1 and on_fit is not None and tasks[0][0].head == "mlp":
+        tell, epochs = on_fit, tasks[0][0].epochs
+        tell(0, epochs)
+        return [_fit_one(0, lambda record: tell(int(record["epoch"]), epochs), *tasks[0])[1]]
     fits: dict[int, Fit] = {}
-    for number, found in each_of(_fit_one, [(number, *task) for number, task in enumerate(tasks)], jobs):
+    for number, found in each_of(_fit_one, [(number, None, *task) for number, task in enumerate(tasks)], jobs):
         fits[number] = found
         if on_fit is not None:
             on_fit(len(fits), len(tasks))
@@ -232,6 +240,7 @@ def _fit_all(tasks: list[tuple[Any, ...]], jobs: int | None, on_fit: OnFit | Non
 
 def _fit_one(
     number: int,
+    on_epoch: OnEpoch | None,
     recipe: Recipe,
     n_classes: int,
     train: Rows,
@@ -240,7 +249,7 @@ def _fit_one(
     groups: Any,
     schedule: list[float] | None = None,
 ) -> tuple[int, Fit]:
-    return number, fit(recipe, n_classes, train, val, schedule, device, groups=groups)
+    return number, fit(recipe, n_classes, train, val, schedule, device, on_epoch, groups=groups)
 
 
 def _learn_offsets(head: Ensemble, val: Rows) -> None:

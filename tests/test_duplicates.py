@@ -144,3 +144,11 @@ def test_components_are_those_of_scipy(n, edges):
 def test_a_long_chain_is_one_component():
     order = np.random.default_rng(0).permutation(5000)
     assert not connected(5000, order[:-1], order[1:]).any()
+
+
+def test_a_long_chain_in_random_order_takes_few_rounds():
+    n = 100_000
+    nodes = np.random.default_rng(0).permutation(n)
+    chain = connected(n, nodes[:-1], nodes[1:])
+    assert not chain.any()
+    assert connected(n, nodes[:-2], nodes[1:-1]).sum() == (n - 1 if nodes[-1] == 0 else 1)

@@ -1,13 +1,15 @@
 """The same image, or the same text, is encoded once, and nothing that is known is encoded again."""
 
+import hashlib
 import shutil
 from dataclasses import replace
 
+import h5py
 import numpy as np
 import pytest
 from conftest import content, write_pair
 from mmcli.cache import FeatureCache
-from mmcli.featurize import FeaturizeOptions, featurize, plan
+from mmcli.featurize import FeaturizeOptions, clean_text, encode, featurize, plan
 
 OPTIONS = FeaturizeOptions(dtype="float32")
 
@@ -140,3 +142,61 @@ def test_the_number_of_cores_changes_nothing(copies, tmp_path, free, monkeypatch
         featurize(copies, None, tmp_path / f"{cores}.h5", replace(OPTIONS, views=1, tokens=True, batch_size=2))
     assert content(tmp_path / "1.h5") == content(tmp_path / "2.h5") == content(tmp_path / "7.h5")
     assert plan.BLOCK_ROWS == 5
+
+
+def test_texts_that_are_the_same_only_when_cleaned_twice_are_not_the_same(tmp_path, free):
+    folder = tmp_path / "data"
+    for guid, text in ((1, "so ##happy today"), (2, "so #happy today")):
+        write_pair(folder, guid)
+        (folder / f"{guid}.txt").write_text(text)
+    featurize(folder, None, tmp_path / "f.h5", OPTIONS)
+    found = columns(tmp_path / "f.h5", "text", "row/cleaned_sha256")
+    assert not np.array_equal(found["1"][0], found["2"][0])
+    assert found["1"][1].tobytes() == hashlib.sha256(clean_text("so ##happy today").encode()).digest()
+
+
+def test_an_image_that_changes_while_it_is_read_gives_its_copy_nothing_wrong(copies, tmp_path, free, monkeypatch):
+    other = (copies / "2.jpg").read_bytes()
+    look = encode.look
+
+    def look_then_replace(pair, *more):
+        found = look(pair, *more)
+        if pair.guid == "1":
+            (copies / "1.jpg").write_bytes(other)
+        return found
+
+    monkeypatch.setattr(encode, "look", look_then_replace)
+    out = tmp_path / "f.h5"
+    summary = featurize(copies, None, out, replace(OPTIONS, max_reject_rate=0.5))
+    assert [each.guid for each in summary.rejects] == ["1", "21", "41"]
+    assert all("changed while it was read" in each.reason for each in summary.rejects)
+    again = featurize(copies, None, out, OPTIONS)
+    assert (again.computed, again.rejects) == (3, [])
+    featurize(copies, None, tmp_path / "new.h5", OPTIONS)
+    assert content(out) == content(tmp_path / "new.h5")
+
+
+def test_a_view_that_cannot_be_made_costs_its_pair_alone(copies, tmp_path, free, monkeypatch):
+    augment = encode.augment
+
+    def fail_for_one(image, seed, guid, view):
+        if (guid, view) == ("1", 1):
+            raise ValueError("no room")
+        return augment(image, seed, guid, view)
+
+    monkeypatch.setattr(encode, "augment", fail_for_one)
+    summary = featurize(copies, None, tmp_path / "f.h5", replace(OPTIONS, views=2, max_reject_rate=0.5))
+    assert [(each.guid, each.reason) for each in summary.rejects] == [("1", "image cannot be prepared: no room")]
+    found = columns(tmp_path / "f.h5", "image")
+    assert np.array_equal(found["21"][0], found["41"][0])
+
+
+def test_what_verify_finds_damaged_is_computed_again(copies, tmp_path, free):
+    out, whole = tmp_path / "f.h5", tmp_path / "whole.h5"
+    featurize(copies, None, out, OPTIONS)
+    shutil.copy(out, whole)
+    with h5py.File(out, "r+") as file:
+        file["image"][5, 2] = np.nan
+        file["text"][7] = 0
+    assert featurize(copies, None, out, OPTIONS).computed == 2
+    assert content(out) == content(whole)

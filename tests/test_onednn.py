@@ -55,3 +55,16 @@ def test_every_linear_layer_is_packed_but_those_used_otherwise():
 @pytest.mark.parametrize(("device", "dtype"), [("cuda", "bfloat16"), ("cpu", "float32")])
 def test_only_for_bfloat16_on_the_cpu(device, dtype):
     assert not onednn.can_be_used(device, dtype)
+
+
+def test_a_build_of_pytorch_without_these_operators_does_without(monkeypatch):
+    class Nothing:
+        def __getattr__(self, name):
+            raise AttributeError(name)
+
+    monkeypatch.setattr(torch.ops, "mkldnn", Nothing())
+    onednn._works.cache_clear()
+    try:
+        assert not onednn.can_be_used("cpu", "bfloat16")
+    finally:
+        onednn._works.cache_clear()

@@ -1,5 +1,6 @@
 """Embeddings left in the file because they are too many: read by blocks, the same numbers."""
 
+import hashlib
 import json
 import pickle
 from dataclasses import replace
@@ -10,6 +11,7 @@ import pytest
 import torch
 from conftest import header, synthetic_block, write_cache
 from mmcli.cache import CacheError, FeatureCache, MmcliError, StoredRows
+from mmcli.cache import features as stored
 from mmcli.cli import app
 from mmcli.heads import Recipe, Rows, fit, inputs, labelled, predict_logits
 from mmcli.heads.experiments.fits import data_key
@@ -154,3 +156,31 @@ def test_train_head_and_evaluate_with_little_memory(cache_path, both, tmp_path, 
     for limit in limits:
         again = CliRunner().invoke(app, ["evaluate", "--from", results[0]["best_pt"], "--on", "test", *command, *limit])
         assert json.loads(again.stdout)["test"]["confusion"] == results[0]["test"]["confusion"]
+
+
+def test_a_cache_that_is_replaced_meanwhile_is_an_error_and_not_the_rows_of_others(tmp_path):
+    path, guids = tmp_path / "features.h5", [str(guid) for guid in range(20)]
+    write_cache(path, synthetic_block(guids[2:]))
+    with FeatureCache.open(path) as cache:
+        features = cache.features(["12", "15"], max_bytes=1)
+    write_cache(path, synthetic_block(guids))
+    with pytest.raises(CacheError, match="changed by another command meanwhile: run the same command again"):
+        features.load()
+
+
+def test_a_wide_row_is_not_read_with_thousands_of_its_neighbours(both, monkeypatch):
+    in_memory, in_file = (rows.features for rows in both)
+    monkeypatch.setattr(stored, "_WINDOW_BYTES", 200)
+    assert np.array_equal(in_file.image[np.array([0, 1500, 7])], in_memory.image[[0, 1500, 7]])
+    assert np.array_equal(in_file.load().views, in_memory.views)
+
+
+def test_the_limit_is_shared_by_the_processes_and_by_the_one_that_waits():
+    assert [labelled.share_of(1200, processes) for processes in (1, 2, 3)] == [1200, 400, 300]
+    assert labelled.share_of(None, 4) is None
+
+
+def test_no_rows_are_hashed_as_nothing(both):
+    digest = hashlib.sha256()
+    both[0].features.take(np.array([], dtype=np.int64)).hash_into(digest)
+    assert digest.digest() == hashlib.sha256().digest()

@@ -11,7 +11,7 @@ from ...cache.errors import MmcliError
 from ...cache.machine import cpu_count
 from ...cache.store import FeatureCache
 from ..duplicates import Groups
-from ..labelled import labels_of, left_for_features, rows_of
+from ..labelled import labels_of, left_for_features, rows_of, share_of
 from ..splits import Split, make_split
 from .fits import Candidate, Data, OnFit, data_key
 
@@ -51,11 +51,10 @@ class Setup:
     def bytes_each(self) -> int | None:
         """Return the share of ``max_bytes`` for each process.
 
-        Token states in memory are there twice where several processes share them, and blocks of those that are left in
-        the file once in each process.
+        What is in memory is there twice where several processes share it, and blocks of what is left in the file once
+        in each process.
         """
-        processes = self.jobs or cpu_count()
-        return None if self.max_bytes is None else self.max_bytes // max(1, processes)
+        return share_of(self.max_bytes, self.jobs or cpu_count())
 
 
 @dataclass(frozen=True)
