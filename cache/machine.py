@@ -23,8 +23,8 @@ def keep_freed_memory() -> None:
     A batch's intermediate results are tens of megabytes, which the system would clear page by page for each layer: a
     fifth of the time of EfficientNet on two cores.
     """
-    # Not more than glibc takes: with the second alone, every result would be a mapping of its own.
-    if _call("mallopt", _M_MMAP_THRESHOLD, 1 << 25) == 1:
+    # An older glibc takes 32 MB at most. Without this one, the others would make a mapping of every result.
+    if any(_call("mallopt", _M_MMAP_THRESHOLD, size) == 1 for size in (1 << 30, 1 << 25)):
         _call("mallopt", _M_ARENA_MAX, 1)
         _call("mallopt", _M_TRIM_THRESHOLD, (1 << 31) - 1)
 

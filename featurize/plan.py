@@ -23,7 +23,7 @@ Row = tuple[str, Path, int]  # guid, file, row in it
 class Plan:
     """For each pair of the dataset, by its number: the file and the row that hold its features, if any does.
 
-    Eight bytes of memory per pair.
+    Eight bytes of memory per pair, beside the names of the rows of the cache.
 
     Attributes
     ----------

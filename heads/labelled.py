@@ -82,7 +82,7 @@ def rows_of_parts(
     Parameters
     ----------
     max_bytes
-        What the whole process may take: features that are more than it leaves are read as they are needed.
+        What the process may take: features that are more than it leaves are read as they are needed.
     """
     give_back_freed_memory()  # of tables of text
     each, together = left_for_features(cache, max_bytes), sum(map(len, parts.values()))

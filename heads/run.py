@@ -63,7 +63,7 @@ def train_head(
     group_duplicates
         Keep identical images and identical cleaned texts in one part of the split.
     max_bytes
-        What the process may take: embeddings and token states that do not fit are read as they are needed.
+        What all processes may take: embeddings and token states that do not fit are read as they are needed.
     jobs
         Processes for several seeds; default: one per core.
     on_fit

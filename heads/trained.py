@@ -61,7 +61,7 @@ class Trained:
         Parameters
         ----------
         max_bytes
-            Token states that take more than this are read as they are needed.
+            Embeddings, or token states, that take more than this are read as they are needed.
 
         Raises
         ------
