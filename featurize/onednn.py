@@ -2,8 +2,8 @@
 
 ``nn.Linear`` brings its weight into the order in which oneDNN computes anew in every call, a tenth of the call; here it
 is done once. An activation that follows a convolution is a pass over memory of its own; here it is done while the
-result is in a register. What comes out is the same to the bit. PyTorch's own compiler replaces layers by the same
-operators.
+result is in a register. What comes out is the same: to the bit on a Zen 4, where it was measured. PyTorch's own
+compiler replaces layers by the same operators.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ def _works() -> bool:
             convolution: Any = nn.Conv2d(16, 16, 1)
             convolution.static_padding = nn.Identity()
             ConvReLU6(convolution)(torch.ones(1, 16, 4, 4))
-            return torch.equal(PackedLinear(linear)(rows), linear(rows.bfloat16()))
+            return torch.allclose(PackedLinear(linear)(rows), linear(rows.bfloat16()), rtol=2**-7, atol=2**-7)
     return False
 
 

@@ -1,4 +1,4 @@
-"""Layers by oneDNN's operators give the bits that PyTorch's own give."""
+"""Layers by oneDNN's operators give what PyTorch's own give, but for the last bit on some processors."""
 
 import pytest
 
@@ -10,6 +10,9 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+LAST_BIT = 2**-7  # of bfloat16
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
@@ -17,12 +20,12 @@ def _seeded():
 
 @pytest.mark.parametrize("shape", [(1, 96), (16, 96), (3, 50, 96)])
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_packed_linear_layer_is_the_same_to_the_bit(shape, bias):
+def test_a_packed_linear_layer_is_the_same(shape, bias):
     linear = torch.nn.Linear(96, 200, bias=bias).bfloat16()
     packed = onednn.PackedLinear(linear)
     rows = torch.randn(shape)
     with torch.inference_mode():
-        assert torch.equal(packed(rows), linear(rows.bfloat16()))
+        torch.testing.assert_close(packed(rows), linear(rows.bfloat16()), rtol=LAST_BIT, atol=LAST_BIT)
     assert torch.equal(packed.weight, linear.weight)
 
 
@@ -30,7 +33,7 @@ def test_a_packed_linear_layer_is_the_same_to_the_bit(shape, bias):
     ("channels", "kernel", "stride", "groups", "padding"),
     [(32, 1, 1, 1, 0), (24, 3, 2, 24, 0), (24, 5, 1, 24, 2), (24, 3, 2, 24, (0, 1, 0, 1))],
 )
-def test_a_convolution_with_its_activation_is_the_same_to_the_bit(channels, kernel, stride, groups, padding):
+def test_a_convolution_with_its_activation_is_the_same(channels, kernel, stride, groups, padding):
     symmetric = padding if isinstance(padding, int) else 0
     convolution = torch.nn.Conv2d(24 if groups > 1 else channels, channels, kernel, stride, symmetric, groups=groups)
     convolution.static_padding = torch.nn.Identity() if symmetric == padding else torch.nn.ZeroPad2d(padding)
@@ -39,7 +42,7 @@ def test_a_convolution_with_its_activation_is_the_same_to_the_bit(channels, kern
     with torch.inference_mode():
         expected = torch.nn.functional.relu6(convolution(convolution.static_padding(maps.bfloat16())))
         found = onednn.ConvReLU6(convolution)(maps)
-    assert torch.equal(found, expected)
+    torch.testing.assert_close(found, expected, rtol=LAST_BIT, atol=LAST_BIT)
     assert 0 < (found == 6).float().mean() < 0.5  # so there was something to cut off
 
 
