@@ -254,7 +254,7 @@ class Features:
     def at_once(self) -> int:
         """How many rows may be loaded at once."""
         if not isinstance(self.image, StoredRows):
-            return len(self)
+            return max(1, len(self))
         columns = [each for each in (self.image, self.text, self.views) if isinstance(each, StoredRows)]
         return max(1, self.image.max_bytes // sum(each.row_bytes for each in columns))
 
@@ -267,7 +267,7 @@ class Features:
     def hash_into(self, digest: Hash) -> None:
         """Add the numbers of the embeddings, in the order of the rows, to a digest."""
         for column in (self.image, self.text, *(() if self.views is None else (self.views,))):
-            for start in range(0, len(self), max(self.at_once, 1)):
+            for start in range(0, len(self), self.at_once):
                 digest.update(np.ascontiguousarray(column[start : start + self.at_once]).tobytes())
 
     def in_file_order(self) -> tuple[Features, NDArray[np.int64]]:
@@ -287,6 +287,11 @@ def row_bytes(dataset: h5py.Dataset) -> int:
     return int(dataset.dtype.itemsize * np.prod(dataset.shape[1:], dtype=np.int64))
 
 
+def window_rows(dataset: h5py.Dataset) -> int:
+    """How many rows of a dataset are read in one go, at most."""
+    return min(_WINDOW_ROWS, max(1, _WINDOW_BYTES // max(row_bytes(dataset), 1)))
+
+
 def read_rows(dataset: h5py.Dataset, path: Path, rows: NDArray[np.int64]) -> NDArray[Any]:
     """Return ``dataset`` at ``rows`` (any order, repeats allowed), first axis (n,).
 
@@ -297,7 +302,7 @@ def read_rows(dataset: h5py.Dataset, path: Path, rows: NDArray[np.int64]) -> NDA
     """
     values = np.empty((len(rows), *dataset.shape[1:]), dataset.dtype)
     order = np.argsort(rows, kind="stable")
-    windows = rows[order] // min(_WINDOW_ROWS, max(1, _WINDOW_BYTES // max(row_bytes(dataset), 1)))
+    windows = rows[order] // window_rows(dataset)
     try:
         # A span in each window, then pick: far faster than HDF5's own selection of scattered rows.
         for picked in np.split(order, np.flatnonzero(np.diff(windows)) + 1) if len(rows) else []:

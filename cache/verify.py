@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from .features import finite_rows
+from .features import finite_rows, window_rows
 from .store import FeatureCache
 
 _BLOCK_ROWS = 4096
@@ -73,9 +73,10 @@ def soundness(cache: FeatureCache) -> tuple[NDArray[np.bool_], NDArray[np.bool_]
         Where a stored checksum says that the file itself is damaged.
     """
     finite, zero = np.ones(len(cache), dtype=bool), np.zeros(len(cache), dtype=bool)
-    for start in range(0, len(cache), _BLOCK_ROWS):
-        rows = np.arange(start, min(start + _BLOCK_ROWS, len(cache)))
-        for name in cache.embedding_names():
+    for name in cache.embedding_names():
+        step = window_rows(cache.file[name])
+        for start in range(0, len(cache), step):
+            rows = np.arange(start, min(start + step, len(cache)))
             values = cache.read(name, rows)
             finite[rows] &= finite_rows(values)
             zero[rows] |= ~values.reshape(len(rows), -1).any(axis=1)

@@ -114,8 +114,10 @@ def make_plan(out: Path, dataset: Dataset, header: Header, how: How, cached: Fea
         for number, pair in enumerate(dataset.pairs):
             (absent if pair.absent else number_of)[pair.guid] = number
         same = _same_bytes(cached, dataset.pairs, number_of)
-        finite, zero = soundness(cached)  # what `mmcli cache verify` finds is computed again
         _refuse_other_dataset(cached, dataset, int(same.sum()))
+        if complete:
+            finite, zero = soundness(cached)
+            same &= finite & ~zero  # what `mmcli cache verify` finds is computed again
         for row, guid in enumerate(cached.guids):
             if guid not in number_of:
                 plan.gone += 1
@@ -124,7 +126,7 @@ def make_plan(out: Path, dataset: Dataset, header: Header, how: How, cached: Fea
                     plan.put(absent[guid], out, row)
                 elif not prune:
                     plan.kept.append((guid, out, row))
-            elif same[row] and complete and finite[row] and not zero[row]:
+            elif same[row] and complete:
                 plan.put(number_of[guid], out, row)
                 plan.unchanged += 1
         if plan.kept and out not in plan.files:
