@@ -131,9 +131,9 @@ def export(folder, made):
 
 def ours(folder):
     from mmcli.featurize import open_backbone
-    from mmcli.featurize.dataset import Pair
     from mmcli.featurize.encode import How, encode_blocks
     from mmcli.featurize.loading import choose_dtype
+    from mmcli.featurize.pair import Pair
 
     encoder = open_backbone(str(folder)).load("cpu", choose_dtype("auto", "cpu"), None)
 

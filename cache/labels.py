@@ -3,6 +3,10 @@
 import csv
 import io
 import json
+import math
+import re
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +15,13 @@ from .errors import DataError
 
 # Long cells (a manifest's texts) are legitimate.
 _LONGEST_CELL = 10_000_000
+# What programs write for a label that is not known. Other spellings are labels: there is a bread called Nan.
+UNLABELLED = ("", "null", "NULL", "nan", "NaN")
+_WHOLE = re.compile(r"[+-]?[0-9]+\.0")
 
 
 def read_table(path: Path) -> tuple[list[str], Iterator[tuple[int, dict[str, Any]]]]:
-    """Read a CSV, JSONL or Parquet table, by its suffix (anything but .jsonl and .parquet is CSV).
+    """Read a CSV, JSONL or Parquet table, by its suffix (anything but .jsonl, .ndjson and .parquet is CSV).
 
     Returns
     -------
@@ -25,17 +32,20 @@ def read_table(path: Path) -> tuple[list[str], Iterator[tuple[int, dict[str, Any
     Raises
     ------
     DataError
-        No such file, empty, not UTF-8, or a line that cannot be parsed.
+        No such file, empty, not UTF-8, a column given twice, or a line that cannot be parsed.
     """
+    if path.is_dir():
+        raise DataError(f"{path} is a folder: give a table, such as a CSV file")
     if not path.is_file():
         raise DataError(f"no such file: {path}")
-    if path.suffix == ".parquet":
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
         return _read_parquet(path)
     try:
         content = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 (byte {error.start}): save it as UTF-8") from error
-    if path.suffix == ".jsonl":
+    if suffix in (".jsonl", ".ndjson"):
         return _read_jsonl(path, content)
     csv.field_size_limit(_LONGEST_CELL)
     reader = csv.reader(io.StringIO(content, newline=""), strict=True)
@@ -45,6 +55,9 @@ def read_table(path: Path) -> tuple[list[str], Iterator[tuple[int, dict[str, Any
         raise DataError(f"{path} line 1: {error}") from error
     if not header:
         raise DataError(f"{path} is empty: expected a header line such as guid,tag")
+    for name, count in Counter(header).items():
+        if count > 1:
+            raise DataError(f"{path}: the header has the column {name!r} {count} times: keep one")
     return header, _csv_rows(path, reader, header)
 
 
@@ -70,8 +83,8 @@ def _read_jsonl(path: Path, content: str) -> tuple[list[str], Iterator[tuple[int
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path} line {number} is not JSON: {error.msg}") from error
+        except (ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
+            raise DataError(f"{path} line {number} is not JSON: {getattr(error, 'msg', error)}") from error
         if not isinstance(row, dict):
             raise DataError(f'{path} line {number}: expected an object such as {{"guid": …}}, found {line[:40]!r}')
         rows.append((number, row))
@@ -103,48 +116,119 @@ def table_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def cell_text(value: Any) -> str:
-    """Return a table cell as stripped text; None is the empty text."""
-    return "" if value is None else str(value).strip()
+    """Return a table cell as stripped text; None and NaN, as pandas writes a missing value, are the empty text."""
+    return "" if is_missing(value) else str(value).strip()
 
 
-def read_labels(path: str | Path) -> dict[str, str | None]:
-    """Read labels: a CSV with header ``guid,tag``, or a manifest with the columns ``guid`` and ``label``.
+def is_missing(value: Any) -> bool:
+    """Say whether a cell holds no value: None, or the number NaN."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
-    A guid that a manifest gives twice is unlabelled: featurizing leaves such a pair out, and says so.
 
-    Returns
-    -------
-    dict
-        Label by guid, in the file's order; None where the tag is empty, ``null`` or ``nan``: unlabelled.
+def plain_cell(path: Path, line: int, row: dict[str, Any], column: str) -> str:
+    """Return ``cell_text`` of a cell that must hold one value, of valid Unicode.
 
     Raises
     ------
     DataError
-        No such file, another header, an empty guid, or a guid that a ``guid,tag`` file gives twice.
+        It holds a list or an object, or half of a character, as JSON can.
+    """
+    value = row.get(column)
+    if isinstance(value, (list, dict)):
+        kind = "a list" if isinstance(value, list) else "an object"
+        raise DataError(f"{path} line {line}: {column} is {kind}, {str(value)[:40]}: give one value")
+    text = cell_text(value)
+    if not is_unicode(text):
+        raise DataError(f"{path} line {line}: {column} holds half of a character, {ascii(text)[:60]}: mend it")
+    return text
+
+
+def is_unicode(text: str) -> bool:
+    """Say whether ``text`` can be encoded: it holds no lone surrogate, as file names and JSON can."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def guid_of(name: str) -> str:
+    """Return a name as a guid, in Unicode's composed form (NFC): a Mac writes é as two characters in file names."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+class Labels(dict[str, str | None]):
+    """Label by guid, in the order of the file; None for a pair that is not labelled.
+
+    Attributes
+    ----------
+    unlabelled
+        How many pairs are not labelled, by what stands in the cell ("" where it is empty).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unlabelled: Counter[str] = Counter()
+
+
+def read_labels(path: str | Path) -> Labels:
+    """Read labels: a CSV with header ``guid,tag``, or a manifest with the columns ``guid`` and ``label`` or ``tag``.
+
+    A guid that a manifest gives twice is unlabelled: featurizing leaves such a pair out, and says so. Where each label
+    is a whole number that pandas wrote as a fraction (``0.0``), it is read as a whole number (``0``).
+
+    Returns
+    -------
+    Labels
+        None where the tag is one of ``UNLABELLED``.
+
+    Raises
+    ------
+    DataError
+        No such file, another header, an empty guid, a label that is a list, or a guid that a ``guid,tag`` file gives
+        twice.
     """
     path = Path(path)
     header, rows = read_table(path)
-    if {"guid", "label"} <= set(header):
-        column = "label"
-    elif header == ["guid", "tag"]:
-        column = "tag"
-    else:
+    column = label_column(path, header)
+    if column is None or not (header == ["guid", "tag"] or {"guid", "image"} <= set(header) or column == "label"):
         hint = ": save it with commas" if ";" in header[0] else ""
         raise DataError(f"{path}: expected the header guid,tag, found {','.join(header)[:80]}{hint}")
-    labels: dict[str, str | None] = {}
+    labels = Labels()
     names: dict[str, str] = {}  # of a million equal labels, one is kept
+    may_repeat = header != ["guid", "tag"]
     for line, row in rows:
-        guid, label = cell_text(row.get("guid")), cell_text(row.get(column))
+        guid, label = guid_of(plain_cell(path, line, row, "guid")), plain_cell(path, line, row, column)
         if not guid:
             raise DataError(f"{path} line {line}: the guid is empty")
-        if guid in labels and column == "tag":
-            first = next(line for line, row in read_table(path)[1] if cell_text(row.get("guid")) == guid)
-            raise DataError(f"{path}: guid {guid!r} stands twice, in lines {first} and {line}: keep one")
-        unlabelled = guid in labels or label.lower() in ("", "null", "nan")
-        labels[guid] = None if unlabelled else names.setdefault(label, label)
+        if guid in labels:
+            if not may_repeat:
+                first = next(line for line, row in read_table(path)[1] if guid_of(cell_text(row.get("guid"))) == guid)
+                raise DataError(f"{path}: guid {guid!r} stands twice, in lines {first} and {line}: keep one")
+            if labels[guid] is not None:
+                labels[guid] = None
+                labels.unlabelled["guid given twice"] += 1
+        elif label in UNLABELLED:
+            labels[guid] = None
+            labels.unlabelled[label] += 1
+        else:
+            labels[guid] = names.setdefault(label, label)
     if not labels:
         raise DataError(f"{path} has a header, but names no pair")
+    if names and all(_WHOLE.fullmatch(name) for name in names):
+        whole = {name: name.removesuffix(".0") for name in names}
+        labels.update({guid: whole[label] for guid, label in labels.items() if label is not None})
     return labels
+
+
+def label_column(path: Path, header: Sequence[str]) -> str | None:
+    """Return which column holds the labels: ``label`` or ``tag``; None where there is neither.
+
+    Raises
+    ------
+    DataError
+        Both are there.
+    """
+    found = [name for name in ("label", "tag") if name in header]
+    if len(found) > 1:
+        raise DataError(f"{path} has the columns label and tag, which mean the same: keep one")
+    return found[0] if found and "guid" in header else None
 
 
 def read_ids(path: str | Path) -> list[str]:
@@ -161,7 +245,7 @@ def read_ids(path: str | Path) -> list[str]:
         raise DataError(f"{path}: expected a header with the column guid, found {','.join(header)[:80]}")
     lines: dict[str, int] = {}
     for line, row in rows:
-        guid = cell_text(row.get("guid"))
+        guid = guid_of(plain_cell(path, line, row, "guid"))
         if not guid:
             raise DataError(f"{path} line {line}: the guid is empty")
         if guid in lines:

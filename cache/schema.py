@@ -33,6 +33,15 @@ def fingerprint_of(identity: dict[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
+# The option that sets what an identity says, where there is one.
+_OPTION_OF = {
+    "dtype": "--dtype",
+    "image.resize": "--resize",
+    "text.cleaning": "--no-clean-text",
+    "text.encoding": "--encoding",
+}
+
+
 def describe_difference(found: dict[str, Any], expected: dict[str, Any], prefix: str = "") -> list[str]:
     """Name each entry in which two identities differ, as ``what: found, not expected``."""
     lines: list[str] = []
@@ -43,7 +52,9 @@ def describe_difference(found: dict[str, Any], expected: dict[str, Any], prefix:
         if isinstance(left, dict) and isinstance(right, dict):
             lines += describe_difference(left, right, f"{prefix}{key}.")
         else:
-            lines.append(f"{prefix}{key}: {_short(left)}, not {_short(right)}")
+            name = prefix + key
+            option = f" ({_OPTION_OF[name]})" if name in _OPTION_OF else ""
+            lines.append(f"{name}{option}: {_short(left)}, not {_short(right)}")
     return lines
 
 

@@ -30,6 +30,7 @@ from .features import (
     stamp_of,
     tokens_bytes,
 )
+from .labels import guid_of
 from .schema import EMBEDDINGS, SCHEMA, Header, describe_difference, fingerprint_of
 
 _STRINGS_AT_ONCE = 1 << 16
@@ -161,8 +162,8 @@ class FeatureCache:
 
     @cached_property
     def guids(self) -> list[str]:
-        """The guid of each row, in file order."""
-        return self._strings("guid")
+        """The guid of each row, in file order, in composed form (NFC)."""
+        return [guid_of(name) for name in self._strings("guid")]
 
     @cached_property
     def row_of(self) -> dict[str, int]:

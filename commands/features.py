@@ -23,9 +23,19 @@ def featurize(
     dtype: Annotated[Literal["auto", "float32", "bfloat16"], typer.Option(help="Precision of the encoder.")] = "auto",
     views: Annotated[int, typer.Option(min=0, help="Also keep K augmented views of each image.")] = 0,
     tokens: Annotated[bool, typer.Option("--tokens", help="Also keep the towers' last hidden states.")] = False,
-    clean_text: Annotated[bool, typer.Option(help="Drop URLs and mentions, unwrap hashtags, lower-case.")] = True,
+    clean_text: Annotated[
+        bool | None,
+        typer.Option(
+            "--clean-text/--no-clean-text",
+            help="Drop URLs and mentions, unwrap hashtags, lower-case. Default: as in the cache, else yes.",
+        ),
+    ] = None,
+    encoding: Annotated[
+        str | None, typer.Option(help="Codec of all texts, such as cp1251. Default: found out for each text.")
+    ] = None,
     resize: Annotated[
-        int | None, typer.Option(min=1, max=4096, help="Short side in pixels before the centre crop.")
+        int | None,
+        typer.Option(min=1, max=4096, help="Short side in pixels before the centre crop. Default: as in the cache."),
     ] = None,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Images per call of the encoder. Default: what suits the device.")
@@ -53,6 +63,7 @@ def featurize(
         views=views,
         tokens=tokens,
         clean=clean_text,
+        encoding=encoding,
         resize=resize,
         batch_size=batch_size,
         max_reject_rate=max_reject_rate,
@@ -60,7 +71,7 @@ def featurize(
     )
     try:
         with ProgressLine("featurize") as progress:
-            summary = asdict(run(data, labels, out, options, progress))
+            summary = run(data, labels, out, options, progress).to_dict()
     except KeyboardInterrupt:
         note(INTERRUPTED)
         raise typer.Exit(130) from None
@@ -76,16 +87,29 @@ def info(cache: CacheArgument = CACHE, as_json: Json = False) -> None:
 
     Example: mmcli cache info artifacts/features.h5
     """
-    from ..cache import FeatureCache
-    from ..report.tables import flat, pairs_table
+    from ..cache import DataError, FeatureCache
+    from ..featurize import Dataset
+    from ..featurize.summary import count_labels, count_rows, count_unreadable
+    from ..report.tables import content_rows, flat, pairs_table
     from ..report.terminal import print_json, print_parts
 
     with FeatureCache.open(cache) as opened:
-        result = opened.describe()
+        result = opened.describe() | {"content": count_rows(opened).to_dict()}
+        recorded = opened.header.dataset
+        try:
+            dataset = Dataset.open(recorded["data"], recorded["labels"])
+        except DataError as error:
+            result["dataset_problem"] = str(error)
+        else:
+            result["labels"] = count_labels(dataset, opened.guids, len(opened)).to_dict()
+            result["unreadable"] = count_unreadable(dataset, opened.guids)
     if as_json:
         print_json(result)
-    else:
-        print_parts(pairs_table({name: flat(value) for name, value in result.items()}))
+        return
+    content, labels = result.pop("content"), result.pop("labels", {"file": None})
+    del result["codecs"], result["truncated"]
+    lines = {name: flat(value) for name, value in result.items()}
+    print_parts(pairs_table(lines | content_rows(content, labels)))
 
 
 def verify(

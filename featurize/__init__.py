@@ -4,8 +4,9 @@ Imports ``cache`` only, and torch only when a model is loaded.
 """
 
 from .backbone import Backbone, Encoder
-from .dataset import Dataset, Pair
+from .dataset import Dataset
 from .loading import open_backbone
+from .pair import Pair
 from .pipeline import FeaturizeOptions, FeaturizeSummary, featurize
 from .text import clean_text, decode_text
 

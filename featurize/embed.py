@@ -12,12 +12,12 @@ from ..cache.parts import Block
 from ..cache.schema import describe_difference, fingerprint_of
 from ..cache.store import FeatureCache
 from .backbone import Backbone
-from .dataset import Pair
 from .encode import How, encode_blocks
 from .loading import choose_device, open_backbone
-from .pipeline import identity_of
+from .pair import Pair
 from .plan import BLOCK_ROWS
-from .reading import Reject, unchanged
+from .reading import Reject, compare
+from .steps import identity_of, is_cleaned
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def embed_pairs(
 def same_as_cached(pairs: Sequence[Pair], cache: FeatureCache) -> list[str]:
     """Return the guids of the pairs whose raw bytes are those that ``cache`` was made from."""
     known = [pair for pair in pairs if pair.guid in cache]
-    same = unchanged(cache, cache.rows([pair.guid for pair in known]), known)
+    same = compare(cache, cache.rows([pair.guid for pair in known]), known, is_earlier=False).same
     return [pair.guid for pair, is_same in zip(known, same.tolist(), strict=True) if is_same]
 
 
@@ -105,7 +105,8 @@ def open_same(identity: dict[str, Any], backbone: dict[str, Any]) -> Backbone:
         It cannot be had, or what is there is another one.
     """
     source = open_backbone(backbone["name"], backbone["revision"])
-    here = identity_of(source, identity["dtype"], identity["text"]["cleaning"] > 0, identity["image"]["resize"])
+    text, image = identity["text"], identity["image"]
+    here = identity_of(source, identity["dtype"], is_cleaned(identity), image["resize"], text.get("encoding"))
     if fingerprint_of(here) != fingerprint_of(identity):
         raise BackboneError(
             f"{backbone['name']} is not the backbone that the head was trained with ("
@@ -118,7 +119,7 @@ def open_same(identity: dict[str, Any], backbone: dict[str, Any]) -> Backbone:
 def how_of(identity: dict[str, Any], **more: Any) -> How:
     """Return how pairs are encoded for features of ``identity``."""
     store = np.float16 if identity["dtype"] == "bfloat16" else np.float32
-    return How(clean=identity["text"]["cleaning"] > 0, store=store, **more)
+    return How(clean=is_cleaned(identity), encoding=identity["text"].get("encoding"), store=store, **more)
 
 
 def features_of(block: Block) -> Features:

@@ -6,7 +6,6 @@ never wait for each other, nor fight for cores. The same image, or the same text
 
 import hashlib
 import itertools
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
@@ -19,12 +18,12 @@ from numpy.typing import NDArray
 from ..cache.errors import DataError
 from ..cache.parts import Block
 from .backbone import MAX_TOKENS, Encoder
-from .dataset import Pair
 from .image import augment, decode_image
 from .known import Known, Row
+from .pair import Pair
 from .reading import TOWERS, Looked, Reject, digest_column, look, prefetch, reject
+from .steps import VIEW_SEED
 
-VIEW_SEED = 0
 _NOT_FINITE = "the embedding is not finite"
 _TEXT_SHARE = 4  # smaller batches of texts, in order of length, are padded by less
 
@@ -37,6 +36,8 @@ class How:
     ----------
     clean
         Whether texts are cleaned.
+    encoding
+        Codec of all texts; None to find out for each.
     views
         Augmented views per image.
     tokens
@@ -54,6 +55,7 @@ class How:
     """
 
     clean: bool = True
+    encoding: str | None = None
     views: int = 0
     tokens: bool = False
     store: type[np.float16] | type[np.float32] = np.float32
@@ -99,9 +101,9 @@ def encode_blocks(
         blocks = list(blocks)
         total = sum(len(block) for block in blocks)
     blocks, to_read = itertools.tee(blocks)
-    looked = prefetch(lambda pair: look(pair, how.towers, how.clean), itertools.chain.from_iterable(to_read), ahead=64)
-    with warnings.catch_warnings(), encoder.workers() as pool:
-        warnings.simplefilter("ignore")  # Pillow's on odd but readable images
+    to_look = itertools.chain.from_iterable(to_read)
+    looked = prefetch(lambda pair: look(pair, how.towers, how.clean, how.encoding), to_look, ahead=64)
+    with encoder.workers() as pool:
         run = _Run(encoder, how, pool, total, on_progress, known)
         under_way: deque[_Work] = deque()
         try:

@@ -1,5 +1,6 @@
 """Embeddings that are on the disk already, found by the digest of what they were made from."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -36,11 +37,17 @@ class Known:
     def __exit__(self, kind: type[BaseException] | None, value: object, trace: TracebackType | None) -> None:
         self._open.close()
 
-    def add(self, path: Path) -> None:
-        """Take in every row of a file, which stays as it is."""
+    def add(self, path: Path, usable: Mapping[str, NDArray[np.bool_]] | None = None) -> None:
+        """Take in the rows of a file, which stays as it is.
+
+        Parameters
+        ----------
+        usable
+            By tower, which rows may be used, (N,); default: all.
+        """
         cache = self._open.get(path)
-        rows = np.arange(len(cache))
         for tower, column in self._column.items():
+            rows = np.arange(len(cache)) if usable is None else np.flatnonzero(usable[tower])
             places = (np.uint64(len(self._paths)) << np.uint64(32)) | rows.astype(np.uint64)
             self._places[tower].add(_key(cache.read(column, rows)), places)
         self._paths.append(path)

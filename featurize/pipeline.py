@@ -1,11 +1,12 @@
 """``featurize``: find what is missing in the cache, encode it block by block, merge."""
 
+import codecs
 import contextlib
 import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,15 @@ from ..cache.parts import merge, parts_folder, read_parts, remove_parts, write_p
 from ..cache.schema import Header
 from ..cache.store import FeatureCache
 from .backbone import DEFAULT_BACKBONE, Backbone
-from .dataset import Dataset, Pair
-from .encode import VIEW_SEED, How, encode_blocks
+from .dataset import Dataset
+from .encode import How, encode_blocks
 from .known import Known
 from .loading import choose_device, choose_dtype, open_backbone
+from .pair import Pair
 from .plan import Plan, make_plan
 from .reading import Reject, unreadable
+from .steps import identity_of, is_cleaned
+from .summary import LabelCounts, RowCounts, count_labels, count_rows
 
 _LIBRARIES = ("torch", "transformers", "numpy", "h5py", "pillow")
 
@@ -34,24 +38,41 @@ OnProgress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class FeaturizeOptions:
-    """What ``featurize`` is asked for; see the command's help."""
+    """What ``featurize`` is asked for, see the command's help. None: as in the cache, if there is one."""
 
-    backbone: str | None = None  # that of the cache, else DEFAULT_BACKBONE
+    backbone: str | None = None  # else DEFAULT_BACKBONE
     revision: str | None = None
     dtype: str = "auto"
     device: str = "auto"
     views: int = 0
     tokens: bool = False
-    clean: bool = True
-    resize: int | None = None
+    clean: bool | None = None  # else True
+    encoding: str | None = None  # else found out for each text
+    resize: int | None = None  # else the model's own
     batch_size: int | None = None
     max_reject_rate: float = 0.05
     prune: bool = False
 
 
-@dataclass
+@dataclass(frozen=True)
 class FeaturizeSummary:
-    """What ``featurize`` did. ``gone`` are cached pairs whose files are no longer there."""
+    """What ``featurize`` did, and what the cache holds now.
+
+    Attributes
+    ----------
+    gone
+        Cached pairs whose files are no longer there.
+    unreadable
+        Cached pairs that are kept though their files cannot be read now; ``unreadable_example`` names one and says why.
+    rejects
+        Pairs that are left out; ``rejects_file`` lists them, and those that are kept though unreadable.
+    content, labels
+        Counts over the rows.
+    labels_missing
+        The labels file that the cache records, where it is no longer there.
+    unused_columns
+        Columns of the manifest that were not looked at.
+    """
 
     out: str
     rows: int
@@ -60,10 +81,14 @@ class FeaturizeSummary:
     unchanged: int
     gone: int
     pruned: int
-    labelled: int
-    unlabelled: int
+    unreadable: int
+    unreadable_example: str
     rejects: int
     rejects_file: str | None
+    content: RowCounts
+    labels: LabelCounts
+    labels_missing: str | None
+    unused_columns: list[str]
     backbone: str
     dtype: str
     views: int
@@ -73,16 +98,9 @@ class FeaturizeSummary:
     bytes: int
     fingerprint: str
 
-
-def identity_of(backbone: Backbone, dtype: str, clean: bool, resize: int | None) -> dict[str, Any]:
-    """Return all that changes an embedding. The numbers are versions of this package's own steps."""
-    return {
-        "backbone": backbone.identity(),
-        "dtype": dtype,
-        "image": {"decoding": 1, "resize": resize},
-        "text": {"decoding": 1, "cleaning": 1 if clean else 0},
-        "augmentation": {"version": 1, "seed": VIEW_SEED},
-    }
+    def to_dict(self) -> dict[str, Any]:
+        """Return this as plain data, with the numbers of labelled and unlabelled rows on top."""
+        return asdict(self) | {"labelled": self.labels.labelled, "unlabelled": self.labels.unlabelled}
 
 
 def featurize(
@@ -127,29 +145,40 @@ def featurize(
     with writer_lock(out):
         remove_leftovers(out)
         with FeatureCache.open(out) if out.exists() else contextlib.nullcontext() as cached:
-            if dataset.labels_path is None and cached is not None:
+            recorded = None if cached is None or dataset.labels_path else cached.header.dataset["labels"]
+            if recorded is not None and Path(recorded).is_file():
                 try:
-                    dataset = Dataset.open(data, _recorded_labels(cached))
+                    dataset = Dataset.open(data, recorded)
                 except DataError as error:
                     raise DataError(
                         f"{error} It is the one recorded in {out}: give --labels with those of {data}, or another "
                         "--out for other data"
                     ) from error
+            elif recorded is not None:  # kept, for the file may be back tomorrow
+                dataset = replace(dataset, labels_path=Path(recorded))
+            options = _settled(options, cached)
             backbone = _backbone(options, cached)
-            header = _header(dataset, backbone, options, cached)
+            header = _header(dataset, backbone, options)
             how = _how(options, header, cached)
             plan = make_plan(out, dataset, header, how, cached, options.prune)
-            as_it_was = cached is not None and cached.header.dataset == header.dataset and len(cached)
-        with _known(out, plan, header, how) as known:
-            computed, rejects = _compute(out, plan, backbone, header, how, known, dataset, options, on_progress)
-        rows = plan.rows()
+            with _known(out, plan, header, how) as known:
+                computed, rejects = _compute(out, plan, backbone, header, how, known, dataset, options, on_progress)
+            rows = plan.rows()
+            is_as_before = False
+            if cached is not None:
+                header = replace(header, versions=_versions(cached.header, header, computed))
+                is_as_before = cached.header == header and len(cached) == len(rows) and plan.files == [out]
         if not len(rows):
             raise DataError(f"no pair of {dataset.data} could be read; see {_rejects_path(out)}")
-        if len(rows) != as_it_was or plan.files != [out]:
+        if not is_as_before:
             merge(out, rows, header)
         remove_parts(out, header.fingerprint)
+        with FeatureCache.open(out) as made:
+            content = count_rows(made)
+            labels_counted = count_labels(dataset, made.guids, len(made))
     seconds = time.perf_counter() - started
-    labelled = sum(1 for guid, _, _ in rows if dataset.labels.get(guid) is not None) if dataset.labels else 0
+    kept_guids = set(plan.unreadable)
+    kept = [each for each in rejects if each.guid in kept_guids]
     return FeaturizeSummary(
         out=str(out),
         rows=len(rows),
@@ -158,10 +187,14 @@ def featurize(
         unchanged=plan.unchanged,
         gone=plan.gone,
         pruned=plan.pruned,
-        labelled=labelled,
-        unlabelled=len(rows) - labelled,
-        rejects=len(rejects),
+        unreadable=len(kept),
+        unreadable_example=f"{kept[0].guid!r}: {kept[0].reason}" if kept else "",
+        rejects=len(rejects) - len(kept),
         rejects_file=str(_rejects_path(out)) if rejects else None,
+        content=content,
+        labels=labels_counted,
+        labels_missing=None if recorded is None or Path(recorded).is_file() else recorded,
+        unused_columns=dataset.unused_columns,
         backbone=header.backbone["name"],
         dtype=header.identity["dtype"],
         views=how.views,
@@ -173,10 +206,34 @@ def featurize(
     )
 
 
-def _recorded_labels(cached: FeatureCache) -> Path | None:
-    """Return the labels file that a cache names, if it is still there."""
-    labels = cached.header.dataset["labels"]
-    return Path(labels) if labels is not None and Path(labels).is_file() else None
+def _settled(options: FeaturizeOptions, cached: FeatureCache | None) -> FeaturizeOptions:
+    """Return the options with what was not said taken from the cache: adding pairs must not need a flag."""
+    if options.encoding is not None:
+        try:
+            options = replace(options, encoding=codecs.lookup(options.encoding).name)
+        except LookupError as error:
+            raise DataError(f"unknown encoding {options.encoding!r}: give one that Python knows, as cp1251") from error
+    if cached is None:
+        return replace(options, clean=options.clean is not False)
+    identity = cached.header.identity
+    return replace(
+        options,
+        dtype=identity["dtype"] if options.dtype == "auto" else options.dtype,
+        clean=is_cleaned(identity) if options.clean is None else options.clean,
+        encoding=options.encoding or identity["text"].get("encoding"),
+        resize=options.resize or identity["image"]["resize"],
+    )
+
+
+def _versions(before: Header, now: Header, computed: int) -> dict[str, str]:
+    """Return the library versions that rows were made with: those of before, and those of now where any row is new."""
+    if not computed:
+        return before.versions
+    versions = {}
+    for name, version_now in now.versions.items():
+        earlier = before.versions.get(name, version_now).split(", ")
+        versions[name] = ", ".join(earlier if version_now in earlier else [*earlier, version_now])
+    return versions
 
 
 def _backbone(options: FeaturizeOptions, cached: FeatureCache | None) -> Backbone:
@@ -186,14 +243,12 @@ def _backbone(options: FeaturizeOptions, cached: FeatureCache | None) -> Backbon
     return open_backbone(options.backbone or DEFAULT_BACKBONE, options.revision)
 
 
-def _header(dataset: Dataset, backbone: Backbone, options: FeaturizeOptions, cached: FeatureCache | None) -> Header:
+def _header(dataset: Dataset, backbone: Backbone, options: FeaturizeOptions) -> Header:
     dtype = options.dtype
-    if dtype == "auto" and cached is not None:
-        dtype = str(cached.header.identity["dtype"])  # adding pairs elsewhere must not need a flag
     dtype = choose_dtype(dtype, choose_device(options.device)) if dtype == "auto" else dtype
     labels = dataset.labels_path
     return Header(
-        identity=identity_of(backbone, dtype, options.clean, options.resize),
+        identity=identity_of(backbone, dtype, bool(options.clean), options.resize, options.encoding),
         backbone={"name": backbone.name, "revision": backbone.revision},
         dataset={"data": str(dataset.data), "labels": None if labels is None else str(labels)},
         versions={"python": platform.python_version()} | {name: version(name) for name in _LIBRARIES},
@@ -203,7 +258,8 @@ def _header(dataset: Dataset, backbone: Backbone, options: FeaturizeOptions, cac
 def _how(options: FeaturizeOptions, header: Header, cached: FeatureCache | None) -> How:
     """Take views and tokens as asked for, but never less than the cache has."""
     return How(
-        clean=options.clean,
+        clean=bool(options.clean),
+        encoding=options.encoding,
         views=max(options.views, cached.n_views if cached else 0),
         tokens=options.tokens or (cached is not None and cached.has_tokens),
         store=np.float16 if header.identity["dtype"] == "bfloat16" else np.float32,
@@ -255,10 +311,23 @@ def _compute(
             computed += len(block.guids)
             if too_many(rejects):
                 break
-    _write_rejects(out, rejects)
     if too_many(rejects):
+        _write_rejects(out, rejects)
         raise DataError(_too_many(out, dataset, rejects, options))
+    rejects += _kept_though_unreadable(plan, dataset, rejects)
+    _write_rejects(out, rejects)
     return computed, rejects
+
+
+def _kept_though_unreadable(plan: Plan, dataset: Dataset, rejects: list[Reject]) -> list[Reject]:
+    """Keep the rows of pairs that cannot be read now; mark their rejects, and return those not among ``rejects``."""
+    stays = "; its row stays in the cache until --prune"
+    for number, each in enumerate(rejects):
+        if plan.keep(each.guid):
+            rejects[number] = replace(each, reason=each.reason + stays)
+    missing = set(plan.unreadable) - {each.guid for each in rejects}
+    found = [unreadable(pair) for pair in dataset.pairs if pair.guid in missing] if missing else []
+    return [replace(each, reason=each.reason + stays) for each in found if each is not None]
 
 
 def _known(out: Path, plan: Plan, header: Header, how: How) -> Known:
@@ -271,7 +340,7 @@ def _known(out: Path, plan: Plan, header: Header, how: How) -> Known:
                     # Views are of a pair, not of an image: where only they are missing, only they are computed.
                     usable = cache.has_cleaned and (cache.has_tokens or not how.tokens)
                 if usable:
-                    known.add(path)
+                    known.add(path, plan.reusable if path == out else None)
     return known
 
 

@@ -11,9 +11,12 @@ from ..cache.parts import parts_folder, read_parts
 from ..cache.schema import Header
 from ..cache.store import FeatureCache
 from ..cache.verify import soundness
-from .dataset import Dataset, MadeWhenAsked, Pair, natural_key
+from .dataset import Dataset
 from .encode import How
-from .reading import unchanged
+from .folder import MadeWhenAsked
+from .pair import Pair, natural_key
+from .reading import Comparison, compare
+from .steps import is_cleaned, is_earlier
 
 BLOCK_ROWS = 256  # what a crash can cost at most, but for the blocks that are under way
 
@@ -31,6 +34,11 @@ class Plan:
         Files that rows come from.
     gone
         Cached rows that are kept though their pairs are no longer there.
+    unreadable
+        Guids of cached rows that are kept though their pairs cannot be read now.
+    reusable
+        By tower, of which rows of the cache the embeddings may stand for equal images and texts of other pairs, (N,);
+        None for all.
     resumed, unchanged, pruned
         Pairs found in parts, pairs found in the cache, cached rows that are dropped.
     """
@@ -40,6 +48,9 @@ class Plan:
         self.files: list[Path] = []
         self.kept: list[Row] = []
         self.gone = self.resumed = self.unchanged = self.pruned = 0
+        self.unreadable: list[str] = []
+        self.reusable: dict[str, NDArray[np.bool_]] | None = None
+        self._spare: dict[str, tuple[int, Path, int]] = {}  # rows of pairs that changed: number, file, row
         self._file = np.full(len(pairs), -1, np.int32)
         self._row = np.zeros(len(pairs), np.int32)
         self._cut = np.empty(0, np.int64)  # numbers of pairs, in which blocks are cut
@@ -50,6 +61,18 @@ class Plan:
         if not self.files or self.files[-1] != path:
             self.files.append(path)
         self._file[number], self._row[number] = len(self.files) - 1, row
+
+    def set_aside(self, number: int, path: Path, row: int) -> None:
+        """Remember the row of a pair that is not what it was, for the case that the pair cannot be read."""
+        self._spare[self.pairs[number].guid] = number, path, row
+
+    def keep(self, guid: str) -> bool:
+        """Keep the row of a pair that cannot be read, if one was set aside; say whether."""
+        if guid not in self._spare:
+            return False
+        self.put(*self._spare.pop(guid))
+        self.unreadable.append(guid)
+        return True
 
     def cut_blocks(self) -> None:
         """Cut what is not found yet into blocks.
@@ -107,39 +130,56 @@ def make_plan(out: Path, dataset: Dataset, header: Header, how: How, cached: Fea
     """
     plan = Plan(dataset.pairs)
     if cached is not None:
-        cached.check(header.identity, header.backbone["name"])
-        complete = holds_what_is_asked(cached, how)
-        number_of: dict[str, int] = {}
-        absent: dict[str, int] = {}  # named by a label, and no longer there
-        for number, pair in enumerate(dataset.pairs):
-            (absent if pair.absent else number_of)[pair.guid] = number
-        same = _same_bytes(cached, dataset.pairs, number_of)
-        _refuse_other_dataset(cached, dataset, int(same.sum()))
-        if complete:
-            finite, zero = soundness(cached)
-            same &= finite & ~zero  # what `mmcli cache verify` finds is computed again
-        for row, guid in enumerate(cached.guids):
-            if guid not in number_of:
-                plan.gone += 1
-                plan.pruned += prune
-                if not prune and guid in absent:  # nothing is lost unless asked for
-                    plan.put(absent[guid], out, row)
-                elif not prune:
-                    plan.kept.append((guid, out, row))
-            elif same[row] and complete:
-                plan.put(number_of[guid], out, row)
-                plan.unchanged += 1
-        if plan.kept and out not in plan.files:
-            plan.files.append(out)
-        if not complete and plan.gone > plan.pruned:
-            raise CacheError(
-                f"{out} would be encoded again (views, tokens or digests of cleaned texts are new), but {plan.gone} of "
-                f"its pairs are no longer in {dataset.data}: bring them back, drop them with --prune, or give another "
-                "--out"
-            )
+        _take_from_cache(plan, out, dataset, header, how, cached, prune)
     plan.cut_blocks()
     _resume(plan, out, header, how)
     return plan
+
+
+def _take_from_cache(
+    plan: Plan, out: Path, dataset: Dataset, header: Header, how: How, cached: FeatureCache, prune: bool
+) -> None:
+    earlier = is_earlier(cached.header.identity, header.identity)
+    if not earlier:
+        cached.check(header.identity, header.backbone["name"])
+    complete = holds_what_is_asked(cached, how)
+    number_of: dict[str, int] = {}
+    absent: dict[str, int] = {}  # named by a label, and no longer there
+    for number, pair in enumerate(dataset.pairs):
+        (absent if pair.absent else number_of)[pair.guid] = number
+    found = _compare(cached, dataset.pairs, number_of, earlier and cached.has_cleaned)
+    _refuse_other_dataset(cached, dataset, int(found.same_bytes.sum()))
+    if earlier:
+        text = np.ones(len(cached), dtype=bool) if is_cleaned(header.identity) else found.text
+        plan.reusable = {"image": found.image, "text": text}
+    sound = np.ones(len(cached), dtype=bool)
+    if complete:
+        finite, zero = soundness(cached)
+        sound = finite & ~zero  # what `mmcli cache verify` finds is computed again
+    for row, guid in enumerate(cached.guids):
+        if guid not in number_of:
+            plan.gone += 1
+            plan.pruned += prune
+            if not prune and guid in absent:  # nothing is lost unless asked for
+                plan.put(absent[guid], out, row)
+            elif not prune:
+                plan.kept.append((guid, out, row))
+        elif found.same[row] and sound[row] and complete:
+            plan.put(number_of[guid], out, row)
+            plan.unchanged += 1
+        elif sound[row] and not prune and ((complete and not earlier) or not found.readable[row]):
+            plan.set_aside(number_of[guid], out, row)
+            if not found.readable[row]:
+                plan.keep(guid)
+    if plan.kept and out not in plan.files:
+        plan.files.append(out)
+    lost = plan.gone - plan.pruned + len(plan.unreadable)
+    if lost and (earlier or not complete):
+        why = "its texts are cleaned otherwise" if earlier else "views, tokens or digests of cleaned texts are new"
+        raise CacheError(
+            f"{out} would be brought up to date ({why}), but {lost} of its pairs are no longer in {dataset.data}, or "
+            "cannot be read: bring them back, drop them with --prune, or give another --out"
+        )
 
 
 def holds_what_is_asked(cached: FeatureCache, how: How) -> bool:
@@ -147,12 +187,15 @@ def holds_what_is_asked(cached: FeatureCache, how: How) -> bool:
     return cached.n_views == how.views and cached.has_tokens == how.tokens and cached.has_cleaned
 
 
-def _same_bytes(cached: FeatureCache, pairs: Sequence[Pair], number_of: dict[str, int]) -> NDArray[np.bool_]:
-    """Return of which rows the raw bytes are those that the cache was made from, (n,)."""
+def _compare(
+    cached: FeatureCache, pairs: Sequence[Pair], number_of: dict[str, int], is_earlier: bool = False
+) -> Comparison:
+    """Compare every row of a cache with its pair; one without a pair counts as unreadable."""
     rows = np.array([row for row, guid in enumerate(cached.guids) if guid in number_of], dtype=np.int64)
-    same = np.zeros(len(cached), dtype=bool)
-    same[rows] = unchanged(cached, rows, (pairs[number_of[cached.guids[row]]] for row in rows.tolist()))
-    return same
+    found = compare(cached, rows, (pairs[number_of[cached.guids[row]]] for row in rows.tolist()), is_earlier)
+    spread = np.zeros((4, len(cached)), dtype=bool)
+    spread[:, rows] = [found.readable, found.same_bytes, found.image, found.text]
+    return Comparison(*spread)
 
 
 def _refuse_other_dataset(cached: FeatureCache, dataset: Dataset, same: int) -> None:
@@ -170,7 +213,7 @@ def _resume(plan: Plan, out: Path, header: Header, how: How) -> None:
     for path in parts:
         with FeatureCache.open(path) as part:
             if holds_what_is_asked(part, how):
-                same = _same_bytes(part, plan.pairs, number_of)
+                same = _compare(part, plan.pairs, number_of).same
                 for row in np.flatnonzero(same).tolist():
                     plan.put(number_of[part.guids[row]], path, row)
     plan.resumed = len(number_of) - plan.count_todo() if parts else 0

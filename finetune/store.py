@@ -16,9 +16,9 @@ from ..cache.lock import writer_lock
 from ..cache.parts import Block, read_parts, write_part
 from ..cache.schema import Header
 from ..cache.store import FeatureCache
-from ..featurize.dataset import Pair
 from ..featurize.embed import how_of
 from ..featurize.encode import How, encode_blocks
+from ..featurize.pair import Pair
 from ..featurize.reading import Reject, prefetch
 from .source import Source
 from .states import Part, States

@@ -16,10 +16,10 @@ from ..cache.errors import CheckpointError
 from ..cache.features import Features, Tokens, text_offsets
 from ..cache.parts import Block
 from ..cache.store import FeatureCache
-from ..featurize.dataset import Pair
 from ..featurize.embed import how_of, same_as_cached
 from ..featurize.encode import encode_blocks
 from ..featurize.loading import moved_to
+from ..featurize.pair import Pair
 from ..featurize.reading import TOWERS, Reject
 from ..heads.checkpoint import FINETUNED, read_best_pt
 from ..heads.trained import OnProgress, Scored, Trained

@@ -11,8 +11,9 @@ from ..cache.atomic import write_text
 from ..cache.errors import CheckpointError, DataError
 from ..cache.labels import read_ids, table_text
 from ..cache.store import FeatureCache
-from ..featurize.dataset import Dataset, Pair
+from ..featurize.dataset import Dataset
 from ..featurize.loading import choose_device, moved_to
+from ..featurize.pair import Pair
 from ..featurize.reading import Reject
 from .checkpoint import Checkpoint
 from .metrics import softmax

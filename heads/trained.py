@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..cache.store import FeatureCache
-from ..featurize.dataset import Pair
 from ..featurize.embed import embed_pairs
+from ..featurize.pair import Pair
 from ..featurize.reading import Reject
 from .checkpoint import Checkpoint, load_checkpoint
 from .training import predict_logits

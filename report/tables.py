@@ -78,23 +78,72 @@ def runs_table(runs: Mapping[str, Mapping[str, Any]]) -> Table:
 
 
 def featurize_table(summary: Mapping[str, Any], next_command: str) -> Table:
-    """Show what ``featurize`` did, and what to type next."""
-    rejects = f"{summary['rejects']:,}"
+    """Show what ``featurize`` did, what the cache holds, and what to type next."""
+    labels = summary["labels"]
     rate = f", {summary['pairs_per_second']:.0f} pairs/s" if summary["computed"] else ""
+    listed = f", see {shown_path(summary['rejects_file'])}" if summary["rejects_file"] else ""
     rows = {
-        "rows": f"{summary['rows']:,} ({summary['labelled']:,} labelled, {summary['unlabelled']:,} without a label)",
-        "computed now": f"{summary['computed']:,} ({summary['resumed']:,} from an interrupted run, "
-        f"{summary['unchanged']:,} unchanged)",
-        "rejects": rejects + (f", see {shown_path(summary['rejects_file'])}" if summary["rejects"] else ""),
+        "rows": f"{summary['rows']:,} ({labels['labelled']:,} labelled, {labels['unlabelled']:,} without a label)",
+        "computed now": f"{summary['computed']:,}; from an interrupted run {summary['resumed']:,}, "
+        f"unchanged {summary['unchanged']:,}",
+        "rejects": f"{summary['rejects']:,}" + (listed if summary["rejects"] else ""),
+        **content_rows(summary["content"], labels),
+    }
+    if summary["unreadable"]:
+        rows["kept"] = (
+            f"{summary['unreadable']:,} cached pairs cannot be read now; example: {summary['unreadable_example']}"
+            + listed
+        )
+    if summary["gone"]:
+        kept = "dropped" if summary["pruned"] else "kept; --prune drops them"
+        rows["gone"] = f"{summary['gone']:,} cached pairs are no longer in the dataset ({kept})"
+    if summary["labels_missing"]:
+        rows["labels missing"] = f"no such file now: {summary['labels_missing']}; say with --labels where it is"
+    if summary["unused_columns"]:
+        rows["not used"] = "columns " + ", ".join(summary["unused_columns"])
+    rows |= {
         "time": f"{summary['seconds']:.1f} s" + rate,
         "file": f"{shown_path(summary['out'])}, {summary['bytes'] / 1e6:.1f} MB",
         "backbone": f"{summary['backbone']}, {summary['dtype']}",
         "fingerprint": summary["fingerprint"][:16],
     }
-    if summary["gone"]:
-        kept = "dropped" if summary["pruned"] else "kept; --prune drops them"
-        rows["gone"] = f"{summary['gone']:,} cached pairs are no longer in the dataset ({kept})"
     return pairs_table(rows | {"next": next_command})
+
+
+def content_rows(content: Mapping[str, Any], labels: Mapping[str, Any]) -> dict[str, str]:
+    """Return lines on the texts, repeated pairs and labels of a cache, by their names."""
+    codecs = ", ".join(f"{codec} {count:,}" for codec, count in content["codecs"].items())
+    rows = {
+        "texts": f"{codecs}; {content['empty_texts']:,} empty, {content['truncated_texts']:,} truncated",
+        "repeated": f"{content['repeated_pairs']:,} pairs, {content['repeated_images']:,} images, "
+        f"{content['repeated_texts']:,} texts repeat an earlier one",
+    }
+    if labels["file"] is None:
+        return rows
+    if labels["classes"]:
+        rows["classes"] = _counts(labels["classes"])
+    if labels["read_as_unlabelled"]:
+        spelled = {repr(name) if name else "an empty cell": n for name, n in labels["read_as_unlabelled"].items()}
+        rows["no label"] = "the labels file says " + _counts(spelled)
+    left = (
+        (labels["labels_without_pair"], "labels without a pair", labels["label"]),
+        (labels["pairs_without_label"], "pairs that the labels file does not name", labels["pair"]),
+    )
+    unjoined = [f"{count:,} {what}, such as {example!r}" for count, what, example in left if count]
+    if unjoined:
+        rows["not joined"] = "; ".join(unjoined)
+    if labels["labels_without_pair"] and labels["said"]:
+        rows["spelling"] = labels["said"]
+    return rows
+
+
+def _counts(by_name: Mapping[str, int], most: int = 12) -> str:
+    """Format counts by name, the largest of many."""
+    shown = list(by_name.items())
+    if len(shown) > most:
+        shown = sorted(shown, key=lambda item: -item[1])[:most]
+    listed = ", ".join(f"{name} {count:,}" for name, count in shown)
+    return listed + (f", and {len(by_name) - most} more" if len(by_name) > most else "")
 
 
 def run_table(result: Mapping[str, Any], next_command: str) -> Table:

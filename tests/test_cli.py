@@ -92,7 +92,7 @@ BAD = [
     (("featurize", "data", "--labels", "twice.csv"), "guid '1' stands twice, in lines 2 and 3"),
     (("featurize", "data", "--backbone", "./no-folder"), "no such backbone folder"),
     (("featurize", "data", "--backbone", "CLIP", "--out", "text.h5"), "not a readable HDF5 file"),
-    (("featurize", "data", "--backbone", "CLIP", "--no-clean-text"), "text.cleaning: 1, not 0"),
+    (("featurize", "data", "--backbone", "CLIP", "--no-clean-text"), "text.cleaning (--no-clean-text): 2, not 0"),
     (("featurize", "data", "--backbone", "CLIP", "--dtype", "float32", "--resize", "70"), "resize: absent, not 70"),
     (("featurize", "data", "--backbone", "CLIP", "--out", "data"), "data is a folder: give --out a file"),
     (("featurize", "data", "--backbone", "CLIP", "--out", "text.h5/f.h5"), "text.h5: "),

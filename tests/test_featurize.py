@@ -21,7 +21,7 @@ def test_every_pair_is_there_labelled_or_not(pairs, tmp_path, free):
     lines = labels.read_text().splitlines()
     labels.write_text("\n".join(lines[:9]) + "\n")
     summary = featurize(folder, labels, tmp_path / "f.h5", OPTIONS)
-    assert (summary.rows, summary.labelled, summary.unlabelled, summary.rejects) == (12, 8, 4, 0)
+    assert (summary.rows, summary.labels.labelled, summary.labels.unlabelled, summary.rejects) == (12, 8, 4, 0)
     with FeatureCache.open(tmp_path / "f.h5") as cache:
         assert cache.guids == [str(guid) for guid in range(1, 13)]
         assert cache.header.dataset == {"data": str(folder), "labels": str(labels)}
@@ -35,7 +35,7 @@ def test_a_second_run_computes_nothing_and_loads_nothing(pairs, tmp_path, free):
     featurize(folder, labels, out, OPTIONS)
     stamp = out.stat().st_mtime_ns
     summary = featurize(folder, None, out, OPTIONS)
-    assert (summary.computed, summary.unchanged, summary.labelled) == (0, 12, 12)
+    assert (summary.computed, summary.unchanged, summary.labels.labelled) == (0, 12, 12)
     assert len(free.loaded) == 1
     assert out.stat().st_mtime_ns == stamp
     with FeatureCache.open(out) as cache:
@@ -124,13 +124,208 @@ def test_nothing_readable_at_all(pairs, tmp_path, free):
     assert not (tmp_path / "f.h5").exists()
 
 
-def test_a_row_whose_source_broke_is_left_out(pairs, tmp_path, free):
-    folder, _ = pairs(30)
+UNREADABLE = {
+    "the image is gone": lambda folder: (folder / "4.jpg").unlink(),
+    "the text is gone": lambda folder: (folder / "4.txt").unlink(),
+    "the image is damaged": lambda folder: (folder / "4.jpg").write_bytes(b"broken"),
+    "the guid is given twice": lambda folder: (folder / "4.png").write_bytes((folder / "4.jpg").read_bytes()),
+    "a folder is in the place of the image": lambda folder: [(folder / "4.jpg").unlink(), (folder / "4.jpg").mkdir()],
+}
+
+
+@pytest.mark.parametrize("what", UNREADABLE)
+def test_a_row_whose_pair_cannot_be_read_now_stays_until_pruned(pairs, tmp_path, free, what):
+    folder, labels = pairs(30)
+    out = tmp_path / "f.h5"
+    featurize(folder, labels, out, OPTIONS)
+    before = content(out)
+    UNREADABLE[what](folder)
+    summary = featurize(folder, None, out, OPTIONS)
+    assert (summary.rows, summary.unreadable, summary.rejects, summary.computed) == (30, 1, 0, 0)
+    assert summary.unreadable_example.startswith("'4': ")
+    assert "stays in the cache" in rejects(out)["4"]
+    assert content(out) == before
+    summary = featurize(folder, None, out, FeaturizeOptions(dtype="float32", prune=True))
+    assert (summary.rows, summary.unreadable, summary.rejects) == (29, 0, 1)
+    assert "4" not in content(out)
+
+
+def test_most_pictures_away_for_a_day_cost_nothing(pairs, tmp_path, free):
+    folder, labels = pairs(30)
+    out = tmp_path / "f.h5"
+    featurize(folder, labels, out, OPTIONS)
+    (tmp_path / "away").mkdir()
+    for guid in range(1, 26):
+        shutil.move(folder / f"{guid}.jpg", tmp_path / "away")
+    assert featurize(folder, None, out, OPTIONS).unreadable == 25
+    for path in (tmp_path / "away").iterdir():
+        shutil.move(path, folder)
+    summary = featurize(folder, None, out, OPTIONS)
+    assert (summary.rows, summary.unchanged, summary.unreadable, summary.rejects_file) == (30, 30, 0, None)
+    assert free.images == 30
+
+
+def test_a_labels_file_that_is_away_is_not_forgotten(pairs, tmp_path, free):
+    folder, labels = pairs(12)
+    out = tmp_path / "f.h5"
+    featurize(folder, labels, out, OPTIONS)
+    labels.rename(tmp_path / "elsewhere.csv")
+    summary = featurize(folder, None, out, OPTIONS)
+    assert (summary.labels_missing, summary.labels.labelled) == (str(labels), 0)
+    (tmp_path / "elsewhere.csv").rename(labels)
+    summary = featurize(folder, None, out, OPTIONS)
+    assert (summary.labels_missing, summary.labels.labelled) == (None, 12)
+
+
+def test_a_backbone_that_moved_is_recorded(pairs, tmp_path, free):
+    folder, _ = pairs(6)
     out = tmp_path / "f.h5"
     featurize(folder, None, out, OPTIONS)
-    (folder / "4.jpg").write_bytes(b"broken")
-    assert featurize(folder, None, out, OPTIONS).rows == 29
-    assert "4" not in content(out)
+    free.name = "moved"
+    assert featurize(folder, None, out, OPTIONS).computed == 0
+    with FeatureCache.open(out) as cache:
+        assert cache.header.backbone["name"] == "moved"
+
+
+def test_versions_of_libraries_add_up(pairs, tmp_path, free, monkeypatch):
+    from mmcli.featurize import pipeline
+
+    folder, _ = pairs(6)
+    out = tmp_path / "f.h5"
+    featurize(folder, None, out, OPTIONS)
+    now = pipeline.version("numpy")
+    monkeypatch.setattr(pipeline, "version", lambda name: "99.1")
+    featurize(folder, None, out, OPTIONS)
+    with FeatureCache.open(out) as cache:
+        assert cache.header.versions["numpy"] == now  # nothing was encoded by the new one
+    write_pair(folder, 7)
+    featurize(folder, None, out, OPTIONS)
+    with FeatureCache.open(out) as cache:
+        assert cache.header.versions["numpy"] == f"{now}, 99.1"
+
+
+def test_cleaning_and_size_are_those_of_the_cache(pairs, tmp_path, free):
+    folder, _ = pairs(6)
+    out = tmp_path / "f.h5"
+    featurize(folder, None, out, FeaturizeOptions(dtype="float32", clean=False, resize=99, encoding="latin1"))
+    write_pair(folder, 7)
+    assert featurize(folder, None, out).unchanged == 6
+    with FeatureCache.open(out) as cache:
+        identity = cache.header.identity
+    assert (identity["text"]["cleaning"], identity["image"]["resize"]) == (0, 99)
+    assert identity["text"]["encoding"] == "iso8859-1"
+
+
+def test_an_encoding_that_was_asked_for(pairs, tmp_path, free):
+    folder, _ = pairs(30)
+    (folder / "1.txt").write_bytes("привет".encode("cp1251"))
+    (folder / "2.txt").write_bytes("привет мир".encode("utf-16"))
+    out = tmp_path / "f.h5"
+    featurize(folder, None, out, FeaturizeOptions(dtype="float32", encoding="ascii", max_reject_rate=1))
+    assert rejects(out) == {"1": "text is not ascii (byte 0)", "2": "text is not ascii (byte 0)"}
+    featurize(folder, None, tmp_path / "g.h5", FeaturizeOptions(dtype="float32", encoding="cp1251"))
+    (folder / "1.txt").write_text("привет")
+    featurize(folder, None, tmp_path / "h.h5", OPTIONS)
+    assert content(tmp_path / "g.h5")["1"][1] == content(tmp_path / "h.h5")["1"][1]
+    with pytest.raises(DataError, match="unknown encoding 'nonsense'"):
+        featurize(folder, None, tmp_path / "i.h5", FeaturizeOptions(encoding="nonsense"))
+
+
+def test_the_summary_counts_what_came_out(pairs, tmp_path, free):
+    folder, labels = pairs(12)
+    for guid in range(1, 13):
+        (folder / f"{guid}.txt").write_text(f"text {guid}")
+    (folder / "1.txt").write_bytes("你好 hello".encode("gbk"))
+    (folder / "2.txt").write_bytes("grüß dich".encode("cp1252"))
+    (folder / "3.txt").write_text("http://t.co/x @ann")
+    (folder / "4.txt").write_text("")
+    (folder / "5.txt").write_text("long " * 20)
+    for suffix in ("jpg", "txt"):
+        shutil.copy(folder / f"6.{suffix}", folder / f"7.{suffix}")
+    shutil.copy(folder / "8.jpg", folder / "9.jpg")
+    (folder / "11.txt").write_text("SAME words")
+    (folder / "12.txt").write_text("same words")
+    rows = ["1,a", "2,Nan", "3,null", "4,", "5,", "6,NaN", "7,b", "8,a", "9,a", "99,b"]
+    labels.write_text("guid,tag\n" + "\n".join(rows) + "\n")
+    found = featurize(folder, labels, tmp_path / "f.h5", OPTIONS)
+    assert found.content.to_dict() == {
+        "codecs": {"utf-8": 10, "gbk": 1, "cp1252": 1},
+        "empty_texts": 2,
+        "truncated_texts": 1,
+        "repeated_pairs": 1,
+        "repeated_images": 2,
+        "repeated_texts": 2,
+    }
+    counted = found.labels
+    assert counted.classes == {"Nan": 1, "a": 3, "b": 1}
+    assert (counted.labelled, counted.unlabelled) == (5, 7)
+    assert counted.read_as_unlabelled == {"null": 1, "": 2, "NaN": 1}
+    assert (counted.labels_without_pair, counted.label) == (1, "99")
+    assert (counted.pairs_without_label, counted.pair) == (3, "10")
+
+
+def first_version(monkeypatch):
+    """Decode, clean and record as the first version did."""
+    import re
+
+    from mmcli.featurize import image, reading, steps
+    from mmcli.featurize.text import WINDOWS, decode_text
+    from PIL import Image
+
+    def clean_text(text):
+        for pattern, by in ((r"http\S+", " "), (r"@\w+", " "), (r"#(\w+)", r"\1"), (r"\s+", " ")):
+            text = re.sub(pattern, by, text)
+        return text.strip().lower()
+
+    def decode(raw, encoding=None):
+        text, codec = decode_text(raw)
+        return (raw.decode("gbk"), "gbk") if codec == WINDOWS else (text, codec)
+
+    monkeypatch.setattr(reading, "clean_text", clean_text)
+    monkeypatch.setattr(reading, "decode_text", decode)
+    monkeypatch.setattr(image, "_in_rgb", lambda picture: Image.Image.convert(picture, "RGB"))
+    for name in ("IMAGE_DECODING", "TEXT_DECODING", "TEXT_CLEANING"):
+        monkeypatch.setattr(steps, name, 1)
+
+
+@pytest.mark.parametrize("clean", [True, False])
+def test_a_cache_of_earlier_steps_is_brought_up_to_date(pairs, tmp_path, free, monkeypatch, clean):
+    from PIL import Image
+
+    folder, labels = pairs(20)
+    (folder / "1.txt").write_text("http://t.cn/x今天 ok")
+    (folder / "2.txt").write_bytes("Müller dort".encode("cp1252"))
+    logo = Image.new("RGBA", (40, 40), (0, 0, 0, 0))
+    logo.putpixel((20, 20), (9, 9, 9, 255))
+    (folder / "3.jpg").unlink()
+    logo.save(folder / "3.png")
+    Image.new("RGBA", (40, 40), (1, 2, 3, 255)).save(folder / "21.png")  # no transparent pixel
+    (folder / "21.txt").write_text("opaque http://a.b/c")
+    out, options = tmp_path / "f.h5", FeaturizeOptions(dtype="float32", clean=clean)
+    with monkeypatch.context() as earlier:
+        first_version(earlier)
+        featurize(folder, labels, out, options)
+    before, images, texts = content(out), free.images, free.texts
+    summary = featurize(folder, labels, out, FeaturizeOptions())
+    changed = {"1", "2", "3"}
+    assert (summary.computed, summary.unchanged) == (3, 18)
+    assert (free.images - images, free.texts - texts) == (1, 2)
+    featurize(folder, labels, tmp_path / "fresh.h5", options)
+    assert content(out) == content(tmp_path / "fresh.h5")
+    assert {guid for guid in before if before[guid] != content(out)[guid]} == changed - (set() if clean else {"1"})
+    assert featurize(folder, labels, out, options).computed == 0
+
+
+def test_a_row_that_cannot_be_checked_is_not_brought_up_to_date_without_a_word(pairs, tmp_path, free, monkeypatch):
+    folder, labels = pairs(6)
+    out = tmp_path / "f.h5"
+    with monkeypatch.context() as earlier:
+        first_version(earlier)
+        featurize(folder, labels, out, OPTIONS)
+    (folder / "2.jpg").unlink()
+    with pytest.raises(CacheError, match=r"1 of its pairs are no longer in .* cannot be read"):
+        featurize(folder, labels, out, OPTIONS)
+    assert featurize(folder, labels, out, FeaturizeOptions(prune=True, max_reject_rate=1)).rows == 5
 
 
 def test_an_embedding_that_is_not_finite_is_a_reject(pairs, tmp_path, free, monkeypatch):
@@ -154,7 +349,7 @@ def test_another_backbone_or_cleaning_is_refused_by_name(pairs, tmp_path, free):
     out = tmp_path / "f.h5"
     featurize(folder, None, out, OPTIONS)
     before = out.read_bytes()
-    with pytest.raises(CacheError, match=r"text.cleaning: 1, not 0"):
+    with pytest.raises(CacheError, match=r"text.cleaning \(--no-clean-text\): 2, not 0"):
         featurize(folder, None, out, FeaturizeOptions(dtype="float32", clean=False))
     free.version = 2
     with pytest.raises(
@@ -179,15 +374,6 @@ def test_other_data_does_not_replace_a_cache(pairs, tmp_path, free):
     assert (summary.computed, summary.unchanged) == (0, 6)
     with FeatureCache.open(out) as cache:
         assert cache.header.dataset["data"] == str(moved)
-
-
-def test_a_guid_that_is_given_twice_later_is_left_out(pairs, tmp_path, free):
-    folder, _ = pairs(30)
-    out = tmp_path / "f.h5"
-    featurize(folder, None, out, OPTIONS)
-    (folder / "6.png").write_bytes((folder / "6.jpg").read_bytes())
-    assert featurize(folder, None, out, OPTIONS).rows == 29
-    assert "given twice" in rejects(out)["6"]
 
 
 def test_views_and_tokens_are_added_later_and_not_lost(pairs, tmp_path, free):
@@ -260,5 +446,5 @@ def test_labels_recorded_for_a_manifest_do_not_hide_those_of_another(pairs, tmp_
         lines = [f"{guid},{folder}/{guid}.jpg,text {guid},up" for guid in range(1, count + 1)]
         (tmp_path / name).write_text("guid,image,text,label\n" + "\n".join(lines) + "\n")
     out = tmp_path / "f.h5"
-    assert featurize(tmp_path / "m1.csv", None, out, OPTIONS).labelled == 4
-    assert featurize(tmp_path / "m2.csv", None, out, OPTIONS).labelled == 6
+    assert featurize(tmp_path / "m1.csv", None, out, OPTIONS).labels.labelled == 4
+    assert featurize(tmp_path / "m2.csv", None, out, OPTIONS).labels.labelled == 6
