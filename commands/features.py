@@ -89,7 +89,7 @@ def info(cache: CacheArgument = CACHE, as_json: Json = False) -> None:
     """
     from ..cache import DataError, FeatureCache
     from ..featurize import Dataset
-    from ..featurize.summary import count_labels, count_rows, count_unreadable
+    from ..featurize.summary import count_labels, count_rows, count_without_files
     from ..report.tables import content_rows, flat, pairs_table
     from ..report.terminal import print_json, print_parts
 
@@ -102,11 +102,14 @@ def info(cache: CacheArgument = CACHE, as_json: Json = False) -> None:
             result["dataset_problem"] = str(error)
         else:
             result["labels"] = count_labels(dataset, opened.guids, len(opened)).to_dict()
-            result["unreadable"] = count_unreadable(dataset, opened.guids)
+            result["without_files"] = count_without_files(dataset, opened.guids)
     if as_json:
         print_json(result)
         return
     content, labels = result.pop("content"), result.pop("labels", {"file": None})
+    without = result.pop("without_files", {"rows": 0})
+    if without["rows"]:
+        result["without files"] = f"{without['rows']:,} rows whose files are not both there, such as {without['example']!r}"
     del result["codecs"], result["truncated"]
     lines = {name: flat(value) for name, value in result.items()}
     print_parts(pairs_table(lines | content_rows(content, labels)))

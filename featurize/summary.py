@@ -114,7 +114,7 @@ def count_labels(dataset: Dataset, guids: Iterable[str], n: int) -> LabelCounts:
     )
 
 
-def count_unreadable(dataset: Dataset, guids: Iterable[str]) -> dict[str, Any]:
+def count_without_files(dataset: Dataset, guids: Iterable[str]) -> dict[str, Any]:
     """Count the rows whose files are not both there now, by a look at the names.
 
     Returns

@@ -80,7 +80,8 @@ def runs_table(runs: Mapping[str, Mapping[str, Any]]) -> Table:
 def featurize_table(summary: Mapping[str, Any], next_command: str) -> Table:
     """Show what ``featurize`` did, what the cache holds, and what to type next."""
     labels = summary["labels"]
-    rate = f", {summary['pairs_per_second']:.0f} pairs/s" if summary["computed"] else ""
+    speed = summary["pairs_per_second"]
+    rate = f", {speed:.{0 if speed >= 10 else 1}f} pairs/s" if summary["computed"] else ""
     listed = f", see {shown_path(summary['rejects_file'])}" if summary["rejects_file"] else ""
     rows = {
         "rows": f"{summary['rows']:,} ({labels['labelled']:,} labelled, {labels['unlabelled']:,} without a label)",
