@@ -109,7 +109,9 @@ def info(cache: CacheArgument = CACHE, as_json: Json = False) -> None:
     content, labels = result.pop("content"), result.pop("labels", {"file": None})
     without = result.pop("without_files", {"rows": 0})
     if without["rows"]:
-        result["without files"] = f"{without['rows']:,} rows whose files are not both there, such as {without['example']!r}"
+        result["without files"] = (
+            f"{without['rows']:,} rows whose files are not both there, such as {without['example']!r}"
+        )
     del result["codecs"], result["truncated"]
     lines = {name: flat(value) for name, value in result.items()}
     print_parts(pairs_table(lines | content_rows(content, labels)))
