@@ -10,7 +10,12 @@ from .options import CACHE, INTERRUPTED, CacheArgument, Device, Json
 
 
 def featurize(
-    data: Annotated[Path, typer.Argument(help="Folder of <guid>.jpg + <guid>.txt, or manifest .csv .jsonl .parquet.")],
+    data: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Folder of <guid>.jpg + <guid>.txt, or manifest .csv .jsonl .parquet. Default: the cache's."
+        ),
+    ] = None,
     labels: Annotated[Path | None, typer.Option(help="CSV with header guid,tag; its place is recorded.")] = None,
     backbone: Annotated[
         str | None,
@@ -49,6 +54,9 @@ def featurize(
 
     Example: mmcli featurize tweets/ --labels train.txt --backbone offline
     """
+    if data is None and not out.is_file():
+        raise typer.BadParameter(f"give DATA, a folder or a manifest: {out} is not there to say where it is")
+    from ..cache import FeatureCache
     from ..featurize import FeaturizeOptions
     from ..featurize import featurize as run
     from ..report.progress import ProgressLine
@@ -69,6 +77,9 @@ def featurize(
         max_reject_rate=max_reject_rate,
         prune=prune,
     )
+    if data is None:
+        with FeatureCache.open(out) as recorded:
+            data = Path(recorded.header.dataset["data"])
     try:
         with ProgressLine("featurize") as progress:
             summary = run(data, labels, out, options, progress).to_dict()

@@ -130,7 +130,7 @@ def compare(cached: FeatureCache, rows: NDArray[np.int64], pairs: Iterable[Pair]
     """
     found = np.zeros((len(rows), 4), dtype=bool)
     names = [f"row/{name}_sha256" for name in ("image", "text", *(["cleaned"] if is_earlier else []))]
-    stored = zip(*([value.tobytes() for value in cached.read(name, rows)] for name in names), strict=True)
+    stored = zip(*(map(np.ndarray.tobytes, cached.read(name, rows)) for name in names), strict=True)
     if not is_earlier:
         for number, (now, then) in enumerate(zip(prefetch(Pair.digests, pairs, ahead=64), stored, strict=True)):
             if now is not None:

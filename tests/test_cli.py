@@ -93,7 +93,10 @@ BAD = [
     (("featurize", "data", "--backbone", "./no-folder"), "no such backbone folder"),
     (("featurize", "data", "--backbone", "CLIP", "--out", "text.h5"), "not a readable HDF5 file"),
     (("featurize", "data", "--backbone", "CLIP", "--no-clean-text"), "text.cleaning (--no-clean-text): 2, not 0"),
-    (("featurize", "data", "--backbone", "CLIP", "--dtype", "float32", "--resize", "70"), "resize: absent, not 70"),
+    (
+        ("featurize", "data", "--backbone", "CLIP", "--dtype", "float32", "--resize", "70"),
+        "resize (--resize): absent, not 70",
+    ),
     (("featurize", "data", "--backbone", "CLIP", "--out", "data"), "data is a folder: give --out a file"),
     (("featurize", "data", "--backbone", "CLIP", "--out", "text.h5/f.h5"), "text.h5: "),
     (("train-head", "--cache", "none.h5"), "no feature cache at none.h5"),

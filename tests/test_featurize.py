@@ -448,3 +448,39 @@ def test_labels_recorded_for_a_manifest_do_not_hide_those_of_another(pairs, tmp_
     out = tmp_path / "f.h5"
     assert featurize(tmp_path / "m1.csv", None, out, OPTIONS).labels.labelled == 4
     assert featurize(tmp_path / "m2.csv", None, out, OPTIONS).labels.labelled == 6
+
+
+def test_what_a_cache_holds_is_counted_later_too_and_data_need_not_be_said_again(cli, pairs, tmp_path, tiny_clip):
+    import json
+
+    folder, labels = pairs(20)
+    (folder / "1.txt").write_bytes("grüß dich".encode("cp1252"))
+    code, out, _ = cli("featurize", folder, "--labels", labels, "--backbone", tiny_clip)
+    assert code == 0
+    assert "20 labelled" in out
+    assert "utf-8 19, cp1252 1" in out
+    (folder / "2.jpg").unlink()
+    code, out, err = cli("featurize")
+    assert code == 0, err
+    assert "1 cached pairs cannot be read now; example: '2': image missing" in out
+    with labels.open("a") as file:
+        file.write("002,positive\n")
+    write_pair(folder, 21)
+    found = json.loads(cli("cache", "info", "--json")[1])
+    assert found["content"]["codecs"] == {"utf-8": 19, "cp1252": 1}
+    assert found["labels"]["classes"] == {"negative": 6, "neutral": 7, "positive": 7}
+    assert (found["labels"]["label"], found["labels"]["pair"]) == ("002", "21")
+    assert found["without_files"] == {"rows": 1, "example": "2"}
+    shown = cli("cache", "info")[1]
+    assert "1 labels without a pair, such as '002'; 1 pairs that the labels file does not name, such as '21'" in shown
+    assert "1 rows whose files are not both there, such as '2'" in shown
+    shutil.rmtree(folder)
+    code, out, _ = cli("cache", "info")
+    assert code == 0
+    assert "no such folder or manifest" in out
+
+
+def test_no_data_and_no_cache_is_a_usage_error(cli):
+    code, _, err = cli("featurize")
+    assert code == 2
+    assert "give DATA" in err

@@ -28,7 +28,8 @@ WESTERN = [
     "déjà vu", "naïve café", "blåbærsyltetøy på brød", "ÜBER alles, Ärger, Öl", "¿qué tal, señor?", "¡Arriba!",
     "©Disney 2015", "£5 only", "20°C outside", "½ cup", "créée", "l’été", "São Paulo, ação", "Ça va, garçon",
     "smörgåsbord", "Škoda", "œuvre", "don’t… stop", "«bonjour»", "Señor Peña’s", "ñ", "é", "“",
-    "they’re", "süße Öhrchen", "fiancée", "Noël", "Zoë’s jalapeño", "LIBERTÉ, ÉGALITÉ", "coöperate", "½ tasse d’œufs", "pâté • 3 €",
+    "they’re", "süße Öhrchen", "fiancée", "Noël", "Zoë’s jalapeño", "LIBERTÉ, ÉGALITÉ", "coöperate",
+    "½ tasse d’œufs", "pâté • 3 €",
 ]  # fmt: skip
 CHINESE = [
     "今天天气真好", "weather 你好 good", "好", "I爱you", "囧", "真的囧rz", "這個產品很好用", "繁體中文測試", "我是學生",
