@@ -39,6 +39,8 @@ class Outcome:
         Of stage 2.
     labelled
         Rows by part: ``train``, ``val``, ``test``.
+    groups
+        By part, (n,): rows with the same number are copies, and intervals are over groups.
     device
         A torch device.
     """
@@ -49,9 +51,10 @@ class Outcome:
         fits: Sequence[FinetuneFit],
         settings: FinetuneRecipe,
         labelled: Mapping[str, Labelled],
+        groups: Mapping[str, NDArray[np.int64]],
         device: str,
     ) -> None:
-        self.stage1, self.fits, self.settings, self.labelled = stage1, fits, settings, labelled
+        self.stage1, self.fits, self.settings, self.labelled, self.groups = stage1, fits, settings, labelled, groups
         self.seeds = [stage1.recipe.reseeded(number).seed for number in range(len(fits))]
         self.together = Ensemble([found.model.head for found in fits], len(stage1.classes)).eval().to(device)
         models = [found.model for found in fits]
@@ -70,7 +73,10 @@ class Outcome:
             for stage, of_stage in zip(STAGES, (frozen, finetuned), strict=True)
         }
         self.scores = {
-            stage: {name: score(labelled[name].classes, each, stage1.classes) for name, each in of_stage.items()}
+            stage: {
+                name: score(labelled[name].classes, each, stage1.classes, groups[name])
+                for name, each in of_stage.items()
+            }
             for stage, of_stage in self.predicted.items()
         }
         self.is_better = bool(self.scores["stage2"]["val"]["macro_f1"] > self.scores["stage1"]["val"]["macro_f1"])
@@ -104,9 +110,10 @@ class Outcome:
         return result
 
     def _difference(self, part: str) -> dict[str, float]:
-        """Return stage 2 less stage 1 in macro-F1, with a 95 % interval over rows."""
+        """Return stage 2 less stage 1 in macro-F1, with a 95 % interval over groups of copies."""
         pair = np.stack([self.predicted[stage][part] for stage in STAGES])[:, None]
-        drawn = paired_bootstrap(self.labelled[part].classes, pair, len(self.stage1.classes), seed=0).macro_f1
+        true, n_classes = self.labelled[part].classes, len(self.stage1.classes)
+        drawn = paired_bootstrap(true, pair, n_classes, seed=0, groups=self.groups[part]).macro_f1
         low, high = interval(drawn[:, 1] - drawn[:, 0])
         of_each = [self.scores[stage][part]["macro_f1"] for stage in STAGES]
         return {"macro_f1": of_each[1] - of_each[0], "low": low, "high": high}

@@ -18,6 +18,7 @@ from ..cache.store import FeatureCache
 from ..featurize.loading import moved_to
 from ..featurize.tops import Top
 from ..heads.checkpoint import Checkpoint, read_best_pt
+from ..heads.duplicates import Groups, group_numbers
 from ..heads.folders import check_writable
 from ..heads.labelled import check_labelled, class_numbers, labels_of
 from ..heads.model import Head
@@ -139,7 +140,7 @@ def finetune(
         progress = Progress(runs, _depends_on(stage1, recipe, count, labelled))
         _look_back(progress, resume, watch)
         fits = _fit_all(stage1, tops, recipe, count, labelled, device, progress, watch)
-        outcome = Outcome(stage1, fits, recipe, labelled, device)
+        outcome = Outcome(stage1, fits, recipe, labelled, group_numbers(Groups(cache, list(labels)), parts), device)
         metrics = outcome.metrics() | {"labels_without_features": absent, "seconds_before_training": ready}
         made_from = {"cache": str(cache.path.absolute()), "labels": str(labels_file), "stage1": str(stage1.path)}
         if data is not None:

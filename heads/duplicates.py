@@ -68,12 +68,14 @@ class Groups(Mapping[str, int]):
         return len(self._guids)
 
 
+def group_numbers(groups: Mapping[str, int], parts: Mapping[str, Sequence[str]]) -> dict[str, NDArray[np.int64]]:
+    """Return the group number of each guid, (n,) int64, by part."""
+    return {name: np.fromiter((groups[guid] for guid in guids), np.int64, len(guids)) for name, guids in parts.items()}
+
+
 def separated(split: Split, groups: Mapping[str, int]) -> int:
     """Count the validation and test pairs that have a copy in another part of the split."""
-    parts = {
-        name: np.fromiter((groups[guid] for guid in guids), np.int64, len(guids))
-        for name, guids in split.named().items()
-    }
+    parts = group_numbers(groups, split.named())
     elsewhere = {
         name: np.concatenate([found for other, found in parts.items() if other != name]) for name in ("val", "test")
     }

@@ -186,7 +186,7 @@ class FusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
         """Return probabilities, (n, C), rows summing to 1."""
-        return softmax(self._logits(X)).astype(np.float64)
+        return softmax(self._logits(X))
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
         """Return the most likely class of each row, (n,)."""

@@ -88,6 +88,11 @@ def shuffled_blocks(features: Features, generator: torch.Generator) -> Iterator[
     order = np.argsort(features.places, kind="stable")
     stretches = np.split(order, range(_STRETCH_ROWS, len(order), _STRETCH_ROWS))
     drawn = torch.randperm(len(stretches), generator=generator).numpy()
-    per_block = max(1, features.at_once // _STRETCH_ROWS)
+    per_block = stretches_per_block(features)
     for start in range(0, len(drawn), per_block):
         yield np.concatenate([stretches[each] for each in np.sort(drawn[start : start + per_block])])
+
+
+def stretches_per_block(features: Features) -> int:
+    """Return how many stretches of rows that are left in a file are in memory together."""
+    return max(1, features.at_once // _STRETCH_ROWS)

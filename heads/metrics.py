@@ -1,6 +1,6 @@
 """Scores of a classifier, each with a bootstrap interval.
 
-Everything is computed from the confusion matrix, so that thousands of bootstrap replicates cost one array operation.
+Everything is computed from confusion matrices, so that thousands of bootstrap replicates cost one array operation.
 scikit-learn is the witness in the tests.
 """
 
@@ -10,16 +10,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .resampling import Units, units_of
+
 REPLICATES = 2000
 LEVEL = 0.95
 _BOOTSTRAP_CELLS = 4_000_000  # cells of all matrices drawn at once
 
 
-def softmax(logits: NDArray[Any]) -> NDArray[np.float32]:
-    """Return probabilities, (n, C) float32, rows summing to 1, of logits (n, C); computed in float64."""
+def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
+    """Return probabilities, (n, C) float64, of logits (n, C). Rows sum to 1 within rounding, as scikit-learn asks."""
     exact = logits.astype(np.float64)
     exponentials = np.exp(exact - exact.max(axis=1, keepdims=True))
-    return (exponentials / exponentials.sum(axis=1, keepdims=True)).astype(np.float32)
+    probs: NDArray[np.float64] = exponentials / exponentials.sum(axis=1, keepdims=True)
+    return probs
 
 
 def confusion_matrix(true: NDArray[np.int64], predicted: NDArray[np.int64], n_classes: int) -> NDArray[np.int64]:
@@ -64,24 +67,16 @@ def quick_scores(true: NDArray[np.int64], predicted: NDArray[np.int64], n_classe
     return {"macro_f1": float(macro_f1(confusion)), "accuracy": float(accuracy(confusion))}
 
 
-def bootstrap_confusions(confusion: NDArray[np.int64], replicates: int, seed: int) -> NDArray[np.int64]:
-    """Confusion matrices of resampled rows, (replicates, C, C) int64.
+def bootstrap_scores(units: Units, n_classes: int, seed: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """F1 per class, (R, C), and accuracy, (R,), of bootstrap replicates, in bounded memory.
 
-    Drawing n rows with replacement (Efron 1979) and counting them is one multinomial draw over the cells, so the
-    rows themselves are not needed.
+    The kinds of rows in ``units`` are the C x C cells of the confusion matrix.
     """
-    n = int(confusion.sum())
-    draws = np.random.default_rng(seed).multinomial(n, confusion.ravel() / max(n, 1), size=replicates)
-    return draws.reshape(replicates, *confusion.shape)
-
-
-def bootstrap_scores(confusion: NDArray[np.int64], seed: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """F1 per class, (R, C), and accuracy, (R,), of the bootstrap replicates, in bounded memory."""
-    n_classes = len(confusion)
-    at_once = max(1, min(REPLICATES, _BOOTSTRAP_CELLS // n_classes**2))
+    at_once = max(1, min(REPLICATES, _BOOTSTRAP_CELLS // len(units.counts)))
     f1, hits = [], []
     for start in range(0, REPLICATES, at_once):
-        drawn = bootstrap_confusions(confusion, min(at_once, REPLICATES - start), seed + start)
+        generator = np.random.default_rng(seed + start)
+        drawn = units.draw(generator, min(at_once, REPLICATES - start)).reshape(-1, n_classes, n_classes)
         f1.append(f1_per_class(drawn))
         hits.append(accuracy(drawn))
     return np.concatenate(f1), np.concatenate(hits)
@@ -94,7 +89,11 @@ def interval(values: NDArray[np.float64], level: float = LEVEL) -> list[float]:
 
 
 def score(
-    true: NDArray[np.int64], predicted: NDArray[np.int64], classes: Sequence[str], seed: int = 0
+    true: NDArray[np.int64],
+    predicted: NDArray[np.int64],
+    classes: Sequence[str],
+    groups: NDArray[np.int64] | None = None,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Score predictions against truth.
 
@@ -104,22 +103,30 @@ def score(
         Class numbers, (n,) int64 each.
     classes
         Names, in the order of the numbers.
+    groups
+        (n,) group number of each row, from 0: rows with the same number are copies, and the bootstrap draws them
+        together; default: no copies.
     seed
-        Of the bootstrap.
+        Seed for the bootstrap.
 
     Returns
     -------
     dict
-        ``n``, ``macro_f1``, ``macro_f1_ci``, ``accuracy``, ``accuracy_ci`` (95 % percentile bootstrap over rows),
-        ``per_class`` (precision, recall, f1, f1_ci, support; None for the F1 of a class that neither occurs nor is
-        predicted), ``confusion`` (rows true, columns predicted).
+        ``n``, ``n_groups``, ``macro_f1``, ``macro_f1_ci``, ``accuracy``, ``accuracy_ci`` (95 % percentile bootstrap
+        over groups), ``per_class`` (precision, recall, f1, f1_ci, support, and the groups that hold a row of the
+        class; None for the F1 of a class that neither occurs nor is predicted), ``confusion`` (rows true, columns
+        predicted).
     """
-    confusion = confusion_matrix(true, predicted, len(classes))
-    f1_replicates, accuracy_replicates = bootstrap_scores(confusion, seed)
+    n_classes = len(classes)
+    confusion = confusion_matrix(true, predicted, n_classes)
+    units = units_of(true * n_classes + predicted, n_classes**2, groups)
+    f1_replicates, accuracy_replicates = bootstrap_scores(units, n_classes, seed)
     hits, support, called = np.diagonal(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
+    of_class = support if groups is None else _groups_by_class(true, groups, n_classes)
     f1 = f1_per_class(confusion)
     return {
-        "n": int(confusion.sum()),
+        "n": len(true),
+        "n_groups": int(units.counts.sum()),
         "macro_f1": float(macro_f1(confusion)),
         "macro_f1_ci": interval(np.nanmean(f1_replicates, axis=1)),
         "accuracy": float(accuracy(confusion)),
@@ -131,8 +138,15 @@ def score(
                 "f1": None if np.isnan(f1[k]) else float(f1[k]),
                 "f1_ci": None if np.isnan(f1[k]) else interval(f1_replicates[:, k]),
                 "support": int(support[k]),
+                "groups": int(of_class[k]),
             }
             for k, name in enumerate(classes)
         },
         "confusion": confusion.tolist(),
     }
+
+
+def _groups_by_class(true: NDArray[np.int64], groups: NDArray[np.int64], n_classes: int) -> NDArray[np.int64]:
+    """Count the groups that hold a row of each class, (C,)."""
+    held = np.bincount(groups * n_classes + true) > 0
+    return np.bincount(np.flatnonzero(held) % n_classes, minlength=n_classes)

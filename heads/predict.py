@@ -34,7 +34,7 @@ class Predictions:
     classes
         Names, in the order of the columns of ``probs``.
     probs
-        (n, C) float32, rows sum to 1.
+        (n, C) float64, rows sum to 1.
     rejects
         Pairs of a folder that could not be read.
     head
@@ -44,7 +44,7 @@ class Predictions:
     guids: list[str]
     labels: list[str]
     classes: list[str]
-    probs: NDArray[np.float32]
+    probs: NDArray[np.float64]
     rejects: list[Reject]
     head: str
 

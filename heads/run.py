@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..cache.errors import CheckpointError, DataError, MmcliError
 from ..cache.store import FeatureCache
 from ..report.drawing import draw
 from .checkpoint import Checkpoint, read_best_pt
-from .duplicates import Groups, duplicate_groups, separated
+from .duplicates import Groups, duplicate_groups, group_numbers, separated
 from .folders import check_writable
 from .inputs import Rows
 from .labelled import check_labelled, class_numbers, labels_of, left_for_features, rows_of_parts, share_of
@@ -88,18 +89,18 @@ def train_head(
         groups = Groups(cache, list(labels))
         split = make_split(labels, groups, split_dir, split_seed, group_duplicates)
         classes = sorted({labels[guid] for guids in split.named().values() for guid in guids})
-        of_train = np.fromiter((groups[guid] for guid in split.train), np.int64, len(split.train))
+        copies = group_numbers(groups, split.named())
         apart = separated(split, groups)
         del groups
         processes = processes_for(seeds, jobs, device)
         rows = rows_of_parts(cache, split.named(), labels, classes, recipe, share_of(max_bytes, processes))
         recipes = [recipe.reseeded(number) for number in range(seeds)]
-        tasks = [(each, len(classes), rows["train"], rows["val"], device, of_train) for each in recipes]
+        tasks = [(each, len(classes), rows["train"], rows["val"], device, copies["train"]) for each in recipes]
         fits = _fit_all(tasks, processes, on_fit)
         checkpoint = _checkpoint(cache, fits, recipe, classes, split, labels_file, rows["train"])
         if recipe.offsets:
             _learn_offsets(checkpoint.head, rows["val"])
-        metrics: dict[str, Any] = {name: _score(checkpoint, part) for name, part in rows.items()}
+        metrics: dict[str, Any] = {name: _score(checkpoint, part, copies[name]) for name, part in rows.items()}
         metrics |= _seed_scores(checkpoint, fits, rows)
         metrics["duplicates_separated"] = apart
         metrics["labels_without_features"] = absent
@@ -158,7 +159,7 @@ def train_full(
         recipe = replace(earlier.recipe, epochs=max(earlier.best_epochs))
         checkpoint = _checkpoint(cache, fits, recipe, earlier.classes, split, labels_file, rows)
         checkpoint.head.offsets.copy_(earlier.head.offsets)
-        metrics: dict[str, Any] = {"train": _score(checkpoint, rows), "labels_without_features": absent}
+        metrics: dict[str, Any] = {"train": _score(checkpoint, rows, groups), "labels_without_features": absent}
         metrics |= {"full_of": str(source), "stage2_left_out": source != given.path}
         metrics |= _seed_scores(checkpoint, fits, {})
         config = config_of(cache, labels_file, recipe, None, None) | {"full": True, "epochs_from": str(source)}
@@ -204,7 +205,7 @@ def evaluate(
         result: dict[str, Any] = {"best_pt": str(checkpoint.path), "classes": checkpoint.classes}
         result |= {"fusion": checkpoint.recipe.fusion, "modality": checkpoint.recipe.modality}
         result["labels_without_features"] = absent
-        parts = checkpoint.split.named()
+        parts, groups = checkpoint.split.named(), Groups(cache, list(labels))
         seen = {guid for guids in parts.values() for guid in guids}
         parts["new"] = [guid for guid in labels if guid not in seen]
         for name in [on] if isinstance(on, str) else on:
@@ -220,7 +221,8 @@ def evaluate(
             true = class_numbers(guids, labels, checkpoint.classes)
             model.get_ready(cache, guids, on_progress)
             logits = model.of_rows(cache, guids, left_for_features(cache, max_bytes))
-            result[name] = score(true, logits.argmax(axis=1), checkpoint.classes)
+            copies = group_numbers(groups, {name: guids})[name]
+            result[name] = score(true, logits.argmax(axis=1), checkpoint.classes, copies)
     return result
 
 
@@ -257,9 +259,9 @@ def _learn_offsets(head: Ensemble, val: Rows) -> None:
     head.offsets.copy_(head.offsets.new_tensor(offsets))
 
 
-def _score(checkpoint: Checkpoint, rows: Rows) -> dict[str, Any]:
+def _score(checkpoint: Checkpoint, rows: Rows, groups: NDArray[np.int64]) -> dict[str, Any]:
     logits = predict_logits(checkpoint.head, rows.features)
-    return score(rows.classes, logits.argmax(axis=1), checkpoint.classes)
+    return score(rows.classes, logits.argmax(axis=1), checkpoint.classes, groups)
 
 
 def _seed_scores(checkpoint: Checkpoint, fits: Sequence[Fit], rows: dict[str, Rows]) -> dict[str, Any]:

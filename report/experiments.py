@@ -15,7 +15,8 @@ def comparison_tables(result: Mapping[str, Any], by_class: bool = True) -> list[
     """Return the scores with differences, F1 by class, and a sentence on which differences are real."""
     entries = result["candidates"]
     protocol = f"{result['folds']} folds x {result['repeats']}, {result['rows']:,} rows"
-    copies = f", {result['copies']} copies kept on one side" if result["copies"] else ""
+    groups = result["rows"] - result["copies"]
+    copies = f" in {groups:,} groups of copies, kept on one side and drawn together" if result["copies"] else ""
     left_out = ", test rows left out" if result["without_test"] else ""
     table = Table(
         title=f"out of fold, 95 % intervals; {protocol}{copies}{left_out}; differences from {result['against']}",
@@ -110,8 +111,10 @@ def focus_table(result: Mapping[str, Any]) -> Table:
 def single_split_tables(result: Mapping[str, Any], what: str) -> list[Table]:
     """Return the published report's table of fusions (``what`` compare) or of modalities (``ablate``)."""
     sizes = ", ".join(f"{count:,} {name}" for name, count in result["rows"].items())
+    scored = [entry[part] for entry in result["candidates"] for part in ("val", "test")]
+    copies = ", copies drawn together" if any(each["n_groups"] < each["n"] for each in scored) else ""
     focus, classes = result["focus_class"], result["classes"]
-    table = Table(title=f"one split: {sizes} rows; 95 % intervals", title_justify="left")
+    table = Table(title=f"one split: {sizes} rows; 95 % intervals{copies}", title_justify="left")
     table.add_column("")
     fusions = what == "compare"
     names = ["val F1", "test F1", "gap"] if fusions else ["test accuracy", "test F1"]

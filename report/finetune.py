@@ -5,26 +5,27 @@ from typing import Any
 
 from rich.table import Table
 
-from .tables import score_tables, with_interval
+from .tables import count_of, score_tables, title_of_scores, with_interval
 
 _STAGES = {"stage1": "stage 1", "stage2": "stage 2"}
+_PARTS = ("train", "val", "test")
 
 
 def stages_tables(result: Mapping[str, Any]) -> list[Table]:
     """Return both stages side by side: macro-F1 and accuracy by part, and F1 of each class on the test rows."""
-    table = Table(title="scores with 95 % bootstrap intervals", title_justify="left")
+    table = Table(title=title_of_scores(result["stage1"][part] for part in _PARTS), title_justify="left")
     table.add_column("rows of")
     table.add_column("n", justify="right")
     for what in ("macro-F1", "accuracy"):
         for name in _STAGES.values():
             table.add_column(f"{what}, {name}", justify="right")
     table.add_column("difference in macro-F1", justify="right")
-    for part in ("train", "val", "test"):
+    for part in _PARTS:
         scores = [result[stage][part] for stage in _STAGES]
         cells = [with_interval(one[name], one[f"{name}_ci"]) for name in ("macro_f1", "accuracy") for one in scores]
         found = result["difference"].get(part)
         apart = "" if found is None else f"{found['macro_f1']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"
-        table.add_row(part, str(scores[0]["n"]), *cells, apart)
+        table.add_row(part, count_of(scores[0]), *cells, apart)
     _, by_class = score_tables({name: result[stage]["test"] for stage, name in _STAGES.items()}, result["classes"])
     by_class.title, by_class.title_justify = "on the test rows", "left"
     return [table, by_class]

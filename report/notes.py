@@ -18,10 +18,18 @@ def note_about(result: Mapping[str, Any]) -> None:
             "text) in another part, which flatters the scores; --group-duplicates keeps copies together"
         )
     for part in ("val", "test"):
-        few = [name for name, each in result.get(part, {}).get("per_class", {}).items() if 0 < each["support"] < _FEW]
+        scores = result.get(part, {})
+        few = [name for name, each in scores.get("per_class", {}).items() if 0 < each["groups"] < _FEW]
         if few:
+            copies = "" if scores["n_groups"] == scores["n"] else " (copies counted once)"
             note(
-                f"note: fewer than {_FEW} {part} rows of {', '.join(few)}: its scores say little, and bend the macro-F1"
+                f"note: fewer than {_FEW} {part} rows{copies} of {', '.join(few)}: its F1 is unreliable, and it counts "
+                "as much in the macro-F1 as the others"
+            )
+        if scores and scores["accuracy"] == 1:
+            note(
+                f"note: all {part} rows are right, so the intervals cannot show how sure that is: of other rows, up to "
+                f"{min(1.0, 3 / scores['n_groups']):.1%} may well be wrong (95 %)"
             )
     if result.get("stage2_left_out"):
         note(f"note: --full does not repeat stage 2: this is the head of its stage 1, {result['full_of']}, on all rows")

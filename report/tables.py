@@ -1,7 +1,7 @@
 """Results as tables for the terminal, from plain data."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -18,6 +18,18 @@ def with_interval(value: float, bounds: Sequence[float]) -> str:
     return f"{value:.3f} [{bounds[0]:.3f}, {bounds[1]:.3f}]"
 
 
+def title_of_scores(parts: Iterable[Mapping[str, Any]]) -> str:
+    """Return a title for scores, which says so where intervals are over groups of copies, not over rows."""
+    copies = any(scores["n_groups"] < scores["n"] for scores in parts)
+    return "scores with 95 % bootstrap intervals" + (", copies drawn together" if copies else "")
+
+
+def count_of(scores: Mapping[str, Any]) -> str:
+    """Return how many rows were scored, and in how many groups of copies they are: ``360 in 72 groups``."""
+    n, n_groups = scores["n"], scores["n_groups"]
+    return f"{n}" if n == n_groups else f"{n} in {n_groups} groups"
+
+
 def pairs_table(rows: Mapping[str, object]) -> Table:
     """Two columns, name and value, without lines."""
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
@@ -30,14 +42,14 @@ def pairs_table(rows: Mapping[str, object]) -> Table:
 
 def score_tables(parts: Mapping[str, Mapping[str, Any]], classes: Sequence[str]) -> tuple[Table, Table]:
     """One row per part (train, val, test) with macro-F1 and accuracy; one row per class with its F1 in each part."""
-    overall = Table(title="scores with 95 % bootstrap intervals", title_justify="left")
+    overall = Table(title=title_of_scores(parts.values()), title_justify="left")
     overall.add_column("rows of")
     for name in ("n", "macro-F1", "accuracy"):
         overall.add_column(name, justify="right")
     for name, scores in parts.items():
         overall.add_row(
             name,
-            str(scores["n"]),
+            count_of(scores),
             with_interval(scores["macro_f1"], scores["macro_f1_ci"]),
             with_interval(scores["accuracy"], scores["accuracy_ci"]),
         )

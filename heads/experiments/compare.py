@@ -19,7 +19,17 @@ from ..recipe import Recipe
 from .fits import Candidate, Data, FoldFit, by_candidate, fit_all
 from .results import write_results
 from .setup import KEPT, Protocol, Setup, focus_of, open_data
-from .statistics import Replicates, bootstrap_p, corrected_t, holm, influence, paired_bootstrap, with_fits
+from .statistics import (
+    Replicates,
+    bootstrap_p,
+    corrected_t,
+    fit_spread,
+    holm,
+    influence,
+    paired_bootstrap,
+    tail_p,
+    with_fits,
+)
 
 
 def all_fusions(cache_path: str | Path, recipe: Recipe) -> list[str]:
@@ -124,7 +134,7 @@ def score_candidates(
     true, n_classes, names = data.rows.classes, len(data.classes), list(logits)
     predicted = np.stack([logits[name].argmax(axis=2) for name in names])  # (K, R, n)
     confusions = np.stack([[confusion_matrix(true, each, n_classes) for each in of_one] for of_one in predicted])
-    drawn = paired_bootstrap(true, predicted, n_classes, seed=0)
+    drawn = paired_bootstrap(true, predicted, n_classes, seed=0, groups=data.groups)
     grouped = by_candidate(fits)
     listed = []
     for number, name in enumerate(names):
@@ -139,9 +149,8 @@ def score_candidates(
     macro = [entry["macro_f1"] for entry in listed]
     reference = int(np.argmax(macro)) if against == "best" else names.index(against)
     pairs = _pairs(len(names), reference, every=against == "best")
-    influences = np.stack([[influence(true, each, n_classes) for each in of_one] for of_one in predicted])
     folds = [each.fold for each in grouped[names[0]]]
-    found = _differences(pairs, listed, drawn, influences, folds)
+    found = _differences(pairs, listed, drawn, data, predicted, folds)
     for number, entry in enumerate(listed):
         entry["difference"] = found.get((number, reference))
     listed.sort(key=lambda entry: -entry["macro_f1"])
@@ -189,17 +198,21 @@ def _differences(
     pairs: Sequence[tuple[int, int]],
     listed: Sequence[dict[str, Any]],
     drawn: Replicates,
-    influences: NDArray[np.float64],
+    data: Data,
+    predicted: NDArray[np.int64],
     folds: Sequence[Fold],
 ) -> dict[tuple[int, int], dict[str, float]]:
     """Return for each pair the difference in macro-F1, its interval, and p values, adjusted for their number too."""
-    fold_of = folds_of(folds, influences.shape[2])
+    true, n_classes = data.rows.classes, len(data.classes)
+    influences = np.stack([[influence(true, each, n_classes) for each in of_one] for of_one in predicted])
+    fold_of = folds_of(folds, len(true))
     test_share = len(folds[0].test) / (len(folds[0].train) + len(folds[0].stop))
     found: dict[tuple[int, int], dict[str, float]] = {}
     for one, other in pairs:
-        replicates = with_fits(
-            drawn.macro_f1[:, one] - drawn.macro_f1[:, other], influences[one] - influences[other], fold_of, seed=1
-        )
+        over_rows = drawn.macro_f1[:, one] - drawn.macro_f1[:, other]
+        spread = fit_spread(influences[one] - influences[other], fold_of, data.groups)
+        replicates = with_fits(over_rows, spread, seed=1)
+        n_differ = len(np.unique(data.groups[(predicted[one] != predicted[other]).any(axis=0)]))
         by_fold = np.array(listed[one]["fold_macro_f1"]) - np.array(listed[other]["fold_macro_f1"])
         t, p_t = corrected_t(by_fold, test_share)
         low, high = interval(replicates)
@@ -207,7 +220,7 @@ def _differences(
             "macro_f1": listed[one]["macro_f1"] - listed[other]["macro_f1"],
             "low": low,
             "high": high,
-            "p_bootstrap": bootstrap_p(replicates),
+            "p_bootstrap": bootstrap_p(replicates, tail_p(over_rows, spread, n_differ)),
             "t_corrected": t,
             "p_corrected_t": p_t,
         }

@@ -1,6 +1,7 @@
 """Fits of candidates on folds: spread over cores, and each kept on the disk as soon as it is finished."""
 
 import contextlib
+import functools
 import hashlib
 import io
 import json
@@ -17,15 +18,18 @@ from numpy.typing import NDArray
 
 from ...cache.atomic import disk_full_is_clear, write_bytes
 from ...cache.errors import MmcliError
+from ...cache.features import Features
 from ..folds import Fold
-from ..inputs import Rows
+from ..inputs import Rows, stretches_per_block
 from ..losses import fit_offsets
 from ..model import Head
 from ..parallel import each_of
 from ..recipe import Recipe
 from ..training import fit, predict_logits
 
-_VERSION = 2  # of what a fit does; raise it when a change here or in training changes results
+_CODE = ("cache", "featurize", "finetune", "heads")  # folders whose code decides what a fit gives
+
+_PACKAGE = Path(__file__).parents[2]
 
 OnFit = Callable[[int, int], None]
 
@@ -222,11 +226,44 @@ def _fit_one(
     return result
 
 
+def code_digest(package: Path = _PACKAGE) -> str:
+    """Return a digest of the source that decides what a fit gives, of both stages: no kept fit outlives a change of it.
+
+    A list of modules would be shorter, and would miss the module that somebody adds.
+
+    Raises
+    ------
+    MmcliError
+        There is no source.
+    """
+    digest = hashlib.sha256()
+    sources = sorted(path for folder in _CODE for path in (package / folder).rglob("*.py"))
+    if not sources:
+        raise MmcliError(f"{package} holds no source code, so kept fits cannot be told from outdated ones: reinstall")
+    for path in sources:
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(package).as_posix()} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
+
+
+_digest_of_this_code = functools.cache(code_digest)
+
+
+def _order_in_file(features: Features, train: NDArray[np.int64]) -> dict[str, Any] | None:
+    """Return what shuffling depends on where training rows are left in the file; None where they are in memory."""
+    if features.places is None:
+        return None
+    order = np.argsort(features.places[train], kind="stable")
+    return {"stretches": stretches_per_block(features), "order": hashlib.sha256(order.tobytes()).hexdigest()}
+
+
 def _key(data: Data, candidate: Candidate, fold: Fold) -> str:
     digest = hashlib.sha256()
     depends_on = {
-        "version": _VERSION,
+        "code": _digest_of_this_code(),
+        "left in the file": _order_in_file(data.rows.features, fold.train),
         "torch": version("torch"),
+        "numpy": version("numpy"),
         "scikit-learn": version("scikit-learn"),
         "recipe": candidate.that_matter(),
         "data": data.key,

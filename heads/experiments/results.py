@@ -1,5 +1,6 @@
 """The result folder of an experiment: tables, out-of-fold probabilities, a figure."""
 
+import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -7,12 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...cache.atomic import write_json, write_text
+from ...cache.atomic import atomic_path, write_json, write_text
 from ...cache.labels import table_text
 from ..folders import new_folder
 from ..folds import Fold, folds_of
 from ..metrics import softmax
 from .fits import Data
+
+_ROWS_AT_ONCE = 4096
 
 
 def write_results(
@@ -37,7 +40,7 @@ def write_results(
         write_json(draft / "results.json", result)
         header, rows = results_table(result)
         write_text(draft / "results.csv", table_text(header, rows))
-        write_text(draft / "out_of_fold.csv", _out_of_fold_text(data, logits, folds))
+        write_out_of_fold(draft / "out_of_fold.csv", data, logits, folds)
         figures.differences(result["candidates"], result["against"], draft / "results.png")
     return result
 
@@ -74,15 +77,30 @@ def results_table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
-def _out_of_fold_text(data: Data, logits: dict[str, NDArray[np.float32]], folds: Sequence[Fold]) -> str:
+def write_out_of_fold(path: Path, data: Data, logits: dict[str, NDArray[np.float32]], folds: Sequence[Fold]) -> None:
+    """Write a CSV with the probabilities of each candidate, repeat and row; a few thousand rows are in memory at once.
+
+    Parameters
+    ----------
+    logits
+        (R, n, C) by candidate.
+    """
     fold_of = folds_of(folds, len(data.guids))
-    tags = [data.classes[number] for number in data.rows.classes]
-
-    def rows() -> Any:
-        for name, each in logits.items():
-            for repeat, of_repeat in enumerate(each):
-                listed = zip(data.guids, tags, fold_of[repeat].tolist(), softmax(of_repeat).tolist(), strict=True)
-                for guid, tag, fold, probs in listed:
-                    yield [name, str(repeat), str(fold), guid, tag, *(f"{value:.6f}" for value in probs)]
-
-    return table_text(["candidate", "repeat", "fold", "guid", "tag", *data.classes], rows())
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["candidate", "repeat", "fold", "guid", "tag", *data.classes])
+        for name, of_candidate in logits.items():
+            for repeat, of_repeat in enumerate(of_candidate):
+                for start in range(0, len(of_repeat), _ROWS_AT_ONCE):
+                    rows = slice(start, start + _ROWS_AT_ONCE)
+                    listed = zip(
+                        data.guids[rows],
+                        data.rows.classes[rows].tolist(),
+                        fold_of[repeat, rows].tolist(),
+                        softmax(of_repeat[rows]).tolist(),
+                        strict=True,
+                    )
+                    writer.writerows(
+                        [name, repeat, fold, guid, data.classes[number], *(f"{prob:.6f}" for prob in probs)]
+                        for guid, number, fold, probs in listed
+                    )

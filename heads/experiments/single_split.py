@@ -34,12 +34,12 @@ def single_split(setup: Setup, candidates: Sequence[Candidate], focus_class: str
     place = {guid: index for index, guid in enumerate(data.guids)}
     train, val, test = (np.array([place[guid] for guid in guids], dtype=np.int64) for guids in split.values())
     fold = Fold(0, 0, train, val, np.concatenate([val, test]))
-    true = data.rows.classes[fold.test]
+    true, groups, n_val = data.rows.classes[fold.test], data.groups[fold.test], len(val)
     listed = []
     for each in fit_all(data, candidates, [fold], Path(setup.out) / KEPT, setup.jobs, setup.on_fit):
         predicted = each.logits.argmax(axis=1)
-        val_scores = score(true[: len(val)], predicted[: len(val)], data.classes)
-        test_scores = score(true[len(val) :], predicted[len(val) :], data.classes)
+        val_scores = score(true[:n_val], predicted[:n_val], data.classes, groups[:n_val])
+        test_scores = score(true[n_val:], predicted[n_val:], data.classes, groups[n_val:])
         gap = val_scores["macro_f1"] - test_scores["macro_f1"]
         entry = {"name": each.candidate, "val": val_scores, "test": test_scores, "gap": gap}
         listed.append(entry | {"parameters": each.parameters})

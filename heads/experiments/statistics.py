@@ -7,9 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..metrics import f1_of
+from ..resampling import units_of
 
 REPLICATES = 5000
 _CELLS = 4_000_000  # numbers drawn at once
+_COUNTED = 25  # replicates that a tail must hold for its share to be counted
 
 
 @dataclass(frozen=True)
@@ -23,13 +25,18 @@ class Replicates:
 
 
 def paired_bootstrap(
-    true: NDArray[np.int64], predicted: NDArray[np.int64], n_classes: int, seed: int, replicates: int = REPLICATES
+    true: NDArray[np.int64],
+    predicted: NDArray[np.int64],
+    n_classes: int,
+    seed: int,
+    replicates: int = REPLICATES,
+    groups: NDArray[np.int64] | None = None,
 ) -> Replicates:
-    """Score K candidates on the same resampled rows (Efron 1979; paired: every candidate sees the same draw).
+    """Score K candidates on the same resampled groups (Efron 1979; paired: every candidate sees the same draw).
 
     A candidate's score in a replicate is the mean over its repeats, as its score on the rows themselves is. Rows on
-    which everything agrees, the class and what each candidate says in each repeat, are exchangeable, so one multinomial
-    draw over these patterns stands for drawing rows.
+    which everything agrees, the class and what each candidate says in each repeat, are of one kind (see
+    ``resampling``).
 
     Parameters
     ----------
@@ -39,6 +46,9 @@ def paired_bootstrap(
         (K, R, n): of each candidate in each of R repeats.
     n_classes
         C.
+    groups
+        (n,) group number of each row, from 0: rows with the same number are copies, and drawn together; default: no
+        copies.
 
     Returns
     -------
@@ -47,14 +57,16 @@ def paired_bootstrap(
     """
     n_candidates, n_repeats, n = predicted.shape
     table = np.column_stack([true, *predicted.reshape(-1, n)])
-    patterns, counts = np.unique(table, axis=0, return_counts=True)
+    patterns, kinds = np.unique(table, axis=0, return_inverse=True)
+    units = units_of(kinds.reshape(-1), len(patterns), groups)
     is_class = np.arange(n_classes)
     support_of = (patterns[:, :1] == is_class).astype(np.float64)  # (P, C)
     generator = np.random.default_rng(seed)
-    at_once = max(1, min(replicates, _CELLS // len(patterns)))
+    at_once = max(1, min(replicates, _CELLS // len(units.counts)))
     f1, recall, accuracy = [], [], []
     for start in range(0, replicates, at_once):
-        drawn = generator.multinomial(n, counts / n, size=min(at_once, replicates - start)).astype(np.float64)
+        drawn = units.draw(generator, min(at_once, replicates - start)).astype(np.float64)
+        rows = drawn.sum(axis=1)
         support = drawn @ support_of
         f1_block = np.empty((len(drawn), n_candidates, n_classes))
         recall_block = np.zeros_like(f1_block)
@@ -67,7 +79,7 @@ def paired_bootstrap(
                 hits = drawn @ (says * support_of)
                 of_repeats.append(f1_of(hits, drawn @ says + support))
                 recall_block[:, candidate] += hits / of_class / n_repeats
-                right += hits.sum(axis=1) / n
+                right += hits.sum(axis=1) / rows
             f1_block[:, candidate] = np.mean(of_repeats, axis=0)
             accuracy_block[:, candidate] = right / n_repeats
         f1.append(f1_block)
@@ -92,13 +104,44 @@ def influence(true: NDArray[np.int64], predicted: NDArray[np.int64], n_classes: 
     return len(true) * moved[:, total > 0].mean(axis=1)
 
 
-def fit_spread(influences: NDArray[np.float64], fold_of: NDArray[np.int64]) -> tuple[float, int]:
-    """Return (standard error that comes from the fits, its degrees of freedom) of a mean over folds and repeats.
+@dataclass(frozen=True)
+class FitSpread:
+    """How much of the variance of a mean over folds and repeats comes from the fits.
+
+    Attributes
+    ----------
+    between
+        Variance of the mean as the differences between folds show it, rows and fits together.
+    within
+        The part of it that the rows explain.
+    freedom
+        Degrees of freedom of ``between``.
+    """
+
+    between: float
+    within: float
+    freedom: int
+
+    def variances(self, chi_squares: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the variance that comes from the fits, one per chi-square with ``freedom`` degrees of freedom.
+
+        ``between`` is an estimate: it is the true variance times a chi-square over its degrees of freedom. Dividing by
+        chi-squares gives the true variances that fit the folds seen (the generalized p values of Tsui and Weerahandi,
+        Journal of the American Statistical Association 1989). A variance below that of the rows means no variance of
+        the fits.
+        """
+        return np.maximum(self.between * self.freedom / chi_squares - self.within, 0.0)
+
+
+def fit_spread(
+    influences: NDArray[np.float64], fold_of: NDArray[np.int64], groups: NDArray[np.int64] | None = None
+) -> FitSpread:
+    """Return how much the fits vary beyond what their rows explain.
 
     Resampling rows takes the fits as given. But a fit with another seed would have been another, better or worse on all
     its rows. How much, is seen where folds differ by more than their rows explain: the between-group component of a
-    one-way analysis of variance (Searle, Casella and McCulloch, Variance Components, 1992, section 3.6), a group being
-    the rows that one fit is scored on.
+    one-way analysis of variance (Searle, Casella and McCulloch, Variance Components, 1992, section 3.6), one fold being
+    one group. Copies move together, so the rows of a fold vary by the sums of its groups of copies.
 
     Parameters
     ----------
@@ -106,38 +149,73 @@ def fit_spread(influences: NDArray[np.float64], fold_of: NDArray[np.int64]) -> t
         (R, n), mean 0 in each repeat: of a score, or of a difference of two.
     fold_of
         (R, n): which fold each row is in.
+    groups
+        (n,) group number of each row, from 0: rows with the same number are copies, and in one fold; default: no
+        copies.
     """
     n_repeats, n = influences.shape
-    between = within = squares = 0.0
-    groups = 0
+    group_of = np.arange(n) if groups is None else groups
+    group_sizes = np.bincount(group_of)
+    between = within = squares = freedom_within = 0.0
+    n_folds = 0
     for repeat in range(n_repeats):
         sizes = np.bincount(fold_of[repeat])
         means = np.bincount(fold_of[repeat], influences[repeat]) / sizes
         between += float((sizes * means**2).sum())
-        within += float(((influences[repeat] - means[fold_of[repeat]]) ** 2).sum())
+        sums = np.bincount(group_of, influences[repeat] - means[fold_of[repeat]])
+        within += float((sums**2).sum())
+        freedom_within += n - float((np.bincount(fold_of[repeat], group_sizes[group_of]) / sizes).sum())
         squares += float((sizes**2).sum())
-        groups += len(sizes)
-    freedom = groups - n_repeats
-    of_groups, of_rows = between / freedom, within / max(n_repeats * n - groups, 1)
-    size = (n_repeats * n - squares / n) / freedom  # the mean size of a group, corrected for unequal ones
-    component = max(0.0, (of_groups - of_rows) / size)
-    return math.sqrt(component * squares) / (n_repeats * n), freedom
+        n_folds += len(sizes)
+    freedom = n_folds - n_repeats
+    size = (n_repeats * n - squares / n) / freedom  # the mean size of a fold, corrected for unequal ones
+    of_mean = squares / size / (n_repeats * n) ** 2
+    return FitSpread(of_mean * between / freedom, of_mean * within / max(freedom_within, 1.0), freedom)
 
 
-def with_fits(
-    drawn: NDArray[np.float64], influences: NDArray[np.float64], fold_of: NDArray[np.int64], seed: int
-) -> NDArray[np.float64]:
-    """Return bootstrap replicates (B,) of a score or difference, rows drawn already, with fits drawn too.
+def with_fits(drawn: NDArray[np.float64], spread: FitSpread, seed: int) -> NDArray[np.float64]:
+    """Return bootstrap replicates (B,) of a score or difference, rows drawn already, with fits drawn too."""
+    generator = np.random.default_rng(seed)
+    variances = spread.variances(generator.chisquare(spread.freedom, len(drawn)))
+    return drawn + np.sqrt(variances) * generator.standard_normal(len(drawn))
 
-    The part of the fits is drawn from Student's t, scaled by ``fit_spread``, because that is itself an estimate.
+
+def tail_p(drawn: NDArray[np.float64], spread: FitSpread, n_differ: int) -> float:
+    """Two-sided p of "no difference" far out, where no replicate lies: a normal tail, mixed over variances of the fits.
+
+    A difference in macro-F1 is a smooth function of means over many groups, so its replicates are nearly normal, and
+    what skewness moves from one tail to the other cancels in a two-sided p. The mixture is computed, not drawn: far
+    out it depends on chi-squares too small to be drawn.
+
+    Parameters
+    ----------
+    drawn
+        Bootstrap differences over rows alone, (B,).
+    n_differ
+        Groups on which the two differ. No p is below the chance that all of them fall on one side, 2 ** (1 - n_differ):
+        a few groups are not normal.
     """
-    scale, freedom = fit_spread(influences, fold_of)
-    return drawn + scale * np.random.default_rng(seed).standard_t(freedom, len(drawn))
+    from scipy.special import chdtri, ndtr
+
+    shares = np.geomspace(1e-14, 1.0, 4001)  # of the chi-squares that are smaller
+    chi_squares = chdtri(spread.freedom, 1.0 - (shares[1:] + shares[:-1]) / 2)
+    deviations = np.sqrt(drawn.var() + spread.variances(chi_squares))
+    beyond = float(np.diff(shares) @ ndtr(-abs(drawn.mean()) / np.maximum(deviations, np.finfo(np.float64).tiny)))
+    return min(1.0, max(2 * beyond, 2.0 ** (1 - n_differ)))
 
 
-def bootstrap_p(differences: NDArray[np.float64]) -> float:
-    """Two-sided p of "no difference" from bootstrap differences (B,): twice the smaller tail beyond 0."""
+def bootstrap_p(differences: NDArray[np.float64], beyond: float | None = None) -> float:
+    """Two-sided p of "no difference" from bootstrap differences (B,): twice the smaller tail beyond 0.
+
+    Parameters
+    ----------
+    beyond
+        The p to return where the tail holds too few replicates to be counted (``tail_p``); default: count them anyway,
+        so that no p is below 2 / (B + 1).
+    """
     below, above = np.count_nonzero(differences <= 0), np.count_nonzero(differences >= 0)
+    if beyond is not None and min(below, above) < _COUNTED:
+        return beyond
     return float(min(1.0, 2 * (min(below, above) + 1) / (len(differences) + 1)))
 
 
