@@ -181,27 +181,30 @@ def with_fits(drawn: NDArray[np.float64], spread: FitSpread, seed: int) -> NDArr
 
 
 def tail_p(drawn: NDArray[np.float64], spread: FitSpread, n_differ: int) -> float:
-    """Two-sided p of "no difference" far out, where no replicate lies: a normal tail, mixed over variances of the fits.
+    """Two-sided p of "no difference" far out, where hardly a replicate lies.
 
-    A difference in macro-F1 is a smooth function of means over many groups, so its replicates are nearly normal, and
-    what skewness moves from one tail to the other cancels in a two-sided p. The mixture is computed, not drawn: far
-    out it depends on chi-squares too small to be drawn.
+    A difference in macro-F1 is a smooth function of means over groups, so over rows its tail is Student's t, with one
+    degree of freedom less than there are groups on which the two differ. The variance of the fits is mixed in. The
+    mixture is computed, not drawn: far out it depends on chi-squares that are too small to be drawn.
 
     Parameters
     ----------
     drawn
         Bootstrap differences over rows alone, (B,).
     n_differ
-        Groups on which the two differ. No p is below the chance that all of them fall on one side, 2 ** (1 - n_differ):
-        a few groups are not normal.
+        Groups on which the two differ. No p is below the chance that all of them favour one side, 2 ** (1 - n_differ):
+        a test of signs could not be surer.
     """
-    from scipy.special import chdtri, ndtr
+    from scipy.special import gammaincinv, stdtr
 
+    least = 2.0 ** (1 - n_differ)
+    if n_differ < 2 or drawn.var() == 0:
+        return min(1.0, least)
     shares = np.geomspace(1e-14, 1.0, 4001)  # of the chi-squares that are smaller
-    chi_squares = chdtri(spread.freedom, 1.0 - (shares[1:] + shares[:-1]) / 2)
+    chi_squares = 2 * gammaincinv(spread.freedom / 2, (shares[1:] + shares[:-1]) / 2)
     deviations = np.sqrt(drawn.var() + spread.variances(chi_squares))
-    beyond = float(np.diff(shares) @ ndtr(-abs(drawn.mean()) / np.maximum(deviations, np.finfo(np.float64).tiny)))
-    return min(1.0, max(2 * beyond, 2.0 ** (1 - n_differ)))
+    beyond = float(np.diff(shares) @ stdtr(n_differ - 1, -abs(drawn.mean()) / deviations))
+    return min(1.0, max(2 * beyond, least))
 
 
 def bootstrap_p(differences: NDArray[np.float64], beyond: float | None = None) -> float:
