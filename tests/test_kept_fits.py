@@ -1,24 +1,32 @@
 """Finished fits are kept, shared and found again, whatever becomes of the processes that made them."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import mmcli
+import numpy as np
 import pytest
-from conftest import rewrite
-from mmcli.cache import MmcliError
+from conftest import rewrite, synthetic_block, write_cache
+from mmcli.cache import FeatureCache, MmcliError
+from mmcli.heads import inputs, labelled
 from mmcli.heads.experiments import (
     Protocol,
     Setup,
     candidates_of,
     compare,
+    fits,
     modalities_of,
 )
 from mmcli.heads.parallel import each_of
 from small_experiments import QUICK, SMALL, out_of_fold
+
+DIGESTS = ("row/image_sha256", "row/text_sha256", "row/cleaned_sha256")
 
 
 def test_finished_fits_are_kept_and_shared(setup, fitted):
@@ -56,6 +64,63 @@ def test_a_kept_fit_is_used_only_where_nothing_that_it_depends_on_has_changed(se
     before = len(fitted)
     compare(setup, candidates_of(["concat"], recipe), protocol)
     assert len(fitted) - before == protocol.folds * protocol.repeats
+
+
+def test_a_kept_fit_is_used_only_where_its_rows_were_read_in_the_same_order(setup, fitted, learnable, monkeypatch):
+    """Rows that are left in the file are shuffled in blocks, so the memory for them decides what a fit gives."""
+    monkeypatch.setattr(labelled, "_LEAST", 0)
+    monkeypatch.setattr(inputs, "_STRETCH_ROWS", 64)
+    candidates, protocol = candidates_of(["concat"], QUICK), Protocol(2, 1)
+
+    def probabilities(for_features):
+        with FeatureCache.open(learnable[0]) as cache:
+            beside = labelled._PROCESS_BYTES + labelled._BYTES_PER_ROW * len(cache)
+        limit = None if for_features is None else beside + for_features
+        result = compare(replace(setup, max_bytes=limit), candidates, protocol)
+        return [[row[name] for name in result["classes"]] for row in out_of_fold(result)]
+
+    in_memory = probabilities(None)
+    assert len(fitted) == 2
+    assert probabilities(60_000) == in_memory  # all 400 rows of 128 bytes fit
+    assert len(fitted) == 2
+    four_stretches = probabilities(40_000)
+    assert len(fitted) == 4
+    assert probabilities(39_000) == four_stretches
+    assert len(fitted) == 4
+    two_stretches = probabilities(20_000)
+    assert len(fitted) == 6
+    assert in_memory != four_stretches != two_stretches != in_memory
+    with FeatureCache.open(learnable[0]) as cache:
+        guids, (image, text) = list(cache.guids)[::-1], cache.embeddings()
+        digests = {name: cache.read(name, np.arange(400))[::-1] for name in DIGESTS}
+    block = synthetic_block(guids, image.shape[1])
+    block.columns |= {"image": image[::-1].copy(), "text": text[::-1].copy(), **digests}
+    write_cache(learnable[0], block)
+    assert probabilities(None) == in_memory
+    assert len(fitted) == 6
+    assert probabilities(20_000) != two_stretches
+    assert len(fitted) == 8
+
+
+def test_a_kept_fit_does_not_outlive_a_change_of_the_code(setup, fitted, monkeypatch, tmp_path):
+    compare(setup, candidates_of(["concat"], QUICK), SMALL)
+    compare(setup, candidates_of(["concat"], QUICK), SMALL)
+    assert len(fitted) == 6
+    package = tmp_path / "package"
+    for folder in ("cache", "featurize", "finetune", "heads"):
+        shutil.copytree(Path(mmcli.__file__).parent / folder, package / folder)
+    unchanged = fits.code_digest(package)
+    assert unchanged == fits.code_digest()
+    for changed in ("heads/training.py", "heads/losses.py", "finetune/training.py", "cache/features.py"):
+        before = fits.code_digest(package)
+        with (package / changed).open("a") as file:
+            file.write("# another rule\n")
+        assert fits.code_digest(package) != before
+    monkeypatch.setattr(fits, "_digest_of_this_code", lambda: fits.code_digest(package))
+    compare(setup, candidates_of(["concat"], QUICK), SMALL)
+    assert len(fitted) == 12
+    with pytest.raises(MmcliError, match="holds no source code"):
+        fits.code_digest(tmp_path / "nothing")
 
 
 def test_a_damaged_kept_fit_is_made_again(setup, fitted):
