@@ -1,12 +1,16 @@
-"""Are the p values honest: how often are copies of one head, with other seeds, found different at 5 %?
+"""Are the p values honest: how often are equal candidates found different at 5 %?
 
-    python benchmarks/null.py [simulations, default 400] [copies, default 2]
+    python benchmarks/null.py [--simulations 400] [--copies 2] [--folds 5] [--repeats 2]
+    python benchmarks/null.py made-up [--fit-deviation 0.2] [--rows-per-group 1] [--folds 5] [--repeats 2]
+    python benchmarks/null.py tails
 
-Each simulation draws a new dataset, trains the copies by the protocol of ``mmcli compare`` and asks each test. An
-honest test says "different" about one time in twenty. Prints the rates with their 95 % intervals (Wilson).
+The first trains copies of one head, with other seeds, by the protocol of ``mmcli compare`` on a new dataset each time,
+and asks each test. The second makes up how each row moves a difference, and how each fit does, so that fits vary as much
+as is asked for. The third counts how often p values that are computed, not counted, are below small levels, over rows
+alone. An honest test says "different" at most about as often as its level says. Rates have 95 % intervals (Wilson).
 """
 
-import sys
+import argparse
 import tempfile
 from pathlib import Path
 
@@ -16,13 +20,15 @@ from mmcli.cache import Features
 from mmcli.heads import Recipe, Rows
 from mmcli.heads.experiments.compare import out_of_fold, score_candidates
 from mmcli.heads.experiments.fits import Candidate, Data, fit_all
+from mmcli.heads.experiments.statistics import FitSpread, bootstrap_p, fit_spread, influence, tail_p, with_fits
 from mmcli.heads.folds import repeated_folds
+from mmcli.heads.metrics import quick_scores
 
-ROWS, DIM, FOLDS, REPEATS = 400, 16, 5, 2
+ROWS, DIM = 400, 16
 RECIPE = Recipe(hidden=(16,), epochs=12, patience=12, lr=3e-3, dropout=0.3)
 
 
-def simulate(number, n_copies):
+def simulate(number, options):
     random = np.random.default_rng(number)
     classes = random.choice(3, ROWS, p=[0.3, 0.2, 0.5]).astype(np.int64)
     image, text = random.standard_normal((2, ROWS, DIM)).astype(np.float32)
@@ -31,13 +37,51 @@ def simulate(number, n_copies):
     groups = np.arange(ROWS)
     names = ["a", "b", "c"]
     data = Data(Rows(Features(image, text), classes), [str(row) for row in groups], groups, names, str(number))
-    folds = repeated_folds(classes, groups, names, FOLDS, REPEATS, seed=number)
-    copies = [Candidate(f"copy {copy}", RECIPE.changed(seed=1000 * copy)) for copy in range(n_copies)]
+    folds = repeated_folds(classes, groups, names, options.folds, options.repeats, seed=number)
+    copies = [Candidate(f"copy {copy}", RECIPE.changed(seed=1000 * copy)) for copy in range(options.copies)]
     with tempfile.TemporaryDirectory() as kept:
         fits = fit_all(data, copies, folds, Path(kept), jobs=1)
-    scored = score_candidates(data, out_of_fold(fits, ROWS, 3, REPEATS), fits, against="best")
+    scored = score_candidates(data, out_of_fold(fits, ROWS, 3, options.repeats), fits, against="best")
     found = [entry["difference"] for entry in scored["candidates"] if entry["difference"]]
     return [min(each[f"{name}_holm"] for each in found) for name in ("p_bootstrap", "p_corrected_t")]
+
+
+def made_up(options):
+    """Return how often two equal candidates differ: 400 rows of variance 1, seven tenths of it alike in all repeats."""
+    random, n_groups = np.random.default_rng(0), ROWS // options.rows_per_group
+    groups = np.repeat(np.arange(n_groups), options.rows_per_group)
+    hits = 0
+    for number in range(options.simulations):
+        fold_of = np.stack([random.permutation(np.arange(n_groups) % options.folds) for _ in range(options.repeats)])
+        effects = options.fit_deviation * random.standard_normal((options.repeats, options.folds))
+        moves = np.sqrt(0.7) * random.standard_normal(n_groups) + np.take_along_axis(effects, fold_of, axis=1)
+        moves += np.sqrt(0.3) * random.standard_normal(fold_of.shape)
+        deviation = moves.mean(axis=0).std() / np.sqrt(n_groups)
+        over_rows = moves.mean() + deviation * random.standard_normal(2000)
+        centred = (moves - moves.mean(axis=1, keepdims=True))[:, groups]
+        hits += bootstrap_p(with_fits(over_rows, fit_spread(centred, fold_of[:, groups], groups), number)) < 0.05
+    return hits
+
+
+def tails(n, prior, simulations, right=0.6, alike=0.5, levels=(0.05, 0.01, 0.001)):
+    """Return the share of p below each level: two candidates, each right on 60 % of n rows, half of the time as one."""
+    says = np.where(np.eye(3), right, (1 - right) / 2)
+    both = (1 - alike) * says[:, :, None] * says[:, None, :] + alike * says[:, :, None] * np.eye(3)
+    cells = (np.array(prior)[:, None, None] * both).ravel()
+    true, one, other = np.indices((3, 3, 3)).reshape(3, -1)
+    no_fits, found = FitSpread(0.0, 0.0, 8), []
+    random = np.random.default_rng(0)
+    for _ in range(simulations):
+        rows = np.repeat(np.arange(27), random.multinomial(n, cells))
+        moves, scores = 0, 0
+        for sign, said in ((1, one), (-1, other)):
+            moves = moves + sign * influence(true[rows], said[rows], 3)
+            scores += sign * quick_scores(true[rows], said[rows], 3)["macro_f1"]
+        error = moves.std() / np.sqrt(n)  # of the bootstrap, but for what is left of its own chance
+        found.append(
+            tail_p(np.array([scores - error, scores + error]), no_fits, np.count_nonzero(one[rows] != other[rows]))
+        )
+    return [float((np.array(found) < level).mean()) for level in levels]
 
 
 def wilson(hits, n, z=1.96):
@@ -46,14 +90,31 @@ def wilson(hits, n, z=1.96):
     return (middle - spread) / (1 + z * z / n), (middle + spread) / (1 + z * z / n)
 
 
+def show(name, hits, simulations):
+    low, high = wilson(hits, simulations)
+    print(f"{name:18} {hits}/{simulations} = {hits / simulations:.3f} [{max(low, 0):.3f}, {high:.3f}]")
+
+
 def main():
-    simulations = int(sys.argv[1]) if len(sys.argv) > 1 else 400
-    n_copies = int(sys.argv[2]) if len(sys.argv) > 2 else 2
-    p_values = np.array(Parallel(n_jobs=-1)(delayed(simulate)(number, n_copies) for number in range(simulations)))
-    for name, column in zip(("paired bootstrap", "corrected t"), p_values.T, strict=True):
-        hits = int((column < 0.05).sum())
-        low, high = wilson(hits, simulations)
-        print(f"{name:18} {hits}/{simulations} = {hits / simulations:.3f} [{low:.3f}, {high:.3f}]")
+    parser = argparse.ArgumentParser()
+    parser.add_argument("mode", nargs="?", choices=("heads", "made-up", "tails"), default="heads")
+    for name, default in (("copies", 2), ("folds", 5), ("repeats", 2), ("rows-per-group", 1), ("simulations", None)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--fit-deviation", type=float, default=0.2)
+    options = parser.parse_args()
+    options.simulations = options.simulations or {"heads": 400, "made-up": 1000, "tails": 10_000}[options.mode]
+    if options.mode == "made-up":
+        show("paired bootstrap", made_up(options), options.simulations)
+    elif options.mode == "tails":
+        for prior in ((0.3, 0.2, 0.5), (0.02, 0.38, 0.6)):
+            for n in (100, 400):
+                print(f"classes {prior}, {n} rows: share of p below .05, .01, .001:", end=" ")
+                print(*(f"{share:.5f}" for share in tails(n, prior, options.simulations)), flush=True)
+    else:
+        tasks = (delayed(simulate)(number, options) for number in range(options.simulations))
+        p_values = np.array(Parallel(n_jobs=-1)(tasks))
+        for name, column in zip(("paired bootstrap", "corrected t"), p_values.T, strict=True):
+            show(name, int((column < 0.05).sum()), options.simulations)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..cache.errors import MmcliError
 from .resampling import Units, units_of
 
 REPLICATES = 2000
@@ -116,7 +117,14 @@ def score(
         over groups), ``per_class`` (precision, recall, f1, f1_ci, support, and the groups that hold a row of the
         class; None for the F1 of a class that neither occurs nor is predicted), ``confusion`` (rows true, columns
         predicted).
+
+    Raises
+    ------
+    MmcliError
+        There is no row.
     """
+    if not len(true):
+        raise MmcliError("there is no row to score: a score needs at least one")
     n_classes = len(classes)
     confusion = confusion_matrix(true, predicted, n_classes)
     units = units_of(true * n_classes + predicted, n_classes**2, groups)

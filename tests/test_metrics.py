@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from mmcli.cache import MmcliError
 from mmcli.heads.losses import class_weights
 from mmcli.heads.metrics import (
     accuracy,
@@ -14,6 +15,8 @@ from mmcli.heads.metrics import (
     softmax,
 )
 from mmcli.heads.resampling import units_of
+from mmcli.report.notes import note_about
+from scipy import stats
 from sklearn import metrics as witness
 
 ROWS = st.integers(1, 60).flatmap(
@@ -149,6 +152,27 @@ def test_probabilities_sum_to_one_as_exactly_as_scikit_learn_asks(logits):
 def test_an_absent_class_does_not_count():
     assert np.array_equal(f1_per_class(np.array([[3, 0], [0, 0]])), [1.0, np.nan], equal_nan=True)
     assert macro_f1(np.array([[3, 0], [0, 0]])) == 1
+
+
+def test_no_row_is_no_score():
+    with pytest.raises(MmcliError, match="no row to score"):
+        score(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), ["a", "b"])
+
+
+def test_scores_that_rest_on_too_few_rows_are_said_so(capsys):
+    def notes(true, predicted, groups=None):
+        scores = score(np.array(true), np.array(predicted), ["a", "b", "c"], groups)
+        note_about({"labels_without_features": 0, "test": scores})
+        return capsys.readouterr().err
+
+    many = [0] * 20 + [1] * 20
+    assert notes(many, [0] * 19 + [1] * 21) == ""
+    assert "no test row is of class c, but some are predicted as such: its F1 is 0" in notes(many, [2, *many[1:]])
+    assert "fewer than 5 test rows of c" in notes([*many, 2, 2], [*many, 2, 0])
+    copies = np.array([*range(20), *[20] * 20])
+    assert "fewer than 5 test rows (copies counted once) of b" in notes(many, [1, *many[1:]], copies)
+    bound = stats.binomtest(40, 40).proportion_ci(0.90, method="exact").low  # one-sided 95 %
+    assert f"up to {1 - bound:.1%} of all pairs may still be wrong" in notes(many, many)
 
 
 def test_a_perfect_head_has_no_interval_below_one_though_resamples_miss_a_class():
