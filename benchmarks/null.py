@@ -5,8 +5,8 @@
     python benchmarks/null.py tails
 
 The first trains copies of one head, with other seeds, by the protocol of ``mmcli compare`` on a new dataset each time,
-and asks each test. The second makes up how each row moves a difference, and how each fit does, so that fits vary as much
-as is asked for. The third counts how often p values that are computed, not counted, are below small levels, over rows
+and asks each test. The second makes up how each row moves a difference, and how each fit does: fits vary as much as is
+asked for. The third counts how often p values that are computed, not counted, are below small levels, over rows
 alone. An honest test says "different" at most about as often as its level says. Rates have 95 % intervals (Wilson).
 """
 

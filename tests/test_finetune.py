@@ -5,15 +5,18 @@ import json
 import shutil
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
 from mmcli.cache import CheckpointError, FeatureCache
-from mmcli.finetune import FinetuneRecipe, Watch, finetune, open_best_pt
+from mmcli.finetune import FinetuneRecipe, Watch, finetune, open_best_pt, outcome
 from mmcli.finetune.outcome import overfitting
 from mmcli.finetune.use import TrainedStage2
 from mmcli.heads import evaluate, load_checkpoint, predict
 from mmcli.heads.checkpoint import read_best_pt
+from mmcli.heads.experiments.statistics import paired_bootstrap
+from mmcli.report.finetune import stages_tables
 from small_finetune import LEARNS
 
 
@@ -48,6 +51,29 @@ def test_both_stages_stand_side_by_side(tuned):
     for stage in ("stage1", "stage2"):
         gap = result[stage]["train"]["macro_f1"] - result[stage]["val"]["macro_f1"]
         assert result[stage]["gap"] == gap
+
+
+def test_intervals_of_both_stages_and_of_their_difference_draw_copies_together(tuned, sixty, monkeypatch):
+    with h5py.File(sixty, "r+") as file:  # guids 0 to 11 are one text, as are 12 to 23, ...
+        sixes = np.array([int(guid) // 12 for guid in file["guid"][:]])
+        file["row/cleaned_sha256"][:] = np.repeat(sixes[:, None] + 1, 32, axis=1)
+    groups_drawn = []
+
+    def spy(*arguments, groups, **more):
+        groups_drawn.append(groups)
+        return paired_bootstrap(*arguments, groups=groups, **more)
+
+    monkeypatch.setattr(outcome, "paired_bootstrap", spy)
+    result = tuned()
+    parts = load_checkpoint(Path(result["stage1"]["best_pt"])).split.named()
+    for part, guids in parts.items():
+        expected = len({int(guid) // 12 for guid in guids})
+        assert [result[stage][part]["n_groups"] for stage in ("stage1", "stage2")] == [expected] * 2
+        assert expected < len(guids)
+    for drawn, part in zip(groups_drawn, ("val", "test"), strict=True):
+        twelve = [int(guid) // 12 for guid in parts[part]]
+        assert [[one == other for other in drawn] for one in drawn] == [[a == b for b in twelve] for a in twelve]
+    assert "copies drawn together" in stages_tables(result)[0].title
 
 
 def test_where_stage_2_is_no_better_best_pt_holds_stage_1(stage1, tmp_path):
