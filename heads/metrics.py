@@ -156,5 +156,5 @@ def score(
 
 def _groups_by_class(true: NDArray[np.int64], groups: NDArray[np.int64], n_classes: int) -> NDArray[np.int64]:
     """Count the groups that hold a row of each class, (C,)."""
-    held = np.bincount(groups * n_classes + true) > 0
-    return np.bincount(np.flatnonzero(held) % n_classes, minlength=n_classes)
+    held = np.sort(groups * n_classes + true)
+    return np.bincount(held[np.diff(held, prepend=-1) > 0] % n_classes, minlength=n_classes)
