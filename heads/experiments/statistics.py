@@ -200,7 +200,7 @@ def tail_p(drawn: NDArray[np.float64], spread: FitSpread, n_differ: int) -> floa
     least = 2.0 ** (1 - n_differ)
     if n_differ < 2 or drawn.var() == 0:
         return min(1.0, least)
-    shares = np.geomspace(1e-14, 1.0, 4001)  # of the chi-squares that are smaller
+    shares = np.geomspace(1e-14, 1.0, 1001)  # of the chi-squares that are smaller
     chi_squares = 2 * gammaincinv(spread.freedom / 2, (shares[1:] + shares[:-1]) / 2)
     deviations = np.sqrt(drawn.var() + spread.variances(chi_squares))
     beyond = float(np.diff(shares) @ stdtr(n_differ - 1, -abs(drawn.mean()) / deviations))
