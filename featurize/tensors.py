@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..cache.machine import keep_freed_memory
+from ..cache.errors import MmcliError
 from . import onednn
 from .backbone import Encoder
 
@@ -69,14 +70,30 @@ def computing(device: str, dtype: str) -> Iterator[None]:
 
 
 def in_turn(method: "Callable[Concatenate[Any, P], Result]") -> "Callable[Concatenate[Any, P], Result]":
-    """Let one thread at a time use an accelerator: for all of a method of a ``TorchEncoder``."""
+    """Let one thread at a time use an accelerator: for all of a method of a ``TorchEncoder`` that takes a batch."""
 
     @functools.wraps(method)
     def run(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> Result:
-        with contextlib.nullcontext() if self.device == "cpu" else _TURN:
+        batch: Any = args[0]
+        turn = contextlib.nullcontext() if self.device == "cpu" else _TURN
+        with turn, enough_memory(self.device, len(batch)):
             return method(self, *args, **kwargs)
 
     return run
+
+
+@contextlib.contextmanager
+def enough_memory(device: str, batch_size: int) -> Iterator[None]:
+    """Turn PyTorch's errors of a device without room into an MmcliError that says what to do."""
+    try:
+        yield
+    except RuntimeError as error:  # CUDA has a class of its own; MPS and the CPU say it in words
+        if not re.search("out of memory|can't allocate memory", str(error), re.IGNORECASE):
+            raise
+        raise MmcliError(
+            f"{device} has no room for a batch of {batch_size}: give a smaller --batch-size (featurize, finetune), or "
+            "--device cpu"
+        ) from error
 
 
 class TorchEncoder(Encoder):
@@ -93,7 +110,6 @@ class TorchEncoder(Encoder):
     def workers(self) -> Iterator[Executor]:
         """Give one thread to each core: on the CPU each computes by itself, before an accelerator they queue."""
         threads = torch.get_num_threads()
-        keep_freed_memory()
         try:
             count = 1 if self.device == "cpu" else threads
             with ThreadPoolExecutor(self.cores, initializer=_compute_with, initargs=(count,)) as pool:
@@ -109,9 +125,8 @@ def _compute_with(threads: int) -> None:
 
 
 def to_device(array: NDArray[np.float32], device: str) -> torch.Tensor:
-    """Return ``array`` on the device; to CUDA from pinned memory, while the device computes."""
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device == "cuda" else tensor.to(device)
+    """Return ``array`` on the device."""
+    return torch.from_numpy(array).to(device)
 
 
 def to_float(tensor: torch.Tensor) -> NDArray[np.float32]:
@@ -121,6 +136,7 @@ def to_float(tensor: torch.Tensor) -> NDArray[np.float32]:
 
 
 def to_half(tensor: torch.Tensor) -> NDArray[np.float16]:
-    """Return ``tensor`` as a float16 array in main memory."""
-    array: NDArray[np.float16] = tensor.half().cpu().numpy()
+    """Return ``tensor`` as a float16 array in main memory; what is beyond the range of float16 becomes its limit."""
+    limits = torch.finfo(torch.float16)
+    array: NDArray[np.float16] = tensor.clamp(limits.min, limits.max).half().cpu().numpy()
     return array
