@@ -379,9 +379,9 @@ def _is_sound(row: Row, tower: str) -> bool:
 
 
 def _within(states: NDArray[np.float32], store: Any) -> NDArray[Any]:
-    """Return ``states`` in the dtype ``store``; what is beyond its range becomes its limit."""
+    """Return ``states`` in the dtype ``store``; finite numbers beyond its range become its limit."""
     limits = np.finfo(store)
-    return np.clip(states, limits.min, limits.max).astype(store)
+    return np.where(np.isinf(states), states, np.clip(states, limits.min, limits.max)).astype(store)
 
 
 def _stack(rows: Sequence[NDArray[Any]]) -> NDArray[Any]:

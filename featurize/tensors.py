@@ -136,7 +136,8 @@ def to_float(tensor: torch.Tensor) -> NDArray[np.float32]:
 
 
 def to_half(tensor: torch.Tensor) -> NDArray[np.float16]:
-    """Return ``tensor`` as a float16 array in main memory; what is beyond the range of float16 becomes its limit."""
+    """Return ``tensor`` as a float16 array in main memory; finite numbers beyond its range become its limit."""
     limits = torch.finfo(torch.float16)
-    array: NDArray[np.float16] = tensor.clamp(limits.min, limits.max).half().cpu().numpy()
+    within = torch.where(tensor.isinf(), tensor, tensor.clamp(limits.min, limits.max))
+    array: NDArray[np.float16] = within.half().cpu().numpy()
     return array

@@ -93,8 +93,8 @@ def test_token_states_beyond_float16_are_kept_at_its_limit(tiny_clip, tmp_path, 
 
 def test_what_float16_cannot_hold_becomes_its_limit():
     limits = np.finfo(np.float16)
-    found = to_half(torch.tensor([1e9, -1e9, 1.5, torch.nan]))
-    np.testing.assert_array_equal(found, np.array([limits.max, limits.min, 1.5, np.nan], np.float16))
+    found = to_half(torch.tensor([1e9, -1e9, 1.5, torch.nan, torch.inf]))
+    np.testing.assert_array_equal(found, np.array([limits.max, limits.min, 1.5, np.nan, np.inf], np.float16))
 
 
 @pytest.mark.parametrize("what", ["tokens", "zero"])
