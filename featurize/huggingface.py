@@ -61,7 +61,7 @@ def small_files(names: Sequence[str]) -> list[str]:
 
 
 def missing_shards(folder: Path) -> list[str]:
-    """Return the weight files that the index of a sharded model names and that ``folder`` does not have.
+    """Return the weight files that ``folder`` lacks: the index of a sharded model, or what that names.
 
     Raises
     ------
@@ -70,8 +70,10 @@ def missing_shards(folder: Path) -> list[str]:
     """
     there = weight_files([path.name for path in folder.iterdir()])
     indices = [name for name in there if name.endswith(".index.json")]
-    if len(indices) != 1 or indices[0].removesuffix(".index.json") in there:  # the whole weights are loaded
+    if {"model.safetensors", "pytorch_model.bin"} & set(there):  # which is loaded, whatever else there is
         return []
+    if not indices:
+        return ["model.safetensors.index.json"]
     try:
         named = set(json.loads((folder / indices[0]).read_text(encoding="utf-8"))["weight_map"].values())
         return sorted(named - set(there))
@@ -166,8 +168,9 @@ class HuggingFaceBackbone(Backbone):
             )
         if absent := missing_shards(self.folder):
             raise BackboneError(
-                f"{self.folder} lacks {len(absent)} of the weight files that its index names, the first is "
-                f"{absent[0]!r}: expected names such as model-00001-of-00002.safetensors, in that folder; get it again"
+                f"{self.folder} lacks {len(absent)} of its weight files, the first is {absent[0]!r}: expected "
+                "model.safetensors, or an index and the files that it names, such as model-00001-of-00002.safetensors, "
+                "in that very folder; get it again"
             )
         if "adapter_config.json" in there:
             raise BackboneError(
@@ -219,6 +222,10 @@ class HuggingFaceBackbone(Backbone):
             )
         check_weights(model, loaded, self.folder)
         check_tokenizer(tokenizer, model, self.folder)
-        encoder = HuggingFaceEncoder(model, Preparer(processor, resize), tokenizer, device, dtype)
+        try:
+            prepare = Preparer(processor, resize)
+        except (AttributeError, TypeError, ValueError) as error:
+            raise BackboneError(f"the image processor in {self.folder} cannot be used: {error}") from error
+        encoder = HuggingFaceEncoder(model, prepare, tokenizer, device, dtype)
         check_encoder(encoder, self.folder)
         return encoder

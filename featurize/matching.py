@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from .huggingface_encoder import HuggingFaceEncoder
 
 _SPARE_IDS = 128  # models round the number of token ids up
+# Models that pool at the highest id, the last of CLIP's vocabulary: always, or where an old config.json calls it 2.
+_HIGHEST, _HIGHEST_FOR_2 = ("owlvit", "owlv2"), ("clip", "clipseg", "groupvit")
 _TEXTS = ("a red car", "7 green dogs on a boat")
 
 
@@ -161,15 +163,16 @@ def _has_fixed_positions(model: Any) -> bool:
 
 
 def _check_ids(encoder: HuggingFaceEncoder, ids: list[list[int]], folder: Path) -> None:
+    """Check that texts differ, and end with the token at which the model pools, if it has one."""
     model = encoder.model
-    always = 2 if model.config.model_type in ("owlvit", "owlv2") else None  # as an old CLIP: the highest id
-    end = getattr(getattr(model, "text_model", None), "eos_token_id", always)
-    for row in ids if end is not None else ():
-        pooled = max(row) if end == 2 else end
+    end = getattr(getattr(model, "text_model", None), "eos_token_id", None)
+    takes_highest = model.config.model_type in _HIGHEST or (end == 2 and model.config.model_type in _HIGHEST_FOR_2)
+    for row in ids if takes_highest or end is not None else ():
+        pooled = max(row) if takes_highest else end
         if pooled not in row or row.index(pooled) != len(row) - 1:
             raise BackboneError(
                 f"the tokenizer in {folder} is not that of its model: texts end with the token {row[-1]}, the model "
-                f"looks for {'the highest' if end == 2 else end}"
+                f"looks for {'the highest' if takes_highest else end}"
             )
     if len({tuple(row) for row in ids}) < len(ids):
         raise BackboneError(f"the tokenizer in {folder} gives different texts the same tokens: its files are not whole")

@@ -59,7 +59,8 @@ def ready(model: Any, device: str, dtype: str) -> Any:
                 module.to(torch.bfloat16)
     if onednn.can_be_used(device, dtype):
         onednn.pack(model)
-    return model.eval().to(device)
+    with enough_memory(device, None):
+        return model.eval().to(device)
 
 
 @contextlib.contextmanager
@@ -74,7 +75,7 @@ def in_turn(method: "Callable[Concatenate[Any, P], Result]") -> "Callable[Concat
 
     @functools.wraps(method)
     def run(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> Result:
-        batch: Any = args[0]
+        batch: Any = next(iter((*args, *kwargs.values())))
         turn = contextlib.nullcontext() if self.device == "cpu" else _TURN
         with turn, enough_memory(self.device, len(batch)):
             return method(self, *args, **kwargs)
@@ -83,17 +84,16 @@ def in_turn(method: "Callable[Concatenate[Any, P], Result]") -> "Callable[Concat
 
 
 @contextlib.contextmanager
-def enough_memory(device: str, batch_size: int) -> Iterator[None]:
-    """Turn PyTorch's errors of a device without room into an MmcliError that says what to do."""
+def enough_memory(device: str, batch_size: int | None) -> Iterator[None]:
+    """Turn PyTorch's errors of a device without room, for a batch or (None) for the model, into one line of advice."""
     try:
         yield
     except RuntimeError as error:  # CUDA has a class of its own; MPS and the CPU say it in words
         if not re.search("out of memory|can't allocate memory", str(error), re.IGNORECASE):
             raise
-        raise MmcliError(
-            f"{device} has no room for a batch of {batch_size}: give a smaller --batch-size (featurize, finetune), or "
-            "--device cpu"
-        ) from error
+        smaller = f"a batch of {batch_size}: give a smaller --batch-size (featurize, finetune), or"
+        wanted = "the model: give a smaller one, or" if batch_size is None else smaller
+        raise MmcliError(f"{device} has no room for {wanted} --device cpu") from error
 
 
 class TorchEncoder(Encoder):

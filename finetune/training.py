@@ -95,12 +95,12 @@ def finetune_fit(
         The loss is not finite, or the device has no room for a batch.
     """
     threads = one_thread() if model.is_small else contextlib.nullcontext()
-    with threads, torch.random.fork_rng(devices=[device] if device.startswith("cuda") else []):
+    seeded = torch.random.fork_rng(devices=[device] if device.startswith("cuda") else [])
+    with threads, seeded, enough_memory(device, settings.batch_size):
         made = _Training(model, recipe, settings, n_classes, train, val, device)
         if resume is not None:
             made.load(resume)
-        with enough_memory(device, settings.batch_size):
-            return made.run(on_step, on_epoch, score_train)
+        return made.run(on_step, on_epoch, score_train)
 
 
 class _Training:
