@@ -184,16 +184,10 @@ class TestProcessor:
 
 
 class TestCode:
-    @pytest.fixture(autouse=True)
-    def _yes(self, monkeypatch):
-        def asked(question=""):
-            raise AssertionError("nothing may be asked")
-
-        monkeypatch.setattr("builtins.input", asked)
-
     @pytest.mark.parametrize("known", [False, True])
-    def test_no_code_of_the_folder_runs(self, folder, tmp_path, known):
-        ran = tmp_path / "ran"
+    def test_no_code_of_the_folder_runs(self, folder, tmp_path, monkeypatch, known):
+        ran, questions = tmp_path / "ran", []
+        monkeypatch.setattr("builtins.input", lambda question="": questions.append(question) or "y")
         (folder / "evil.py").write_text(f"open({str(ran)!r}, 'w').close()\n")
         auto = {"AutoConfig": "evil.C", "AutoModel": "evil.M", "AutoImageProcessor": "evil.P"}
 
@@ -210,6 +204,7 @@ class TestCode:
             with pytest.raises(BackboneError, match="cannot be loaded as a model"):
                 load(folder)
         assert not ran.exists()
+        assert not questions
 
 
 class TestOnlyWhatIsHashed:
