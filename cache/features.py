@@ -394,7 +394,7 @@ def read_tokens(file: h5py.File, path: Path, rows: NDArray[np.int64]) -> Tokens:
         guid = file["guid"][int(there[int(np.argmin(finite))])].decode()
         raise CacheError(
             f"{np.count_nonzero(~finite)} rows of {path} have token states that are not finite, one is {guid!r}: "
-            "featurize with --dtype float32 into another --out, or take them out of the labels"
+            "run `mmcli featurize` again, which encodes them anew, or take them out of the labels"
         )
     joined = np.concatenate(texts) if texts else np.zeros((0, file["text_tokens"].shape[1]), np.float16)
     return Tokens(image, joined, text_offsets(texts), back.astype(np.int64).reshape(-1))

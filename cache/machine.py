@@ -21,7 +21,8 @@ def keep_freed_memory() -> None:
     """Keep what is freed for the next batch.
 
     A batch's intermediate results are tens of megabytes, which the system would clear page by page for each layer: a
-    fifth of the time of EfficientNet on two cores.
+    fifth of the time of EfficientNet on two cores. It holds for the whole process until its end, so only the command
+    line calls it, and only where it encodes; who uses the library may do so, too.
     """
     # An older glibc takes 32 MB at most. Without this one, the others would make a mapping of every result.
     if any(_call("mallopt", _M_MMAP_THRESHOLD, size) == 1 for size in (1 << 30, 1 << 25)):

@@ -57,6 +57,7 @@ def featurize(
     if data is None and not out.is_file():
         raise typer.BadParameter(f"give DATA, a folder or a manifest: {out} is not there to say where it is")
     from ..cache import FeatureCache
+    from ..cache.machine import keep_freed_memory
     from ..featurize import FeaturizeOptions
     from ..featurize import featurize as run
     from ..report.progress import ProgressLine
@@ -80,6 +81,7 @@ def featurize(
     if data is None:
         with FeatureCache.open(out) as recorded:
             data = Path(recorded.header.dataset["data"])
+    keep_freed_memory()
     try:
         with ProgressLine("featurize") as progress:
             summary = run(data, labels, out, options, progress).to_dict()

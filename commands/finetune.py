@@ -55,6 +55,7 @@ def finetune(
 
     Example: mmcli finetune --from artifacts/runs/latest/best.pt --lr-backbone 1e-5
     """
+    from ..cache.machine import keep_freed_memory
     from ..featurize.loading import choose_device
     from ..finetune import Watch
     from ..finetune import finetune as run
@@ -66,6 +67,7 @@ def finetune(
     from ..report.terminal import note, print_json, print_parts
 
     settings = {name: parse_setting(name, str(context.params[name])) for name in _SETTINGS if typed(context, name)}
+    keep_freed_memory()
     where, max_bytes = choose_device(device), parse_bytes(max_memory)
     try:
         with ProgressLine("frozen part") as of_states, ProgressLine("train", "steps") as of_steps:

@@ -75,7 +75,7 @@ def train_head(
         from ..heads import train_full as run_full
         from ..heads import train_head as run
 
-        where = choose_device(device)
+        where = choose_device("cpu" if device == "auto" else device)  # a head is too small for an accelerator
         if full:
             result = run_full(source or runs / "latest", cache, labels, runs, where, max_bytes, jobs, None, pencil)
         else:
@@ -187,6 +187,7 @@ def predict(
     if (image is None) == (ids is None and data is None):
         raise typer.BadParameter("give --ids FILE, or --data FOLDER (with or without --ids), or --image with --text")
     from ..cache.atomic import refuse_to_overwrite
+    from ..cache.machine import keep_freed_memory
     from ..featurize.loading import choose_device
     from ..finetune import open_best_pt
     from ..heads import predict as run
@@ -197,6 +198,7 @@ def predict(
     if out is not None:
         refuse_to_overwrite(out, b"guid", [source, *(path for path in (ids, data, image, cache) if path)])
         out.parent.mkdir(parents=True, exist_ok=True)
+    keep_freed_memory()
     with ProgressLine("encode") as progress:
         model = open_best_pt(source, choose_device(device), backbone=backbone)
         found = run(model, ids, data, pair, cache, backbone, device, progress)
@@ -257,12 +259,14 @@ def demo(
 
     Example: mmcli demo
     """
+    from ..cache.machine import keep_freed_memory
     from ..heads.demo import run_demo
     from ..report.progress import ProgressLine
     from ..report.tables import demo_hints, runs_table
     from ..report.terminal import note, print_json, print_parts
 
     note(f"{pairs} pairs into {out}; mmcli featurize {out}/data --labels {out}/labels.csv --backbone offline")
+    keep_freed_memory()
     with ProgressLine("featurize") as progress:
         result = run_demo(out, pairs, seed, progress)
     if as_json:

@@ -24,7 +24,7 @@ from .pair import Pair
 from .reading import TOWERS, Looked, Reject, digest_column, look, prefetch, reject
 from .steps import VIEW_SEED
 
-_NOT_FINITE = "the embedding is not finite"
+_NOT_FINITE = "the embedding is not finite, or all zero"
 _TEXT_SHARE = 4  # smaller batches of texts, in order of length, are padded by less
 
 
@@ -236,8 +236,8 @@ class _Run:
             self.on_progress(self.done, self.total)
 
     def _reject_not_finite(self, work: _Work, tower: str) -> None:
-        name = f"{tower}_tokens" if self.how.below else tower
-        bad = [number for number, row in work.rows[tower].items() if not np.isfinite(row[name]).all()]
+        # What `cache verify` would call damaged must not be stored: it would be computed again in every run.
+        bad = [number for number, row in work.rows[tower].items() if not _is_sound(row, tower)]
         for number in bad:
             del work.rows[tower][number]
         if tower == "image":
@@ -331,7 +331,7 @@ class _Towers:
             return iter(())
         batch = np.stack(pixels)
         if self.how.below:
-            states = self.encoder.images_below(batch, self.how.below).astype(self.how.store)
+            states = _within(self.encoder.images_below(batch, self.how.below), self.how.store)
             return iter([{"image_tokens": each} for each in states])
         encoded = self.encoder.encode_images(batch, self.how.tokens)
         rows: list[Row] = [{"image": each} for each in encoded.pooled.astype(self.how.store)]
@@ -345,7 +345,7 @@ class _Towers:
         if self.how.below:
             states = self.encoder.texts_below(ids, self.how.below)
             for row, own, state in zip(rows, ids, states, strict=True):
-                row["text_tokens"] = state.astype(self.how.store)
+                row["text_tokens"] = _within(state, self.how.store)
                 # Where padding is looked at, too (SigLIP), there are more states than ids: it repeats the end token.
                 row["text_ids"] = np.array([*own, *[own[-1]] * (len(state) - len(own))], dtype=np.int32)
             return rows
@@ -371,6 +371,17 @@ def _text_batches(ids: Sequence[Sequence[int]], tokens: int) -> Iterator[list[in
         batch.append(number)
     if batch:
         yield batch
+
+
+def _is_sound(row: Row, tower: str) -> bool:
+    numbers = [row[name] for name in (tower, f"{tower}_tokens") if name in row]
+    return all(np.isfinite(each).all() for each in numbers) and (tower not in row or bool(row[tower].any()))
+
+
+def _within(states: NDArray[np.float32], store: Any) -> NDArray[Any]:
+    """Return ``states`` in the dtype ``store``; finite numbers beyond its range become its limit."""
+    limits = np.finfo(store)
+    return np.where(np.isinf(states), states, np.clip(states, limits.min, limits.max)).astype(store)
 
 
 def _stack(rows: Sequence[NDArray[Any]]) -> NDArray[Any]:

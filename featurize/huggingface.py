@@ -6,9 +6,12 @@ return is already projected.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import json
 import re
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +32,17 @@ _SMALL_FILES = (
     "merges.txt",
     "spiece.model",
     "sentencepiece.bpe.model",
+    "tokenizer.model",
 )
+_TOKENIZERS = {
+    "tokenizer.json",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tokenizer.model",
+}
+_PROCESSORS = {"preprocessor_config.json", "processor_config.json"}
 
 
 def weight_files(names: Sequence[str]) -> list[str]:
@@ -43,16 +56,49 @@ def weight_files(names: Sequence[str]) -> list[str]:
 
 def small_files(names: Sequence[str]) -> list[str]:
     """Return the configuration and tokenizer files among ``names`` that are really loaded."""
-    unused = {"vocab.json", "vocab.txt", "merges.txt"} if "tokenizer.json" in names else set()
+    unused = {"vocab.json", "vocab.txt", "merges.txt", "tokenizer.model"} if "tokenizer.json" in names else set()
     return [name for name in _SMALL_FILES if name in names and name not in unused]
 
 
-def is_whole(names: Sequence[str]) -> bool:
-    """Whether a folder with these files can be loaded."""
-    tokenizers = {"tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model"}
-    processors = {"preprocessor_config.json", "processor_config.json"}
-    there = set(names)
-    return "config.json" in there and bool(weight_files(names) and tokenizers & there and processors & there)
+def missing_shards(folder: Path) -> list[str]:
+    """Return the weight files that ``folder`` lacks: the index of a sharded model, or what that names.
+
+    Raises
+    ------
+    BackboneError
+        There is an index, and it cannot be read.
+    """
+    there = weight_files([path.name for path in folder.iterdir()])
+    indices = [name for name in there if name.endswith(".index.json")]
+    if {"model.safetensors", "pytorch_model.bin"} & set(there):  # which is loaded, whatever else there is
+        return []
+    if not indices:
+        return ["model.safetensors.index.json"]
+    try:
+        named = set(json.loads((folder / indices[0]).read_text(encoding="utf-8"))["weight_map"].values())
+        return sorted(named - set(there))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BackboneError(
+            f"{folder / indices[0]} is not an index of weights ({error}): get the model again"
+        ) from error
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether all that a model is loaded from is in ``folder``."""
+    there = {path.name for path in folder.iterdir()}
+    with contextlib.suppress(BackboneError):
+        complete = bool(weight_files(list(there))) and not missing_shards(folder)
+        return complete and "config.json" in there and bool(_TOKENIZERS & there and _PROCESSORS & there)
+    return False
+
+
+@contextlib.contextmanager
+def only(folder: Path, names: Sequence[str]) -> Iterator[Path]:
+    """Give a folder that holds links to ``names`` and nothing else, so that what is not hashed cannot be loaded."""
+    with tempfile.TemporaryDirectory(prefix="mmcli-") as shown:
+        for name in names:
+            (Path(shown) / name).symlink_to((folder / name).resolve())
+        yield Path(shown)
 
 
 def download(name: str, revision: str | None) -> tuple[Path, str]:
@@ -74,7 +120,7 @@ def download(name: str, revision: str | None) -> tuple[Path, str]:
 
     try:
         snapshot = Path(huggingface_hub.snapshot_download(name, revision=revision, local_files_only=True))
-        if is_whole([path.name for path in snapshot.iterdir()]):
+        if is_whole(snapshot):
             return snapshot, snapshot.name
     except LocalEntryNotFoundError:
         pass  # not fetched yet
@@ -111,8 +157,8 @@ class HuggingFaceBackbone(Backbone):
         self.folder = folder
         self.revision = revision
 
-    def identity(self) -> dict[str, Any]:
-        """Hash every file that the processor, the tokenizer and the model are loaded from."""
+    def _files(self) -> list[str]:
+        """Return the names of the files that processor, tokenizer and model are loaded from."""
         there = [path.name for path in self.folder.iterdir()]
         weights = weight_files(there)
         if "config.json" not in there or not weights:
@@ -120,34 +166,66 @@ class HuggingFaceBackbone(Backbone):
                 f"{self.folder} is not a model folder: expected config.json, preprocessor_config.json, tokenizer files "
                 "and model.safetensors, as save_pretrained writes them"
             )
-        files = small_files(there) + weights
+        if absent := missing_shards(self.folder):
+            raise BackboneError(
+                f"{self.folder} lacks {len(absent)} of its weight files, the first is {absent[0]!r}: expected "
+                "model.safetensors, or an index and the files that it names, such as model-00001-of-00002.safetensors, "
+                "in that very folder; get it again"
+            )
+        if "adapter_config.json" in there:
+            raise BackboneError(
+                f"{self.folder} holds an adapter (adapter_config.json), which would not be applied: merge it into the "
+                "model (merge_and_unload) and save that, or take the adapter's files out"
+            )
+        return small_files(there) + weights
+
+    def identity(self) -> dict[str, Any]:
+        """Hash every file that the processor, the tokenizer and the model are loaded from."""
         return {
             "kind": "huggingface",
-            "files": {name: sha256_of_file(self.folder / name) for name in files},
+            "files": {name: sha256_of_file(self.folder / name) for name in self._files()},
             "pooling": "projected",
             "max_tokens": MAX_TOKENS,
         }
 
     def load(self, device: str, dtype: str, resize: int | None) -> Encoder:
-        """Load model, processor and tokenizer from the folder alone; no code of the folder is run."""
+        """Load model, processor and tokenizer from the hashed files alone; no code of the folder is run.
+
+        Raises
+        ------
+        BackboneError
+            The files cannot be loaded, are not of one model, or that is no dual encoder.
+        """
         import transformers
 
         from .huggingface_encoder import HuggingFaceEncoder
+        from .matching import check_encoder, check_tokenizer, check_weights
         from .pixels import Preparer
 
         transformers.utils.logging.disable_progress_bar()
         transformers.utils.logging.set_verbosity_error()
-        try:
-            model = transformers.AutoModel.from_pretrained(self.folder, local_files_only=True, dtype="float32")
-            processor = transformers.AutoImageProcessor.from_pretrained(
-                self.folder, local_files_only=True, backend="pil"
-            )
-            tokenizer = transformers.AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
-        except Exception as error:  # transformers raises many kinds for a folder that is not whole
-            raise BackboneError(f"{self.folder} cannot be loaded as a model: {error}") from error
+        safe = {"local_files_only": True, "trust_remote_code": False}
+        with only(self.folder, self._files()) as shown:
+            try:
+                model, loaded = transformers.AutoModel.from_pretrained(
+                    shown, dtype="float32", output_loading_info=True, ignore_mismatched_sizes=True, **safe
+                )
+                processor = transformers.AutoImageProcessor.from_pretrained(shown, backend="pil", **safe)
+                tokenizer = transformers.AutoTokenizer.from_pretrained(shown, **safe)
+            except Exception as error:  # transformers raises many kinds for a folder that is not whole
+                said = str(error).replace(str(shown), str(self.folder))
+                raise BackboneError(f"{self.folder} cannot be loaded as a model: {said}") from error
         if not (hasattr(model, "get_image_features") and hasattr(model, "get_text_features")):
             raise BackboneError(
                 f"{self.name} is a {type(model).__name__}, which has no image and text features: give a dual encoder "
                 "such as CLIP, SigLIP or Chinese-CLIP"
             )
-        return HuggingFaceEncoder(model, Preparer(processor, resize), tokenizer, device, dtype)
+        check_weights(model, loaded, self.folder)
+        check_tokenizer(tokenizer, model, self.folder)
+        try:
+            prepare = Preparer(processor, resize)
+        except (AttributeError, TypeError, ValueError) as error:
+            raise BackboneError(f"the image processor in {self.folder} cannot be used: {error}") from error
+        encoder = HuggingFaceEncoder(model, prepare, tokenizer, device, dtype)
+        check_encoder(encoder, self.folder)
+        return encoder

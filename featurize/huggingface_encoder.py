@@ -10,9 +10,9 @@ from PIL.Image import Image
 from torch import Tensor, nn
 
 from .backbone import MAX_TOKENS, Encoded
-from .one_position import at_position, can_be_pooled
+from .one_position import at_position, pools_one_position
 from .tensors import TorchEncoder, computing, in_turn, pad, ready, to_device, to_float, to_half, tokenize
-from .tops import Top, check_layers, cut, entering, layers_of, with_children
+from .tops import Top, check_layers, cut, entering, freeze_unused, layers_of, with_children
 
 
 class HuggingFaceEncoder(TorchEncoder):
@@ -23,8 +23,7 @@ class HuggingFaceEncoder(TorchEncoder):
         self.model = ready(model, device, dtype)
         self.tokenizer = tokenizer
         self.prepare = prepare
-        text_config = model.config.text_config
-        self.max_tokens = min(MAX_TOKENS, text_config.max_position_embeddings)
+        self.max_tokens = min(MAX_TOKENS, getattr(model.config.text_config, "max_position_embeddings", MAX_TOKENS))
         # SigLIP was trained on texts padded to its full length, without a mask, and pools the last position.
         self.pads_to_full_length = model.config.model_type.startswith("siglip")
 
@@ -39,26 +38,23 @@ class HuggingFaceEncoder(TorchEncoder):
     @in_turn
     def encode_images(self, pixels: NDArray[np.float32], tokens: bool = False) -> Encoded:
         """Encode prepared images, (B, 3, H, W) float32."""
-        if not tokens and self._pools_one_position("vision_model"):
+        if not tokens and pools_one_position(self.model, "vision_model"):
             states = entering(self.vision_layers()[-1], lambda: self._run_images(pixels))
             with computing(self.device, self.dtype):
                 return Encoded(to_float(image_at_first(self.model, states)))
-        out = self._run_images(pixels)
-        return Encoded(to_float(out.pooler_output), list(to_half(out.last_hidden_state)) if tokens else None)
+        pooled, states = embeddings_and_states(self.model, self._run_images(pixels))
+        return Encoded(to_float(pooled), list(to_half(states)) if tokens else None)
 
     @in_turn
     def encode_texts(self, ids: Sequence[Sequence[int]], tokens: bool = False) -> Encoded:
         """Encode B token lists, padded to the longest of them (SigLIP: to its full length)."""
-        if not tokens and self._pools_one_position("text_model"):
+        if not tokens and pools_one_position(self.model, "text_model"):
             padded, mask = self._pad(ids)
             states = entering(self.text_layers()[-1], lambda: self._run_texts(padded, mask))
             with computing(self.device, self.dtype):
                 return Encoded(to_float(text_at_end(self.model, states, padded)))
-        out = self._run_texts(*self._pad(ids))
-        return Encoded(to_float(out.pooler_output), self._own(to_half(out.last_hidden_state), ids) if tokens else None)
-
-    def _pools_one_position(self, tower: str) -> bool:
-        return can_be_pooled(layers_of(self.model, tower)[-1])
+        pooled, states = embeddings_and_states(self.model, self._run_texts(*self._pad(ids)))
+        return Encoded(to_float(pooled), self._own(to_half(states), ids) if tokens else None)
 
     @in_turn
     def images_below(self, pixels: NDArray[np.float32], layers: int) -> NDArray[np.float32]:
@@ -100,12 +96,27 @@ class HuggingFaceEncoder(TorchEncoder):
     def image_top(self, layers: int) -> Top:
         """Return the last layers of the image tower, its last norm, and the projection."""
         check_layers(self.vision_layers(), layers, "image")
-        return _ImageTop(self.model, layers)
+        size = self.model.config.vision_config.image_size
+        pixels = np.zeros((1, 3, *(size if isinstance(size, list | tuple) else (size, size))), np.float32)
+        top = _ImageTop(self.model, layers)
+        return freeze_unused(top, self.images_below(pixels, layers), self.encode_images(pixels).pooled)
 
     def text_top(self, layers: int) -> Top:
         """Return the last layers of the text tower, its last norm, and the projection."""
         check_layers(self.text_layers(), layers, "text")
-        return _TextTop(self.model, layers, self.tokenizer.pad_token_id, masked=not self.pads_to_full_length)
+        top = _TextTop(self.model, layers, self.tokenizer.pad_token_id, masked=not self.pads_to_full_length)
+        ids = [[0, 1, 2]]
+        return freeze_unused(
+            top, np.stack(self.texts_below(ids, layers)), self.encode_texts(ids).pooled, *self._pad(ids)
+        )
+
+
+def embeddings_and_states(model: Any, out: Any) -> tuple[Tensor, Tensor]:
+    """Return the embeddings, (B, d), and last hidden states, (B, P, w), of what a tower of ``model`` returned."""
+    # FLAVA projects every position; as in its own contrastive loss, the first is the embedding.
+    pooled = out.pooler_output[:, 0] if model.config.model_type == "flava" else out.pooler_output
+    states = out.last_hidden_state
+    return pooled, states.flatten(2).transpose(1, 2) if states.ndim == 4 else states  # ALIGN: feature maps
 
 
 def text_features(model: Any, ids: Tensor, mask: Tensor | None) -> Any:
@@ -133,8 +144,7 @@ def text_at_end(model: Any, entered: Tensor, ids: Tensor) -> Tensor:
 
 
 def _is_small(model: Any, tower: str) -> bool:
-    layers = layers_of(model, tower)
-    return len(layers) == 1 and can_be_pooled(layers[0])
+    return len(layers_of(model, tower)) == 1 and pools_one_position(model, tower)
 
 
 class _ImageTop(Top):
@@ -151,14 +161,14 @@ class _ImageTop(Top):
         """Return embeddings and last hidden states of images."""
         model: Any = self.tower
         out = self.run_from(states, lambda: model.get_image_features(pixel_values=states))
-        return out.pooler_output, out.last_hidden_state
+        return embeddings_and_states(model, out)
 
     def pooled(self, states: Tensor, ids: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Return the embeddings; of CLIP, of whose last layer only the first position is looked at, at a fraction."""
         model: Any = self.tower
-        layer = layers_of(model, "vision_model")[-1]
-        if not can_be_pooled(layer):
+        if not pools_one_position(model, "vision_model"):
             return super().pooled(states)
+        layer = layers_of(model, "vision_model")[-1]
         return image_at_first(model, entering(layer, lambda: self.forward(states)))
 
 
@@ -178,13 +188,13 @@ class _TextTop(Top):
         """Return embeddings and last hidden states of texts."""
         assert ids is not None
         out = self.run_from(states, lambda: text_features(self.tower, ids, mask if self.masked else None))
-        return out.pooler_output, out.last_hidden_state
+        return embeddings_and_states(self.tower, out)
 
     def pooled(self, states: Tensor, ids: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Return the embeddings; of CLIP, of whose last layer only the end token is looked at, at a fraction."""
         model: Any = self.tower
-        layer = layers_of(model, "text_model")[-1]
-        if not can_be_pooled(layer):
+        if not pools_one_position(model, "text_model"):
             return super().pooled(states, ids, mask)
         assert ids is not None
+        layer = layers_of(model, "text_model")[-1]
         return text_at_end(model, entering(layer, lambda: self.forward(states, ids, mask)), ids)

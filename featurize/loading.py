@@ -61,6 +61,7 @@ def choose_dtype(dtype: str, device: str) -> str:
 
     if device == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    if device == "cpu" and torch.cpu._is_avx512_bf16_supported():
+    # A private name, so a PyTorch without it computes in float32.
+    if device == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", bool)():
         return "bfloat16"
     return "float32"

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..cache.errors import BackboneError
 from .backbone import MAX_TOKENS, OFFLINE, PIP_LINE, Backbone, Encoder, sha256_of_file
+from .huggingface import only, small_files
 
 DIM = 512
 PROJECTION_SEED = 0
@@ -48,13 +49,18 @@ def _checked(package: str, name: str, pinned: str) -> tuple[Path, str]:
     return path, found
 
 
+def _text_files(folder: Path) -> list[str]:
+    """Return the configuration and tokenizer files of the text encoder that are loaded."""
+    return small_files([path.name for path in folder.iterdir()])
+
+
 class OfflineBackbone(Backbone):
     """MiniLM-L6 and EfficientNet-Lite0, checked against pinned hashes."""
 
     name = OFFLINE
 
     def identity(self) -> dict[str, Any]:
-        """Check and hash both weight files.
+        """Check and hash both weight files; hash the text encoder's configuration and tokenizer.
 
         Raises
         ------
@@ -62,9 +68,11 @@ class OfflineBackbone(Backbone):
             The extra is not installed, or a file is not the pinned one.
         """
         _installed_file("efficientnet_lite_pytorch", "")
+        text_path, text_hash = _checked(*TEXT_WEIGHTS)
         return {
             "kind": OFFLINE,
-            "text_weights": _checked(*TEXT_WEIGHTS)[1],
+            "text_weights": text_hash,
+            "text_files": {name: sha256_of_file(text_path.parent / name) for name in _text_files(text_path.parent)},
             "image_weights": _checked(*IMAGE_WEIGHTS)[1],
             "pooling": f"mean, projected to {DIM} by seed {PROJECTION_SEED}",
             "max_tokens": MAX_TOKENS,
@@ -76,4 +84,5 @@ class OfflineBackbone(Backbone):
 
         text_path, _ = _checked(*TEXT_WEIGHTS)
         image_path, _ = _checked(*IMAGE_WEIGHTS)
-        return OfflineEncoder(text_path.parent, image_path, (DIM, PROJECTION_SEED), device, dtype, resize)
+        with only(text_path.parent, [*_text_files(text_path.parent), text_path.name]) as folder:
+            return OfflineEncoder(folder, image_path, (DIM, PROJECTION_SEED), device, dtype, resize)

@@ -35,8 +35,11 @@ _NORM_OF = {
 
 def orthonormal_projection(rows: int, columns: int, seed: int) -> NDArray[np.float32]:
     """Return a seeded random (rows, columns) matrix with orthonormal rows (or columns, whichever are fewer)."""
+    from threadpoolctl import threadpool_limits
+
     gaussian = np.random.default_rng(seed).standard_normal((max(rows, columns), min(rows, columns)))
-    q, r = np.linalg.qr(gaussian)
+    with threadpool_limits(1):  # on a busy machine, several threads wait for each other for seconds
+        q, r = np.linalg.qr(gaussian)
     q = q * np.sign(np.diag(r))  # the sign convention of QR differs between libraries
     return np.ascontiguousarray(q.T if rows < columns else q, dtype=np.float32)
 
@@ -56,8 +59,9 @@ class OfflineEncoder(TorchEncoder):
         super().__init__(device, dtype)
         transformers.utils.logging.disable_progress_bar()
         transformers.utils.logging.set_verbosity_error()
-        self.tokenizer = transformers.AutoTokenizer.from_pretrained(text_folder, local_files_only=True)
-        text = transformers.AutoModel.from_pretrained(text_folder, local_files_only=True, dtype="float32")
+        safe = {"local_files_only": True, "trust_remote_code": False}
+        self.tokenizer = transformers.AutoTokenizer.from_pretrained(text_folder, **safe)
+        text = transformers.AutoModel.from_pretrained(text_folder, dtype="float32", **safe)
         self.text_model = ready(text, device, dtype)
         image = EfficientNet.from_name("efficientnet-lite0")
         image.load_state_dict(torch.load(image_weights, map_location="cpu", weights_only=True))

@@ -13,14 +13,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-_LAYERS = ("CLIPEncoderLayer", "ChineseCLIPVisionLayer")  # pre-norm, with these names inside
+# Towers, by model type, whose layers and whose way from the last layer to the embedding are those written here.
+_TOWERS = {"clip": ("vision_model", "text_model"), "chinese_clip": ("vision_model",)}
 
 
-def can_be_pooled(layer: nn.Module) -> bool:
-    """Whether ``at_position`` knows this kind of layer."""
-    return type(layer).__name__ in _LAYERS
+def pools_one_position(model: Any, tower: str) -> bool:
+    """Whether the embeddings of a tower can be had by ``at_position``; of other models the whole layer is computed."""
+    return tower in _TOWERS.get(model.config.model_type, ())
 
 
 def at_position(layer: Any, states: Tensor, place: Tensor, seen: Tensor | None) -> Tensor:

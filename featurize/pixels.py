@@ -51,7 +51,7 @@ class Preparer:
         if resize is not None:
             resize = checked_resize(processor, resize)
         self.asked = {} if resize is None else {"size": {"shortest_edge": resize}}
-        self.size = {"shortest_edge": resize} if resize is not None else dict(processor.size)
+        self.size = {"shortest_edge": resize} if resize is not None else dict(processor.size or {})
         self.crop = dict(processor.crop_size) if getattr(processor, "do_center_crop", None) else None
         self.table = np.empty((3, 0), np.float32)
         self.is_plain = self._learn_table()

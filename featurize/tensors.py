@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..cache.machine import keep_freed_memory
+from ..cache.errors import MmcliError
 from . import onednn
 from .backbone import Encoder
 
@@ -58,7 +59,8 @@ def ready(model: Any, device: str, dtype: str) -> Any:
                 module.to(torch.bfloat16)
     if onednn.can_be_used(device, dtype):
         onednn.pack(model)
-    return model.eval().to(device)
+    with enough_memory(device, None):
+        return model.eval().to(device)
 
 
 @contextlib.contextmanager
@@ -69,14 +71,29 @@ def computing(device: str, dtype: str) -> Iterator[None]:
 
 
 def in_turn(method: "Callable[Concatenate[Any, P], Result]") -> "Callable[Concatenate[Any, P], Result]":
-    """Let one thread at a time use an accelerator: for all of a method of a ``TorchEncoder``."""
+    """Let one thread at a time use an accelerator: for all of a method of a ``TorchEncoder`` that takes a batch."""
 
     @functools.wraps(method)
     def run(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> Result:
-        with contextlib.nullcontext() if self.device == "cpu" else _TURN:
+        batch: Any = next(iter((*args, *kwargs.values())))
+        turn = contextlib.nullcontext() if self.device == "cpu" else _TURN
+        with turn, enough_memory(self.device, len(batch)):
             return method(self, *args, **kwargs)
 
     return run
+
+
+@contextlib.contextmanager
+def enough_memory(device: str, batch_size: int | None) -> Iterator[None]:
+    """Turn PyTorch's errors of a device without room, for a batch or (None) for the model, into one line of advice."""
+    try:
+        yield
+    except RuntimeError as error:  # CUDA has a class of its own; MPS and the CPU say it in words
+        if not re.search("out of memory|can't allocate memory", str(error), re.IGNORECASE):
+            raise
+        smaller = f"a batch of {batch_size}: give a smaller --batch-size (featurize, finetune), or"
+        wanted = "the model: give a smaller one, or" if batch_size is None else smaller
+        raise MmcliError(f"{device} has no room for {wanted} --device cpu") from error
 
 
 class TorchEncoder(Encoder):
@@ -93,7 +110,6 @@ class TorchEncoder(Encoder):
     def workers(self) -> Iterator[Executor]:
         """Give one thread to each core: on the CPU each computes by itself, before an accelerator they queue."""
         threads = torch.get_num_threads()
-        keep_freed_memory()
         try:
             count = 1 if self.device == "cpu" else threads
             with ThreadPoolExecutor(self.cores, initializer=_compute_with, initargs=(count,)) as pool:
@@ -109,9 +125,8 @@ def _compute_with(threads: int) -> None:
 
 
 def to_device(array: NDArray[np.float32], device: str) -> torch.Tensor:
-    """Return ``array`` on the device; to CUDA from pinned memory, while the device computes."""
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device == "cuda" else tensor.to(device)
+    """Return ``array`` on the device."""
+    return torch.from_numpy(array).to(device)
 
 
 def to_float(tensor: torch.Tensor) -> NDArray[np.float32]:
@@ -121,6 +136,8 @@ def to_float(tensor: torch.Tensor) -> NDArray[np.float32]:
 
 
 def to_half(tensor: torch.Tensor) -> NDArray[np.float16]:
-    """Return ``tensor`` as a float16 array in main memory."""
-    array: NDArray[np.float16] = tensor.half().cpu().numpy()
+    """Return ``tensor`` as a float16 array in main memory; finite numbers beyond its range become its limit."""
+    limits = torch.finfo(torch.float16)
+    within = torch.where(tensor.isinf(), tensor, tensor.clamp(limits.min, limits.max))
+    array: NDArray[np.float16] = within.half().cpu().numpy()
     return array

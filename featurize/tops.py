@@ -12,6 +12,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..cache.errors import BackboneError
@@ -132,6 +135,39 @@ def check_layers(layers: Sequence[nn.Module], asked: int, tower: str) -> None:
         )
 
 
+def freeze_unused(top: Top, entered: NDArray[np.float32], expected: NDArray[np.float32], *text: Tensor) -> Top:
+    """Return ``top`` with what it does not use frozen, after a step forward and back on one sample.
+
+    Parameters
+    ----------
+    top
+        In float32.
+    entered, expected
+        What enters its first layer, and the embedding, (1, d), that the whole tower gives.
+    text
+        Token ids and mask, (1, L), of a text.
+
+    Raises
+    ------
+    BackboneError
+        ``top`` does not run, or gives another embedding: the tower is not built as ``cut`` takes it to be.
+    """
+    device = next(top.parameters()).device
+    cannot = f"a tower of this {type(top.tower).__name__} cannot be cut, so none of its layers can be unfrozen"
+    try:
+        pooled, states = top(torch.from_numpy(entered).to(device), *text)
+        (pooled.sum() + states.sum()).backward()
+    except Exception as error:  # whatever a model raises that looks for what is below the cut
+        raise BackboneError(f"{cannot} ({error})") from error
+    for each in top.parameters():
+        each.requires_grad_(each.grad is not None)
+        each.grad = None
+    difference = np.abs(pooled.detach().cpu().numpy() - expected).max()
+    if not difference <= 1e-2 * np.abs(expected).max():
+        raise BackboneError(f"{cannot} (it would give other embeddings)")
+    return top
+
+
 def upper(layers: Sequence[nn.Module], count: int) -> nn.ModuleList:
     """Return the last ``count`` layers under the numbers that they have in the whole tower."""
     kept = nn.ModuleList()
@@ -172,8 +208,9 @@ def cut(tower: nn.Module, count: int) -> tuple[nn.Module, list[nn.Module]]:
     encoder: Any = tower.encoder
     name = "layers" if hasattr(encoder, "layers") else "layer"
     kept = upper(getattr(encoder, name), count)
-    below = {each: nn.Identity() for each in ("pre_layrnorm",) if hasattr(tower, each)}
-    norms = [getattr(tower, each) for each in ("final_layer_norm", "post_layernorm") if hasattr(tower, each)]
+    below = {each: nn.Identity() for each in ("pre_layrnorm", "pre_layernorm") if hasattr(tower, each)}
+    names = ("final_layer_norm", "post_layernorm", "layernorm")
+    norms = [getattr(tower, each) for each in names if hasattr(tower, each)]
     return with_children(tower, encoder=with_children(encoder, **{name: kept}), embeddings=Given(), **below), [
         *kept,
         *norms,

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..cache.errors import MmcliError
+from ..featurize.tensors import enough_memory
 from ..heads.losses import make_loss
 from ..heads.optimizer import AdamW
 from ..heads.recipe import Recipe
@@ -91,10 +92,11 @@ def finetune_fit(
     Raises
     ------
     MmcliError
-        The loss is not finite.
+        The loss is not finite, or the device has no room for a batch.
     """
     threads = one_thread() if model.is_small else contextlib.nullcontext()
-    with threads, torch.random.fork_rng(devices=[device] if device == "cuda" else []):
+    seeded = torch.random.fork_rng(devices=[device] if device.startswith("cuda") else [])
+    with threads, seeded, enough_memory(device, settings.batch_size):
         made = _Training(model, recipe, settings, n_classes, train, val, device)
         if resume is not None:
             made.load(resume)

@@ -16,7 +16,8 @@ class FreeEncoder(Encoder):
         self.lock = threading.Lock()
 
     def prepare_image(self, image):
-        return np.asarray(image.resize((8, 8)), dtype=np.float32).transpose(2, 0, 1) / 255
+        values = np.asarray(image.resize((8, 8)), dtype=np.float32).transpose(2, 0, 1)
+        return (values + 1) / 256  # of a black picture, too, no embedding of zeros
 
     def tokenize(self, texts):
         ids = [[1, *(ord(letter) for letter in text), 2] for text in texts]

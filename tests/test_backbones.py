@@ -301,6 +301,44 @@ class TestOffline:
         theirs = pooled @ orthonormal_projection(1280, 512, 0)
         assert np.allclose(encoder.encode_images(pixels).pooled, theirs, rtol=1e-3, atol=1e-3)
 
+    def test_the_identity_follows_tokenizer_and_configuration(self, monkeypatch, tmp_path):
+        import json
+        import shutil
+
+        from mmcli.featurize import offline
+
+        plain = open_backbone("offline").identity()
+        source = offline._installed_file(*offline.TEXT_WEIGHTS[:2]).parent
+        copy = shutil.copytree(source, tmp_path / "model")
+        original = offline._installed_file
+        monkeypatch.setattr(
+            offline,
+            "_installed_file",
+            lambda package, name: copy / name[6:] if name == offline.TEXT_WEIGHTS[1] else original(package, name),
+        )
+        assert open_backbone("offline").identity() == plain
+        for name in ("tokenizer.json", "config.json"):
+            kept = (copy / name).read_text()
+            (copy / name).write_text(json.dumps(json.loads(kept) | {"added": 1}))
+            changed = open_backbone("offline").identity()
+            (copy / name).write_text(kept)
+            assert {key for key in plain if changed[key] != plain[key]} == {"text_files"}
+
+    def test_the_projection_is_made_on_one_thread(self, monkeypatch):
+        from mmcli.featurize.offline_encoder import orthonormal_projection
+        from threadpoolctl import threadpool_info, threadpool_limits
+
+        threads, original = [], np.linalg.qr
+
+        def spy(matrix):
+            threads.extend(each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas")
+            return original(matrix)
+
+        monkeypatch.setattr(np.linalg, "qr", spy)
+        with threadpool_limits(2):
+            orthonormal_projection(3, 4, 0)
+        assert set(threads) == {1}
+
     def test_the_projection_is_orthonormal_and_seeded(self):
         from mmcli.featurize.offline_encoder import orthonormal_projection
 

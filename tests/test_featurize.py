@@ -341,7 +341,7 @@ def test_an_embedding_that_is_not_finite_is_a_reject(pairs, tmp_path, free, monk
     folder, _ = pairs(5)
     summary = featurize(folder, None, tmp_path / "f.h5", FeaturizeOptions(dtype="float32", max_reject_rate=0.5))
     assert (summary.rows, summary.rejects) == (4, 1)
-    assert list(rejects(tmp_path / "f.h5").values()) == ["the embedding is not finite"]
+    assert list(rejects(tmp_path / "f.h5").values()) == ["the embedding is not finite, or all zero"]
 
 
 def test_another_backbone_or_cleaning_is_refused_by_name(pairs, tmp_path, free):
