@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from .atomic import atomic_path
+from .atomic import atomic_path, make_folder
 from .errors import CacheError, DiskFullError
 from .features import text_offsets
 from .hdf5 import new_hdf5
@@ -166,7 +166,7 @@ def merge(target: Path, rows: Sequence[tuple[str, Path, int]], header: Header) -
 
 def _check_room(target: Path, sources: set[Path]) -> None:
     needed = sum(path.stat().st_size for path in sources)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     free = shutil.disk_usage(target.parent).free
     if needed > free:
         raise DiskFullError(

@@ -8,10 +8,10 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import h5py
 import numpy as np
 
 from ..cache.errors import CacheError, DataError, DiskFullError
+from ..cache.hdf5 import open_hdf5
 from ..cache.lock import writer_lock
 from ..cache.parts import Block, read_parts, write_part
 from ..cache.schema import Header
@@ -122,7 +122,7 @@ class StateStore:
         for path, rows in wanted.items():
             damaged = [guid for guid, _ in rows]
             with contextlib.suppress(OSError, KeyError, ValueError, IndexError, TypeError):
-                with h5py.File(path, "r") as file:
+                with open_hdf5(path) as file:
                     checksums = file[_CHECKSUMS][:]
                 part = Part.of_file(path)
                 damaged = [guid for guid, row in rows if part.checksum(row) != checksums[row]]

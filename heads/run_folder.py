@@ -68,7 +68,7 @@ def write_run(
     save: Callable[[Path], None] | None = None,
     draw: Callable[..., None] = draw,
 ) -> dict[str, Any]:
-    """Write a run folder into ``runs`` and return what its ``metrics.json`` holds.
+    """Write a run folder into ``runs``; return what its ``metrics.json`` holds, and ``notes`` where there are any.
 
     Parameters
     ----------
@@ -84,7 +84,8 @@ def write_run(
         Draws a figure: ``report.drawing.draw``, or a ``Pencil``.
     """
     first = next(iter(fits.values()))
-    with new_folder(runs, name or checkpoint.recipe.sees) as (draft, folder):
+    notes: list[str] = []
+    with new_folder(runs, name or checkpoint.recipe.sees, notes.append) as (draft, folder):
         if save is None:
             save_checkpoint(draft / "best.pt", checkpoint)
         else:
@@ -113,4 +114,4 @@ def write_run(
             "seconds": time.perf_counter() - started,
         }
         write_json(draft / "metrics.json", result)
-    return result
+    return result | ({"notes": notes} if notes else {})
