@@ -1,6 +1,5 @@
 """train-head, evaluate, predict, fusions, demo."""
 
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
@@ -191,7 +190,7 @@ def predict(
     from ..finetune import open_best_pt
     from ..heads import predict as run
     from ..report.progress import ProgressLine
-    from ..report.terminal import note, print_json, print_parts
+    from ..report.terminal import note, print_csv, print_json, print_parts
 
     pair = None if image is None or text is None else (image, text)
     if out is not None:
@@ -217,7 +216,7 @@ def predict(
         shown = ", ".join(f"{name} {prob:.3f}" for name, prob in zip(found.classes, found.probs[0], strict=True))
         print_parts(f"{found.labels[0]} ({shown})")
     else:
-        sys.stdout.write(found.to_csv(probs))
+        print_csv(found.to_csv(probs))
 
 
 def fusions(
