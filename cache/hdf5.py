@@ -17,6 +17,9 @@ from .errors import CacheError
 
 _LOCKED = ("unable to lock file", "locking flag")  # the second: this process has the file open already
 
+# What h5py raises where the structures of a file are damaged.
+DAMAGE = (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError, IndexError, MemoryError)
+
 
 class _Sink(io.FileIO):
     """A file whose writes always seem to succeed; ``failure`` is the first error there was."""
@@ -66,10 +69,17 @@ class NewFile:
 
 
 @contextlib.contextmanager
-def new_hdf5(path: Path) -> Iterator[NewFile]:
-    """Create an HDF5 file. A write that failed raises its ``OSError`` at the end, or at ``check``."""
+def new_hdf5(path: Path, checksums: bool = False) -> Iterator[NewFile]:
+    """Create an HDF5 file. A write that failed raises its ``OSError`` at the end, or at ``check``.
+
+    Parameters
+    ----------
+    checksums
+        Give the file's own structures checksums, as HDF5 1.10 can. Nobody can read such a file while another program
+        has it open for writing, so it is for files of our own.
+    """
     with _Sink(path, "w+") as sink:
-        with h5py.File(sink, "w") as file:
+        with h5py.File(sink, "w", libver=("v110", "v110") if checksums else None) as file:
             yield NewFile(file, sink)
         sink.raise_failure()
 

@@ -91,7 +91,7 @@ class StateStore:
                 part = Part.of_block(block)
                 checksums = [part.checksum(row) for row in range(len(block.guids))]
                 block.columns[_CHECKSUMS] = np.array(checksums, dtype=np.uint32)
-                write_part(self.folder, number, block, self.header)
+                write_part(self.folder, number, block, self.header, True)
                 number += 1
         self.kept = self._kept()
         gone = [guid for guid in guids if guid not in self.kept]

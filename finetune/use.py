@@ -115,7 +115,7 @@ class TrainedStage2(Trained):
             some = guids[start : start + _AT_ONCE]
             states = {store.tower: store.states(some, keep=False) for store in stores}
             features = cache.features(some, self.needs_tokens, max_bytes=max_bytes)
-            found.append(self.logits(StateRows(features, states), stores[0].source))
+            found.append(self.finite(some, self.logits(StateRows(features, states), stores[0].source)))
         return np.concatenate(found)
 
     def of_pairs(
@@ -130,7 +130,7 @@ class TrainedStage2(Trained):
         for start in range(0, len(pairs), _AT_ONCE):
             guids, rows, rejects = self._read(pairs[start : start + _AT_ONCE], source, cache)
             none = np.zeros((0, len(self.checkpoint.classes)), np.float32)
-            yield Scored(guids, self.logits(rows, source) if guids else none, rejects)
+            yield Scored(guids, self.finite(guids, self.logits(rows, source)) if guids else none, rejects)
             if on_progress is not None:
                 on_progress(min(start + _AT_ONCE, len(pairs)), len(pairs))
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..cache.errors import CheckpointError
 from ..cache.store import FeatureCache
 from ..featurize.embed import embed_pairs
 from ..featurize.pair import Pair
@@ -68,7 +69,18 @@ class Trained:
         CacheError
             Tokens are needed and not there, or a number is not finite.
         """
-        return predict_logits(self.checkpoint.head, cache.features(guids, self.needs_tokens, max_bytes=max_bytes))
+        features = cache.features(guids, self.needs_tokens, max_bytes=max_bytes)
+        return self.finite(guids, predict_logits(self.checkpoint.head, features))
+
+    def finite(self, guids: Sequence[str], logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the logits, (n, C), of ``guids``; a CheckpointError names the first that is not finite."""
+        fine = np.isfinite(logits).all(axis=1)
+        if not fine.all():
+            raise CheckpointError(
+                f"{self.checkpoint.path} gives {np.count_nonzero(~fine)} of {len(guids)} pairs scores that are not "
+                f"finite, the first is {guids[int(np.argmin(fine))]!r}: train the head again"
+            )
+        return logits
 
     def of_pairs(
         self,
@@ -87,7 +99,8 @@ class Trained:
         identity, head = self.checkpoint.identity, self.checkpoint.head
         for found in embed_pairs(pairs, identity, backbone, cache, self.needs_tokens, self.device, on_progress):
             none = np.zeros((0, len(self.checkpoint.classes)), np.float32)
-            yield Scored(found.guids, predict_logits(head, found.features) if found.guids else none, found.rejects)
+            logits = self.finite(found.guids, predict_logits(head, found.features)) if found.guids else none
+            yield Scored(found.guids, logits, found.rejects)
 
 
 def trained(best_pt: "str | Path | Trained", device: str = "cpu") -> Trained:

@@ -26,7 +26,7 @@ def printable(text: str) -> str:
 class _Console(Console):
     """A console on which text from data is no command."""
 
-    def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
+    def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(printable(text), **options)
 
 
