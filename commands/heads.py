@@ -200,6 +200,8 @@ def predict(
         model = open_best_pt(source, choose_device(device), backbone=backbone)
         found = run(model, ids, data, pair, cache, backbone, device, progress)
     note(f"head: {found.head}")
+    for said in found.notes:
+        note(said)
     for reject in found.rejects:
         note(f"left out {reject.guid}: {reject.reason}")
     if out is not None:

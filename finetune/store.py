@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -129,9 +130,14 @@ class StateStore:
             for guid in damaged:
                 del self.kept[guid]
 
+    @cached_property
+    def _pair_of(self) -> dict[str, Pair]:
+        """The raw pairs by guid; made once, since rows may be asked for a few hundred at a time."""
+        return {pair.guid: pair for pair in self.source.dataset(self.cache).pairs}
+
     def _raw_pairs(self, guids: Sequence[str]) -> list[Pair]:
         """Return the raw pairs of rows; find out before the work that one is gone or was changed."""
-        there = {pair.guid: pair for pair in self.source.dataset(self.cache).pairs}
+        there = self._pair_of
         stored = dict(zip(guids, self.cache.read(self.digests, self.cache.rows(guids)), strict=True))
         gone: list[str] = []
         changed: list[str] = []

@@ -71,6 +71,7 @@ class TrainedStage2(Trained):
         self.layers = found.settings.layers()
         self._models: list[Finetuned] = []
         self._stores: list[StateStore] = []  # of the cache that was asked for last
+        self._sources: dict[str, Source] = {}  # by where the backbone is; kept, for the next pairs
 
     def models(self, source: Source) -> list[Finetuned]:
         """Return one model per head, its tops cut from the backbone that ``source`` names."""
@@ -126,7 +127,10 @@ class TrainedStage2(Trained):
         on_progress: OnProgress | None = None,
     ) -> Iterator[Scored]:
         """Yield the logits of raw pairs. Embeddings of a frozen tower come from ``cache`` where it has the bytes."""
-        source = Source(self.checkpoint.identity, backbone, self.device)
+        place = f"{backbone['name']}@{backbone['revision']}"
+        if place not in self._sources:
+            self._sources[place] = Source(self.checkpoint.identity, backbone, self.device)
+        source = self._sources[place]
         for start in range(0, len(pairs), _AT_ONCE):
             guids, rows, rejects = self._read(pairs[start : start + _AT_ONCE], source, cache)
             none = np.zeros((0, len(self.checkpoint.classes)), np.float32)

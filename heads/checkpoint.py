@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..cache.errors import CheckpointError, MmcliError
+from ..cache.errors import CacheError, CheckpointError, MmcliError
 from ..cache.schema import describe_difference, fingerprint_of
 from ..cache.store import FeatureCache
 from .folders import find_best_pt
@@ -53,7 +54,8 @@ class Checkpoint:
     best_epochs
         Whose weights these are, for each head.
     made_from
-        ``{"cache", "labels"}``: absolute paths at the time of training, the defaults of later commands.
+        ``{"cache", "labels"}``: absolute paths at the time of training, the defaults of later commands; and
+        ``{"cache_from_run", "labels_from_run"}``: the same as seen from the run folder, for when all moved together.
     path
         The file it was read from.
     """
@@ -74,6 +76,46 @@ class Checkpoint:
     def fingerprint(self) -> str:
         """Of the features that the head was trained on."""
         return fingerprint_of(self.identity)
+
+    def cache_path(self, given: str | Path | None = None) -> Path:
+        """Return the cache to use: ``given``, or the one of the training, or the one beside a run that was moved.
+
+        Raises
+        ------
+        CacheError
+            Neither of the two is there; it names both.
+        """
+        if given is not None:
+            return Path(given)
+        recorded, beside = self._places("cache")
+        if recorded.is_file() or beside == recorded:
+            return recorded
+        if beside.is_file():
+            with FeatureCache.open(beside) as cache:
+                guids = [guid for part in self.split.named().values() for guid in part]
+                if cache.fingerprint == self.fingerprint and 2 * sum(guid in cache for guid in guids) >= len(guids):
+                    return beside
+            raise CacheError(
+                f"no feature cache at {recorded}, where the head was trained, and {beside} holds other features or "
+                "other pairs: say with --cache where it is"
+            )
+        raise CacheError(
+            f"no feature cache at {recorded}, where the head was trained, nor at {beside}: say with --cache where it is"
+        )
+
+    def labels_path(self, given: str | Path | None = None) -> Path:
+        """Return the labels file to use, by the same order."""
+        if given is not None:
+            return Path(given)
+        recorded, beside = self._places("labels")
+        return beside if beside.is_file() and not recorded.is_file() else recorded
+
+    def _places(self, what: str) -> tuple[Path, Path]:
+        """Return where a file was at the training, and where it is if it was moved together with the run folder."""
+        recorded, beside = Path(self.made_from[what]), self.made_from.get(f"{what}_from_run")
+        if beside is None or self.path is None:
+            return recorded, recorded
+        return recorded, Path(os.path.normpath(self.path.parent / beside))
 
     def check_cache(self, cache: FeatureCache) -> None:
         """Refuse a cache of another fingerprint.
@@ -134,10 +176,10 @@ def load_checkpoint(path: str | Path, device: str = "cpu") -> Checkpoint:
     """
     stored = read_best_pt(path)
     if stored.content["format"] != FORMAT:
-        made_from = stored.header().get("made_from", {})
+        earlier = stored.header()["made_from"].get("stage1", "that of `mmcli train-head`")
         raise CheckpointError(
-            f"{stored.path} is of stage 2 (mmcli finetune), where a head on frozen features is asked for: give the "
-            f"best.pt that it was made from, {made_from.get('stage1', 'that of `mmcli train-head`')}"
+            f"{stored.path} is of stage 2 (mmcli finetune), where a head on frozen features is asked for: open it with "
+            f"mmcli.finetune.open_best_pt, or give the best.pt that it was made from, {earlier}"
         )
     return stored.checkpoint(device)
 

@@ -1,6 +1,7 @@
 """The run folder: what ``train-head`` leaves, and what ``--full`` reads back from it."""
 
 import csv
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -31,7 +32,7 @@ def read_schedules(source: Path, earlier: Checkpoint) -> list[list[float] | None
     history = source.parent / "history.csv"
     if not history.is_file():
         raise CheckpointError(f"no {history.name} beside {source}: give a best.pt inside its run folder")
-    with history.open(newline="") as file:
+    with history.open(newline="", encoding="utf-8") as file:
         records = list(csv.DictReader(file))
     return [
         [float(record["lr"]) for record in records if int(record["seed"]) == seed][:epochs]
@@ -86,6 +87,9 @@ def write_run(
     first = next(iter(fits.values()))
     notes: list[str] = []
     with new_folder(runs, name or checkpoint.recipe.sees, notes.append) as (draft, folder):
+        for what in ("cache", "labels"):
+            place = os.path.realpath(checkpoint.made_from[what])
+            checkpoint.made_from[f"{what}_from_run"] = os.path.relpath(place, os.path.realpath(folder))
         if save is None:
             save_checkpoint(draft / "best.pt", checkpoint)
         else:

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from ..cache.errors import CheckpointError
 from ..cache.store import FeatureCache
-from ..featurize.embed import embed_pairs
+from ..featurize.backbone import Encoder
+from ..featurize.embed import embed_pairs, open_same
 from ..featurize.pair import Pair
 from ..featurize.reading import Reject
 from .checkpoint import Checkpoint, load_checkpoint
@@ -41,6 +42,7 @@ class Trained:
 
     def __init__(self, checkpoint: Checkpoint, device: str = "cpu") -> None:
         self.checkpoint, self.device = checkpoint, device
+        self._encoders: dict[str, Encoder] = {}  # by where the backbone is; kept, for the next pairs
 
     @property
     def needs_tokens(self) -> bool:
@@ -97,7 +99,16 @@ class Trained:
             ``backbone`` cannot be had, or is not the one of the checkpoint.
         """
         identity, head = self.checkpoint.identity, self.checkpoint.head
-        for found in embed_pairs(pairs, identity, backbone, cache, self.needs_tokens, self.device, on_progress):
+
+        def load() -> Encoder:
+            place = f"{backbone['name']}@{backbone['revision']}"
+            if place not in self._encoders:
+                source = open_same(identity, backbone)
+                resize = identity["image"]["resize"]
+                self._encoders[place] = source.load(self.device, identity["dtype"], resize)
+            return self._encoders[place]
+
+        for found in embed_pairs(pairs, identity, load, cache, self.needs_tokens, on_progress):
             none = np.zeros((0, len(self.checkpoint.classes)), np.float32)
             logits = self.finite(found.guids, predict_logits(head, found.features)) if found.guids else none
             yield Scored(found.guids, logits, found.rejects)
