@@ -223,3 +223,31 @@ def test_the_cache_of_a_hostile_name_is_shown_without_its_commands(tmp_path, cli
     code, out, _ = cli("cache", "info", path)
     assert (code, "\x1b" in out, "\\x1b[2Jclip" in out) == (0, False, True)
     assert terminal.printable("\x1b[2J") == "\\x1b[2J"
+
+
+def test_class_names_with_controls_reach_files_but_no_terminal(learnable, tmp_path, cli):
+    path, labels = learnable
+    odd = {"negative": "sad \x9b1m", "neutral": "\x1b[31mred", "positive": "好"}
+    text = labels.read_text()
+    for plain, name in odd.items():
+        text = text.replace(plain, name)
+    labels.write_text(text, encoding="utf-8")
+    for words in (["train-head", "--cache", path, "--labels", labels, "--epochs", "1"], ["evaluate"]):
+        code, out, err = cli(*words)
+        assert code == 0, err
+        assert "\\x1b[31mred" in out
+        assert not {"\x1b", "\x9b"} & set(out + err)
+    _, out, _ = cli("evaluate", "--json")
+    assert json.loads(out)["classes"] == sorted(odd.values())
+    (metrics,) = (tmp_path / "artifacts" / "runs").glob("2*/metrics.json")
+    assert json.loads(metrics.read_text(encoding="utf-8"))["classes"] == sorted(odd.values())
+
+
+def test_figures_of_names_that_no_font_has(tmp_path):
+    from mmcli.report.drawing import Pencil, draw
+
+    classes = ["sad \ud83d", "\x1b[31mred", "a\nb"]
+    with Pencil() as pencil:
+        pencil("confusion", [[1, 2, 3]] * 3, classes, "test", path=tmp_path / "there.png")
+    draw("confusion", [[1, 2, 3]] * 3, classes, "test", path=tmp_path / "here.png")
+    assert (tmp_path / "here.png").read_bytes() == (tmp_path / "there.png").read_bytes()
