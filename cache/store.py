@@ -28,7 +28,7 @@ from .features import (
     stamp_of,
     tokens_bytes,
 )
-from .hdf5 import cannot_open, damaged, open_hdf5
+from .hdf5 import DAMAGE, cannot_open, damaged, open_hdf5
 from .labels import guid_of
 from .schema import EMBEDDINGS, SCHEMA, Header, describe_difference, fingerprint_of
 
@@ -85,12 +85,17 @@ class FeatureCache:
             file = open_hdf5(path)
         except OSError as error:
             raise cannot_open(path, error) from error
+        except DAMAGE as error:
+            raise damaged(path, "its structure", error) from error
         try:
             header = _read_header(path, file)
             cache = cls(path, file, header)
             if expected is not None:
                 cache.check(expected)
             return cache
+        except DAMAGE as error:
+            file.close()
+            raise damaged(path, "its header", error) from error
         except BaseException:
             file.close()
             raise

@@ -82,10 +82,15 @@ def check_tensors(given: Any, expected: Mapping[str, torch.Tensor]) -> None:
             raise ValueError(f"{name} is no tensor")
         if tensor.shape != like.shape or tensor.dtype != like.dtype:
             raise ValueError(f"{name} is {_described(tensor)}, not {_described(like)}")
-        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise ValueError(f"{name} repeats its numbers")
-        if not bool(tensor.isfinite().all()):
-            raise ValueError(f"{name} holds numbers that are not finite")
+        check_tensor(name, tensor)
+
+
+def check_tensor(name: str, tensor: torch.Tensor) -> None:
+    """Raise a ValueError where a tensor claims more numbers than it brings, or one is not finite."""
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise ValueError(f"{name} repeats its numbers")
+    if not bool(tensor.isfinite().all()):
+        raise ValueError(f"{name} holds numbers that are not finite")
 
 
 def _described(tensor: torch.Tensor) -> str:
