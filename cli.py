@@ -11,6 +11,7 @@ import typer
 
 from . import __version__
 from .commands import experiments, features, finetune, heads
+from .report.streams import prepare_streams
 
 app = typer.Typer(
     name="mmcli",
@@ -57,18 +58,20 @@ def main() -> None:
     # Importing PyTorch makes 160,000 objects, of which none goes before the end. To look for garbage among them, again
     # and again while they are made and once more at the end, would take a third of a second.
     gc.set_threshold(50_000)
+    prepare_streams()
     try:
         app()
     except Exception as error:
         from .cache.errors import MmcliError  # here, because help must not wait for h5py
+        from .report.terminal import note
 
         if isinstance(error, MmcliError):
             message = " ".join(str(error).split())
-        elif isinstance(error, OSError) and error.errno is not None:  # no permission, a closed pipe, a full disk
+        elif isinstance(error, OSError) and error.errno is not None:  # no permission, a full disk
             message = f"{error.strerror}" if error.filename is None else f"{error.filename}: {error.strerror}"
         else:
             raise
-        sys.stderr.write(f"error: {message}\n")
+        note(f"error: {message}")
         sys.exit(1)
     finally:
         gc.freeze()

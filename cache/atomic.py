@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import glob
 import json
 import os
 import shutil
@@ -28,8 +29,24 @@ def disk_full_is_clear(path: Path) -> Iterator[None]:
         ) from error
 
 
+def make_folder(folder: Path) -> None:
+    """Make ``folder`` and those above it, where they are not there.
+
+    Raises
+    ------
+    MmcliError
+        A file is in its place, or in the place of one above it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise MmcliError(f"{folder} cannot be a folder, a file is in its place: give another place") from error
+
+
 def fsync_folder(folder: Path) -> None:
-    """Make a rename inside ``folder`` survive a power cut."""
+    """Make a rename inside ``folder`` survive a power cut. Windows cannot open a folder, and does without."""
+    if os.name == "nt":
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -57,12 +74,14 @@ def atomic_path(path: Path) -> Iterator[Path]:
     DiskFullError
         Where there is no room; ``path`` keeps its former content.
     MmcliError
-        A device or a pipe is in its place.
+        A device, a pipe or a folder is in its place, or a file where its folder should be.
     """
     path = path.resolve()
     if _is_special(path):
         raise MmcliError(f"{path} is a device or a pipe, not a file: give a file")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise MmcliError(f"{path} is a folder: give a file")
+    make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with disk_full_is_clear(path):
@@ -105,7 +124,7 @@ def refuse_to_overwrite(path: Path, magic: bytes, inputs: Iterable[str | Path] =
                 raise MmcliError(f"{path} is there and is another kind of file: remove it first, or write elsewhere")
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
     """Write ``content`` to ``path``: atomically, or straight into a device or a pipe."""
     if _is_special(path):
         with disk_full_is_clear(path):
@@ -116,8 +135,8 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, content: str) -> None:
-    """Write ``content`` to ``path`` atomically, as UTF-8."""
-    write_bytes(path, content.encode())
+    """Write ``content`` to ``path`` atomically, as UTF-8; half an emoji, which UTF-8 cannot hold, as its escape."""
+    write_bytes(path, content.encode(errors="backslashreplace"))
 
 
 def write_json(path: Path, value: object) -> None:
@@ -128,5 +147,5 @@ def write_json(path: Path, value: object) -> None:
 def remove_leftovers(path: Path) -> None:
     """Delete temporary files that a killed writer of ``path`` left. Call it only while holding the lock."""
     path = path.resolve()
-    for leftover in path.parent.glob(f".{path.name}.[0-9]*.tmp"):
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.[0-9]*.tmp"):
         leftover.unlink(missing_ok=True)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import CacheError
+from .hdf5 import damaged, open_hdf5
 
 _WINDOW_ROWS, _WINDOW_BYTES = 4096, 16 << 20  # read in one go, at most
 
@@ -311,23 +312,6 @@ def read_rows(dataset: h5py.Dataset, path: Path, rows: NDArray[np.int64]) -> NDA
     except OSError as error:
         raise damaged(path, dataset.name.lstrip("/"), error) from error
     return values
-
-
-def damaged(path: Path, name: str, error: Exception) -> CacheError:
-    """Return the error that says that dataset ``name`` of the file at ``path`` cannot be read."""
-    return CacheError(
-        f"{path} is damaged: {name} cannot be read ({error}); restore a copy, or put it aside and run "
-        "`mmcli featurize` again"
-    )
-
-
-def open_hdf5(path: Path) -> h5py.File:
-    """Open a cache file for reading, with room for a chunk of each dataset; those of text tokens are larger."""
-    file = h5py.File(path, "r", rdcc_nbytes=2 << 20)
-    if "text_tokens" not in file:
-        return file
-    file.close()
-    return h5py.File(path, "r", rdcc_nbytes=16 << 20)
 
 
 def stamp_of(file: h5py.File) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,16 +19,17 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from .atomic import atomic_path
+from .atomic import atomic_path, make_folder
 from .errors import CacheError, DiskFullError
-from .features import text_offsets
-from .hdf5 import new_hdf5
+from .features import text_offsets, window_rows
+from .hdf5 import DAMAGE, new_hdf5
 from .schema import PER_ROW, Header
 from .store import FeatureCache
 
 _CHUNK_ROWS = 256
 _CHUNK_BYTES = 1 << 20
 _OPEN_FILES = 16
+_KEPT_DAYS = 30
 
 
 @dataclass
@@ -58,8 +60,15 @@ def parts_folder(cache_path: Path, fingerprint: str) -> Path:
     return cache_path.with_name(f"{cache_path.name}.parts") / fingerprint[:16]
 
 
-def write_part(folder: Path, number: int, block: Block, header: Header) -> Path:
+def write_part(folder: Path, number: int, block: Block, header: Header, mapped: bool = False) -> Path:
     """Write one finished block as ``folder/part-<number>.h5``, whole or not at all.
+
+    Every byte has a checksum, in the file's own structures too.
+
+    Parameters
+    ----------
+    mapped
+        Lay each column out in one piece, so that it can be mapped into memory. Only the structures then have checksums.
 
     Raises
     ------
@@ -67,37 +76,61 @@ def write_part(folder: Path, number: int, block: Block, header: Header) -> Path:
         Where there is no room. Parts already written stay.
     """
     path = folder / f"part-{number:06d}.h5"
-    with atomic_path(path) as temporary, new_hdf5(temporary) as new:
-        file = new.file
-        file.attrs.update(header.to_attributes())
-        guids = [guid.encode() for guid in block.guids]
-        file["guid"] = np.array(guids, dtype=h5py.string_dtype("utf-8", max(map(len, guids), default=1) or 1))
-        for name, values in block.columns.items():
-            file[name] = values
-        if block.text_tokens is not None:
-            file["text_offsets"] = text_offsets(block.text_tokens)
-            file["text_tokens"] = np.concatenate(block.text_tokens)
-        if block.text_ids is not None:
-            file["text_ids"] = np.concatenate(block.text_ids)
+    guids = [guid.encode() for guid in block.guids]
+    columns: dict[str, NDArray[Any]] = {
+        "guid": np.array(guids, dtype=h5py.string_dtype("utf-8", max(map(len, guids), default=1) or 1)),
+        **block.columns,
+    }
+    if block.text_tokens is not None:
+        columns["text_offsets"] = text_offsets(block.text_tokens)
+        columns["text_tokens"] = np.concatenate(block.text_tokens)
+    if block.text_ids is not None:
+        columns["text_ids"] = np.concatenate(block.text_ids)
+    with atomic_path(path) as temporary, new_hdf5(temporary, checksums=True) as new:
+        new.file.attrs.update(header.to_attributes())
+        for name, values in columns.items():
+            checked = {} if mapped or not len(values) else {"chunks": _chunks(values, len(values)), "fletcher32": True}
+            new.file.create_dataset(name, data=values, **checked)
     return path
 
 
 def read_parts(folder: Path, header: Header) -> list[Path]:
-    """Return the usable parts in ``folder``, oldest number first. Others are left: the trouble may pass."""
-    usable = []
-    for path in sorted(folder.glob("part-*.h5")):
-        with contextlib.suppress(CacheError):
-            FeatureCache.open(path, expected=header.identity).close()
-            usable.append(path)
-    return usable
+    """Return the usable parts in ``folder``, oldest number first: each is read once, so that damage is found now.
+
+    Others are left, the trouble may pass; their pairs are computed again.
+    """
+    return [path for path in sorted(folder.glob("part-*.h5")) if _is_sound(path, header)]
+
+
+def _is_sound(path: Path, header: Header) -> bool:
+    """Whether a part is of this header, and all of it that has a checksum can be read."""
+    try:
+        with FeatureCache.open(path, expected=header.identity) as part:
+            _ = part.guids
+            part.file.visititems(_read_checked)
+    except (CacheError, *DAMAGE):
+        return False
+    return True
+
+
+def _read_checked(name: str, found: h5py.Dataset | h5py.Group) -> None:
+    if isinstance(found, h5py.Dataset) and found.fletcher32:
+        step = window_rows(found)
+        for start in range(0, len(found), step):
+            _ = found[start : start + step]
 
 
 def remove_parts(cache_path: Path, fingerprint: str) -> None:
-    """Delete the parts that have been merged into ``cache_path``."""
-    folder = parts_folder(cache_path, fingerprint)
-    shutil.rmtree(folder, ignore_errors=True)
+    """Delete the parts that have been merged into ``cache_path``, and others that nobody went on with for a month.
+
+    Call it only while holding the lock.
+    """
+    merged = parts_folder(cache_path, fingerprint)
     with contextlib.suppress(OSError):
-        folder.parent.rmdir()  # stays where parts of another configuration are in it
+        for folder in merged.parent.iterdir():
+            if folder == merged or time.time() - folder.stat().st_mtime > _KEPT_DAYS * 86_400:
+                shutil.rmtree(folder, ignore_errors=True)
+        merged.parent.rmdir()  # stays where parts of another configuration are in it
 
 
 @dataclass
@@ -166,7 +199,7 @@ def merge(target: Path, rows: Sequence[tuple[str, Path, int]], header: Header) -
 
 def _check_room(target: Path, sources: set[Path]) -> None:
     needed = sum(path.stat().st_size for path in sources)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     free = shutil.disk_usage(target.parent).free
     if needed > free:
         raise DiskFullError(
@@ -183,17 +216,21 @@ def _create_datasets(file: h5py.File, like: FeatureCache, rows: Sequence[tuple[s
     for name in names:
         source = like.file[name]
         shape = (len(rows), *source.shape[1:])
-        row_bytes = source.dtype.itemsize * int(np.prod(source.shape[1:], dtype=np.int64))
-        chunk_rows = max(1, min(_CHUNK_ROWS, len(rows), _CHUNK_BYTES // row_bytes))  # whole rows, near 1 MiB
-        chunks = (chunk_rows, *source.shape[1:])
-        file.create_dataset(name, shape, source.dtype, chunks=chunks, fletcher32=True)
+        file.create_dataset(name, shape, source.dtype, chunks=_chunks(source, len(rows)), fletcher32=True)
     if like.has_tokens:
         width = like.file["text_tokens"].shape[1]
-        file.create_dataset("text_offsets", (len(rows) + 1,), np.int64)
+        chunks = (min(4096, len(rows) + 1),)
+        file.create_dataset("text_offsets", (len(rows) + 1,), np.int64, chunks=chunks, fletcher32=True)
         file.create_dataset(
             "text_tokens", (0, width), np.float16, maxshape=(None, width), chunks=(4096, width), fletcher32=True
         )
     return names
+
+
+def _chunks(like: h5py.Dataset | NDArray[Any], rows: int) -> tuple[int, ...]:
+    """Return a chunk of a dataset with ``rows`` rows such as those of ``like``: whole rows, near 1 MiB."""
+    row_bytes = max(1, like.dtype.itemsize * int(np.prod(like.shape[1:], dtype=np.int64)))
+    return max(1, min(_CHUNK_ROWS, rows, _CHUNK_BYTES // row_bytes)), *like.shape[1:]
 
 
 def _by_source(

@@ -22,14 +22,13 @@ from .features import (
     StoredTokens,
     Tokens,
     check_finite,
-    damaged,
-    open_hdf5,
     read_rows,
     read_tokens,
     row_bytes,
     stamp_of,
     tokens_bytes,
 )
+from .hdf5 import DAMAGE, cannot_open, damaged, open_hdf5
 from .labels import guid_of
 from .schema import EMBEDDINGS, SCHEMA, Header, describe_difference, fingerprint_of
 
@@ -71,6 +70,8 @@ class FeatureCache:
             No such file; not HDF5, cut off, or HDF5 of something else; another schema; another identity.
         """
         path = Path(path)
+        if path.is_dir():
+            raise CacheError(f"{path} is a folder: give a cache file, such as {path / 'features.h5'}")
         if not path.is_file():
             if path.with_name(path.name + ".parts").is_dir():
                 raise CacheError(
@@ -83,16 +84,18 @@ class FeatureCache:
         try:
             file = open_hdf5(path)
         except OSError as error:
-            raise CacheError(
-                f"{path} is not a readable HDF5 file, or is cut off ({error}): put it aside and run "
-                "`mmcli featurize` again, or restore a copy of it"
-            ) from error
+            raise cannot_open(path, error) from error
+        except DAMAGE as error:
+            raise damaged(path, "its structure", error) from error
         try:
             header = _read_header(path, file)
             cache = cls(path, file, header)
             if expected is not None:
                 cache.check(expected)
             return cache
+        except DAMAGE as error:
+            file.close()
+            raise damaged(path, "its header", error) from error
         except BaseException:
             file.close()
             raise

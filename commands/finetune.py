@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from .options import BEST, RUNS, Device, From, Json, MaxMemory, parse_bytes, typed
+from .paths import look_at_inputs
 
 _SETTINGS = (
     "unfreeze_text_layers",
@@ -55,6 +56,7 @@ def finetune(
 
     Example: mmcli finetune --from artifacts/runs/latest/best.pt --lr-backbone 1e-5
     """
+    look_at_inputs(best_pt=source, cache=cache, labels=labels, data=data, result_folder=runs)
     from ..cache.machine import keep_freed_memory
     from ..featurize.loading import choose_device
     from ..finetune import Watch

@@ -1,6 +1,5 @@
 """train-head, evaluate, predict, fusions, demo."""
 
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
@@ -26,6 +25,7 @@ from .options import (
     typed,
     with_options,
 )
+from .paths import look_at_inputs
 
 SPLITS = ["train", "val", "test"]
 Trained = "Default: what the head was trained with."
@@ -63,6 +63,8 @@ def train_head(
     """
     _recipe_or_full(context, settings, full)
     max_bytes = parse_bytes(max_memory)
+    best_pt, own_cache = (source or runs / "latest", cache) if full else (None, cache or CACHE)
+    look_at_inputs(best_pt=best_pt, cache=own_cache, labels=labels, split_dir=split_dir, result_folder=runs)
     from ..report.drawing import Pencil
     from ..report.notes import note_about
     from ..report.progress import ProgressLine
@@ -140,6 +142,7 @@ def evaluate(
 
     Example: mmcli evaluate --from artifacts/runs/latest/best.pt --on test
     """
+    look_at_inputs(best_pt=source, cache=cache, labels=labels, data=data)
     from ..featurize.loading import choose_device
     from ..finetune.use import TrainedStage2, open_best_pt
     from ..heads import evaluate as run
@@ -186,23 +189,27 @@ def predict(
         raise typer.BadParameter("--image and --text go together")
     if (image is None) == (ids is None and data is None):
         raise typer.BadParameter("give --ids FILE, or --data FOLDER (with or without --ids), or --image with --text")
-    from ..cache.atomic import refuse_to_overwrite
+    from ..cache.atomic import make_folder, refuse_to_overwrite
     from ..cache.machine import keep_freed_memory
+    from ..report.progress import ProgressLine
+    from ..report.terminal import note, print_csv, print_json, print_parts
+
+    pair = None if image is None or text is None else (image, text)
+    look_at_inputs(best_pt=source, cache=cache, ids=ids, data=data, image=image)
+    if out is not None:
+        refuse_to_overwrite(out, b"guid", [source, *(path for path in (ids, data, image, cache) if path)])
+        make_folder(out.parent)
     from ..featurize.loading import choose_device
     from ..finetune import open_best_pt
     from ..heads import predict as run
-    from ..report.progress import ProgressLine
-    from ..report.terminal import note, print_json, print_parts
 
-    pair = None if image is None or text is None else (image, text)
-    if out is not None:
-        refuse_to_overwrite(out, b"guid", [source, *(path for path in (ids, data, image, cache) if path)])
-        out.parent.mkdir(parents=True, exist_ok=True)
     keep_freed_memory()
     with ProgressLine("encode") as progress:
         model = open_best_pt(source, choose_device(device), backbone=backbone)
         found = run(model, ids, data, pair, cache, backbone, device, progress)
     note(f"head: {found.head}")
+    for said in found.notes:
+        note(said)
     for reject in found.rejects:
         note(f"left out {reject.guid}: {reject.reason}")
     if out is not None:
@@ -219,7 +226,7 @@ def predict(
         shown = ", ".join(f"{name} {prob:.3f}" for name, prob in zip(found.classes, found.probs[0], strict=True))
         print_parts(f"{found.labels[0]} ({shown})")
     else:
-        sys.stdout.write(found.to_csv(probs))
+        print_csv(found.to_csv(probs))
 
 
 def fusions(

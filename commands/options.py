@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from .paths import look_at_inputs
+
 if TYPE_CHECKING:
     from ..heads.experiments import Candidate, Setup
     from ..heads.recipe import Recipe
@@ -130,6 +132,9 @@ def _settings(context: typer.Context, values: dict[str, Any]) -> Settings:
 
 
 def _setup(context: typer.Context, values: dict[str, Any]) -> "Setup":
+    look_at_inputs(
+        cache=values["cache"], labels=values["labels"], split_dir=values["split_dir"], result_folder=values["out"]
+    )
     from ..heads.experiments import Setup
 
     return Setup(max_bytes=parse_bytes(values.pop("max_memory")), **values)

@@ -11,9 +11,9 @@ from ..cache.features import Features, Tokens, text_offsets
 from ..cache.parts import Block
 from ..cache.schema import describe_difference, fingerprint_of
 from ..cache.store import FeatureCache
-from .backbone import Backbone
+from .backbone import Backbone, Encoder
 from .encode import How, encode_blocks
-from .loading import choose_device, open_backbone
+from .loading import open_backbone
 from .pair import Pair
 from .plan import BLOCK_ROWS
 from .reading import Reject, compare
@@ -32,10 +32,9 @@ class Embedded:
 def embed_pairs(
     pairs: Sequence[Pair],
     identity: dict[str, Any],
-    backbone: dict[str, Any],
+    load: Callable[[], Encoder],
     cache: FeatureCache | None = None,
     tokens: bool = False,
-    device: str = "auto",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Embedded]:
     """Yield the features of ``pairs`` as ``identity`` says, a block at a time: cached ones first.
@@ -44,21 +43,16 @@ def embed_pairs(
     ----------
     pairs
         Raw pairs.
-    identity, backbone
+    identity
         Of the features that a head was trained on.
+    load
+        Returns the encoder of ``identity`` (see ``open_same``); called only where something has to be encoded.
     cache
         Rows whose raw bytes are the same are taken from it. Its fingerprint must be that of ``identity``.
     tokens
         Whether token states are wanted; a cache without them is then not looked at.
-    device
-        For encoding.
     on_progress
         Called with (pairs encoded, pairs to encode).
-
-    Raises
-    ------
-    BackboneError
-        The backbone cannot be had, or is not the one of ``identity``.
     """
     same: list[str] = []
     if cache is not None and (cache.has_tokens or not tokens):
@@ -68,7 +62,7 @@ def embed_pairs(
     there = set(same)
     missing = [pair for pair in pairs if pair.guid not in there]
     if missing:
-        yield from _encode(missing, identity, backbone, tokens, device, on_progress)
+        yield from _encode(missing, identity, load(), tokens, on_progress)
 
 
 def same_as_cached(pairs: Sequence[Pair], cache: FeatureCache) -> list[str]:
@@ -85,13 +79,10 @@ def _blocks(items: list[Any]) -> list[list[Any]]:
 def _encode(
     pairs: list[Pair],
     identity: dict[str, Any],
-    backbone: dict[str, Any],
+    encoder: Encoder,
     tokens: bool,
-    device: str,
     on_progress: Callable[[int, int], None] | None,
 ) -> Iterator[Embedded]:
-    source = open_same(identity, backbone)
-    encoder = source.load(choose_device(device), identity["dtype"], identity["image"]["resize"])
     for block, rejects in encode_blocks(_blocks(pairs), encoder, how_of(identity, tokens=tokens), on_progress):
         yield Embedded(block.guids, features_of(block), rejects)
 

@@ -4,13 +4,17 @@ The text has a mood and the picture has a mood; the label is the sign of their s
 annotator got wrong. So a glum text under a sunny picture is neutral, and neither side alone tells such a label.
 """
 
+import os
 from pathlib import Path
 from random import Random
 
 from PIL import Image, ImageDraw, ImageFilter
 
+from ..cache.atomic import make_folder, write_text
+from ..cache.errors import DataError
 from ..cache.labels import table_text
 
+MARK = ".mmcli-demo"
 LABEL_NOISE = 0.1  # share of labels drawn at random
 LABELS = {-1: "negative", 0: "neutral", 1: "positive"}
 
@@ -42,7 +46,12 @@ _MOODS = {
 
 
 def make_sample(folder: str | Path, pairs: int = 360, seed: int = 0) -> tuple[Path, Path]:
-    """Write ``pairs`` image-text pairs and their labels.
+    """Write ``pairs`` image-text pairs and their labels. What an earlier call wrote is written again.
+
+    Raises
+    ------
+    DataError
+        ``folder`` has data or labels that this did not write: it leaves a file ``MARK`` beside what is its own.
 
     Returns
     -------
@@ -50,8 +59,14 @@ def make_sample(folder: str | Path, pairs: int = 360, seed: int = 0) -> tuple[Pa
         ``folder/data`` with ``<guid>.jpg`` and ``<guid>.txt``, and ``folder/labels.csv`` with header ``guid,tag``.
     """
     folder = Path(folder)
-    data = folder / "data"
-    data.mkdir(parents=True, exist_ok=True)
+    data, labels = folder / "data", folder / "labels.csv"
+    for path in (data, labels):
+        if not (folder / MARK).is_file() and os.path.lexists(path) and not _is_empty(path):
+            raise DataError(
+                f"{path} is there, and not from a demo: give the demo another folder with --out, or remove it"
+            )
+    make_folder(data)
+    write_text(folder / MARK, "What mmcli demo wrote here, it may write again.\n")
     rows = []
     for guid in range(1, pairs + 1):
         random = Random(f"{seed}/{guid}")
@@ -65,8 +80,12 @@ def make_sample(folder: str | Path, pairs: int = 360, seed: int = 0) -> tuple[Pa
         total = text_mood + image_mood
         mood = random.choice((-1, 0, 1)) if random.random() < LABEL_NOISE else (total > 0) - (total < 0)
         rows.append((guid, LABELS[mood]))
-    (folder / "labels.csv").write_text(table_text(["guid", "tag"], rows), encoding="utf-8")
-    return data, folder / "labels.csv"
+    labels.write_text(table_text(["guid", "tag"], rows), encoding="utf-8")
+    return data, labels
+
+
+def _is_empty(folder: Path) -> bool:
+    return folder.is_dir() and not any(folder.iterdir())
 
 
 def draw_scene(mood: int, random: Random) -> Image.Image:

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ..heads.checkpoint import FINETUNED, Checkpoint, Stored, header_of, tensors_of, write_best_pt
+from ..heads.tensor_file import check_tensor
 from .recipe import FinetuneRecipe, recipe_for
 
 
@@ -44,6 +45,7 @@ class FinetunedCheckpoint:
             if not isinstance(changed, list) or len(changed) != len(checkpoint.seeds):
                 raise ValueError(f"not one set of layers for each of {len(checkpoint.seeds)} heads")
             for name, tensor in (item for weights in changed for item in dict(weights).items()):
-                if not (isinstance(tensor, Tensor) and tensor.is_floating_point() and bool(tensor.isfinite().all())):
-                    raise ValueError(f"{name} is not a tensor of finite numbers")
+                if not isinstance(tensor, Tensor):
+                    raise ValueError(f"{name} is no tensor")
+                check_tensor(name, tensor)
             return cls(checkpoint, settings, changed)

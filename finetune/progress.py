@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import pickle
 import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from ..cache.atomic import remove_leftovers, write_bytes
+from ..cache.atomic import remove_leftovers
 from ..cache.errors import CheckpointError
+from ..heads.tensor_file import read_tensor_file, write_tensor_file
 
 _FORMAT = "mmcli finetune progress 2"
 _KEPT_DAYS = 30
@@ -52,22 +49,20 @@ class Progress:
         if not self.path.is_file():
             return False
         try:
-            content = torch.load(self.path, map_location="cpu", weights_only=True)
+            content = read_tensor_file(self.path)
             if content["format"] != _FORMAT:
                 raise ValueError(f"format {content['format']!r}")
             self.finished, self.state = content["finished"], content["state"]
-        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
-                f"{self.path}, which says how far an interrupted run got, cannot be read: leave --resume out"
+                f"{self.path}, which says how far an interrupted run got, cannot be used ({error}): leave --resume out"
             ) from error
         return bool(self.finished or self.state)
 
     def keep(self, state: dict[str, Any] | None) -> None:
         """Write ``finished`` and the state of the fit at work, whole or not at all."""
         self.state = state
-        buffer = io.BytesIO()
-        torch.save({"format": _FORMAT, "finished": self.finished, "state": state}, buffer)
-        write_bytes(self.path, buffer.getvalue())
+        write_tensor_file(self.path, {"format": _FORMAT, "finished": self.finished, "state": state})
 
     def forget(self) -> None:
         """Delete the file, the run folder is written; and those that others left a month ago."""

@@ -121,9 +121,9 @@ def finetune(
     count = len(stage1.seeds) if seeds is None else seeds
     if count < 1:
         raise MmcliError(f"seeds must be 1 or more, found {count}")
-    with FeatureCache.open(cache_path or stage1.made_from["cache"]) as cache:
+    with FeatureCache.open(stage1.cache_path(cache_path)) as cache:
         stage1.check_cache(cache)
-        labels_file, labels, absent = labels_of(cache, labels_path or stage1.made_from["labels"])
+        labels_file, labels, absent = labels_of(cache, stage1.labels_path(labels_path))
         parts = stage1.split.named()
         for name, guids in parts.items():
             check_labelled(name, guids, labels)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..cache.features import text_offsets
+from ..cache.hdf5 import open_hdf5
 from ..cache.parts import Block
 
 
@@ -58,7 +59,7 @@ class Part:
     @classmethod
     def of_file(cls, path: Path) -> Part:
         """Map the states in a file that ``write_part`` wrote."""
-        with h5py.File(path, "r") as file:
+        with open_hdf5(path) as file:
             if "text_ids" in file:
                 return cls(_mapped(path, file["text_tokens"]), file["text_offsets"][:], file["text_ids"][:], path)
             return cls(_mapped(path, file["image_tokens"]), path=path)

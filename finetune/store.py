@@ -6,12 +6,13 @@ import contextlib
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
-import h5py
 import numpy as np
 
 from ..cache.errors import CacheError, DataError, DiskFullError
+from ..cache.hdf5 import open_hdf5
 from ..cache.lock import writer_lock
 from ..cache.parts import Block, read_parts, write_part
 from ..cache.schema import Header
@@ -91,7 +92,7 @@ class StateStore:
                 part = Part.of_block(block)
                 checksums = [part.checksum(row) for row in range(len(block.guids))]
                 block.columns[_CHECKSUMS] = np.array(checksums, dtype=np.uint32)
-                write_part(self.folder, number, block, self.header)
+                write_part(self.folder, number, block, self.header, True)
                 number += 1
         self.kept = self._kept()
         gone = [guid for guid in guids if guid not in self.kept]
@@ -122,16 +123,21 @@ class StateStore:
         for path, rows in wanted.items():
             damaged = [guid for guid, _ in rows]
             with contextlib.suppress(OSError, KeyError, ValueError, IndexError, TypeError):
-                with h5py.File(path, "r") as file:
+                with open_hdf5(path) as file:
                     checksums = file[_CHECKSUMS][:]
                 part = Part.of_file(path)
                 damaged = [guid for guid, row in rows if part.checksum(row) != checksums[row]]
             for guid in damaged:
                 del self.kept[guid]
 
+    @cached_property
+    def _pair_of(self) -> dict[str, Pair]:
+        """The raw pairs by guid; made once, since rows may be asked for a few hundred at a time."""
+        return {pair.guid: pair for pair in self.source.dataset(self.cache).pairs}
+
     def _raw_pairs(self, guids: Sequence[str]) -> list[Pair]:
         """Return the raw pairs of rows; find out before the work that one is gone or was changed."""
-        there = {pair.guid: pair for pair in self.source.dataset(self.cache).pairs}
+        there = self._pair_of
         stored = dict(zip(guids, self.cache.read(self.digests, self.cache.rows(guids)), strict=True))
         gone: list[str] = []
         changed: list[str] = []

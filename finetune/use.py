@@ -71,6 +71,7 @@ class TrainedStage2(Trained):
         self.layers = found.settings.layers()
         self._models: list[Finetuned] = []
         self._stores: list[StateStore] = []  # of the cache that was asked for last
+        self._sources: dict[str, Source] = {}  # by where the backbone is; kept, for the next pairs
 
     def models(self, source: Source) -> list[Finetuned]:
         """Return one model per head, its tops cut from the backbone that ``source`` names."""
@@ -115,7 +116,7 @@ class TrainedStage2(Trained):
             some = guids[start : start + _AT_ONCE]
             states = {store.tower: store.states(some, keep=False) for store in stores}
             features = cache.features(some, self.needs_tokens, max_bytes=max_bytes)
-            found.append(self.logits(StateRows(features, states), stores[0].source))
+            found.append(self.finite(some, self.logits(StateRows(features, states), stores[0].source)))
         return np.concatenate(found)
 
     def of_pairs(
@@ -126,11 +127,14 @@ class TrainedStage2(Trained):
         on_progress: OnProgress | None = None,
     ) -> Iterator[Scored]:
         """Yield the logits of raw pairs. Embeddings of a frozen tower come from ``cache`` where it has the bytes."""
-        source = Source(self.checkpoint.identity, backbone, self.device)
+        place = f"{backbone['name']}@{backbone['revision']}"
+        if place not in self._sources:
+            self._sources[place] = Source(self.checkpoint.identity, backbone, self.device)
+        source = self._sources[place]
         for start in range(0, len(pairs), _AT_ONCE):
             guids, rows, rejects = self._read(pairs[start : start + _AT_ONCE], source, cache)
             none = np.zeros((0, len(self.checkpoint.classes)), np.float32)
-            yield Scored(guids, self.logits(rows, source) if guids else none, rejects)
+            yield Scored(guids, self.finite(guids, self.logits(rows, source)) if guids else none, rejects)
             if on_progress is not None:
                 on_progress(min(start + _AT_ONCE, len(pairs)), len(pairs))
 

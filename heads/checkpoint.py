@@ -1,10 +1,8 @@
 """best.pt: tensors and a JSON header, nothing that runs code when it is loaded."""
 
 import contextlib
-import io
 import json
-import pickle
-import zipfile
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +10,22 @@ from typing import Any
 
 import torch
 
-from ..cache.atomic import write_bytes
-from ..cache.errors import CheckpointError, MmcliError
+from ..cache.errors import CacheError, CheckpointError, MmcliError
 from ..cache.schema import describe_difference, fingerprint_of
 from ..cache.store import FeatureCache
+from .folders import find_best_pt
 from .fusions import Sizes
 from .model import Ensemble, Head
 from .recipe import Recipe
 from .splits import Split
+from .tensor_file import (
+    CodeInsideError,
+    TensorFileError,
+    check_tensors,
+    first_line,
+    read_tensor_file,
+    write_tensor_file,
+)
 
 FORMAT = "mmcli head 2"
 FINETUNED = "mmcli finetune 1"  # with layers of the backbone; read and used by ``finetune``
@@ -48,7 +54,8 @@ class Checkpoint:
     best_epochs
         Whose weights these are, for each head.
     made_from
-        ``{"cache", "labels"}``: absolute paths at the time of training, the defaults of later commands.
+        ``{"cache", "labels"}``: absolute paths at the time of training, the defaults of later commands; and
+        ``{"cache_from_run", "labels_from_run"}``: the same as seen from the run folder, for when all moved together.
     path
         The file it was read from.
     """
@@ -69,6 +76,46 @@ class Checkpoint:
     def fingerprint(self) -> str:
         """Of the features that the head was trained on."""
         return fingerprint_of(self.identity)
+
+    def cache_path(self, given: str | Path | None = None) -> Path:
+        """Return the cache to use: ``given``, or the one of the training, or the one beside a run that was moved.
+
+        Raises
+        ------
+        CacheError
+            Neither of the two is there; it names both.
+        """
+        if given is not None:
+            return Path(given)
+        recorded, beside = self._places("cache")
+        if recorded.is_file() or beside == recorded:
+            return recorded
+        if beside.is_file():
+            with FeatureCache.open(beside) as cache:
+                guids = [guid for part in self.split.named().values() for guid in part]
+                if cache.fingerprint == self.fingerprint and 2 * sum(guid in cache for guid in guids) >= len(guids):
+                    return beside
+            raise CacheError(
+                f"no feature cache at {recorded}, where the head was trained, and {beside} holds other features or "
+                "other pairs: say with --cache where it is"
+            )
+        raise CacheError(
+            f"no feature cache at {recorded}, where the head was trained, nor at {beside}: say with --cache where it is"
+        )
+
+    def labels_path(self, given: str | Path | None = None) -> Path:
+        """Return the labels file to use, by the same order."""
+        if given is not None:
+            return Path(given)
+        recorded, beside = self._places("labels")
+        return beside if beside.is_file() and not recorded.is_file() else recorded
+
+    def _places(self, what: str) -> tuple[Path, Path]:
+        """Return where a file was at the training, and where it is if it was moved together with the run folder."""
+        recorded, beside = Path(self.made_from[what]), self.made_from.get(f"{what}_from_run")
+        if beside is None or self.path is None:
+            return recorded, recorded
+        return recorded, Path(os.path.normpath(self.path.parent / beside))
 
     def check_cache(self, cache: FeatureCache) -> None:
         """Refuse a cache of another fingerprint.
@@ -116,9 +163,7 @@ def tensors_of(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 def write_best_pt(path: Path, kind: str, header: dict[str, Any], tensors: dict[str, Any]) -> None:
     """Write a file of format ``kind``: a JSON header and named groups of tensors."""
-    buffer = io.BytesIO()  # torch's own writing says RuntimeError where the disk is full
-    torch.save({"format": kind, "header": json.dumps(header, sort_keys=True), **tensors}, buffer)
-    write_bytes(path, buffer.getvalue())
+    write_tensor_file(path, {"format": kind, "header": json.dumps(header, sort_keys=True), **tensors})
 
 
 def load_checkpoint(path: str | Path, device: str = "cpu") -> Checkpoint:
@@ -131,10 +176,10 @@ def load_checkpoint(path: str | Path, device: str = "cpu") -> Checkpoint:
     """
     stored = read_best_pt(path)
     if stored.content["format"] != FORMAT:
-        made_from = stored.header().get("made_from", {})
+        earlier = stored.header()["made_from"].get("stage1", "that of `mmcli train-head`")
         raise CheckpointError(
-            f"{stored.path} is of stage 2 (mmcli finetune), where a head on frozen features is asked for: give the "
-            f"best.pt that it was made from, {made_from.get('stage1', 'that of `mmcli train-head`')}"
+            f"{stored.path} is of stage 2 (mmcli finetune), where a head on frozen features is asked for: open it with "
+            f"mmcli.finetune.open_best_pt, or give the best.pt that it was made from, {earlier}"
         )
     return stored.checkpoint(device)
 
@@ -147,18 +192,24 @@ class Stored:
     content: dict[str, Any]
 
     def header(self) -> dict[str, Any]:
-        """Return the header."""
+        """Return the header; what every command takes from it has the type that it should have."""
         with self.must_fit():
-            return dict(json.loads(self.content["header"]))
+            header = json.loads(self.content["header"])
+            _check_header(header)
+            return dict(header)
 
     def checkpoint(self, device: str = "cpu") -> Checkpoint:
         """Return the head that is in it."""
-        header = self.header()
+        header, tensors = self.header(), self.content["tensors"]
         with self.must_fit():
             recipe = Recipe.from_dict(header["recipe"])
             sizes, n_classes = Sizes(**header["sizes"]), len(header["classes"])
-            head = Ensemble([Head(sizes, n_classes, recipe) for _ in header["seeds"]], n_classes)
-            head.load_state_dict(self.content["tensors"])
+            if len(header["seeds"]) != len({name.split(".")[1] for name in tensors if name.startswith("heads.")}):
+                raise ValueError("it has not as many heads as seeds")
+            with torch.device("meta"):  # shapes alone, whatever sizes the header claims
+                head = Ensemble([Head(sizes, n_classes, recipe) for _ in header["seeds"]], n_classes)
+            check_tensors(tensors, head.state_dict())
+            head.load_state_dict(tensors, assign=True)
             return Checkpoint(
                 head=head.eval().to(device),
                 classes=header["classes"],
@@ -196,31 +247,25 @@ class Stored:
         """Turn what goes wrong while the content is taken apart into a CheckpointError."""
         try:
             yield
-        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, MmcliError) as error:
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, OverflowError, MmcliError) as error:
             raise CheckpointError(
-                f"{self.path} is a best.pt of mmcli, but its content does not fit ({_first_line(error)}): was it "
+                f"{self.path} is a best.pt of mmcli, but its content does not fit ({first_line(error)}): was it "
                 "changed by hand, or written by a newer mmcli?"
             ) from error
 
 
 def read_best_pt(path: str | Path) -> Stored:
     """Read a best.pt of either stage; errors as ``load_checkpoint``."""
-    path = Path(path)
-    if path.is_dir():
-        path = path / "best.pt"
-    if not path.is_file():
-        raise CheckpointError(f"no such checkpoint: {path}; train a head with `mmcli train-head`")
-    if not zipfile.is_zipfile(path):  # what torch.save writes; a bare pickle is not even opened
-        raise CheckpointError(f"{path} is not a best.pt of mmcli, or is cut off: train one with `mmcli train-head`")
+    path = find_best_pt(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+        content = read_tensor_file(path)
+    except CodeInsideError as error:
+        raise CheckpointError(f"{path} is not loaded: {error}; use a best.pt that mmcli wrote") from error
+    except TensorFileError as error:
         raise CheckpointError(
-            f"{path} holds Python objects, which could run code when loaded: it was not loaded; use a best.pt that "
-            "mmcli wrote"
+            f"{path} is not a best.pt of mmcli, or is damaged ({error}): restore a copy, or train one with "
+            "`mmcli train-head`"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read, it may be cut off ({_first_line(error)})") from error
     if isinstance(content, dict) and content.get("format") == "mmcli head 1":
         raise CheckpointError(f"{path} was written by an older mmcli: train the head again with `mmcli train-head`")
     if not isinstance(content, dict) or content.get("format") not in (FORMAT, FINETUNED):
@@ -228,5 +273,33 @@ def read_best_pt(path: str | Path) -> Stored:
     return Stored(path.resolve(), content)
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def _check_header(header: Any) -> None:
+    """Raise a ValueError where a part of a header is not of the type that it should have."""
+    if not isinstance(header, dict):
+        raise ValueError("the header is no object")
+    texts = {"classes": header["classes"]} | {
+        f"split.{name}": header["split"][name] for name in ("train", "val", "test")
+    }
+    for name, value in texts.items():
+        if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+            raise ValueError(f"{name} is no list of names")
+    if not header["classes"] or len(set(header["classes"])) < len(header["classes"]):
+        raise ValueError("classes are missing or given twice")
+    for name in ("seeds", "best_epochs"):
+        if not isinstance(header[name], list) or not all(type(each) is int for each in header[name]):
+            raise ValueError(f"{name} is no list of whole numbers")
+    if len(header["seeds"]) != len(header["best_epochs"]):
+        raise ValueError("seeds and best_epochs differ in length")
+    identity, backbone = header["identity"], header["backbone"]
+    expected: dict[str, tuple[Any, type | tuple[type, ...]]] = {
+        "backbone.name": (backbone["name"], str),
+        "backbone.revision": (backbone["revision"], (str, type(None))),
+        "identity.dtype": (identity["dtype"], str),
+        "identity.image.resize": (identity["image"]["resize"], (int, type(None))),
+        "identity.text.cleaning": (identity["text"]["cleaning"], int),
+        **{f"made_from.{name}": (header["made_from"][name], str) for name in ("cache", "labels", *header["made_from"])},
+        **{f"sizes.{name}": (size, int) for name, size in header["sizes"].items()},
+    }
+    for name, (value, kinds) in expected.items():
+        if not isinstance(value, kinds):
+            raise ValueError(f"{name} cannot be {str(value)[:40]!r}")

@@ -140,9 +140,9 @@ def train_full(
     if not earlier.split.val:
         raise CheckpointError(f"{source} was itself trained on all rows: give the run that held some out")
     schedules = read_schedules(source, earlier)
-    with FeatureCache.open(cache_path or earlier.made_from["cache"]) as cache:
+    with FeatureCache.open(earlier.cache_path(cache_path)) as cache:
         earlier.check_cache(cache)
-        labels_file, labels, absent = labels_of(cache, labels_path or earlier.made_from["labels"])
+        labels_file, labels, absent = labels_of(cache, earlier.labels_path(labels_path))
         split = Split(list(labels), [], [])
         processes = processes_for(len(earlier.seeds), jobs, device)
         each = share_of(max_bytes, processes)
@@ -199,9 +199,9 @@ def evaluate(
     """
     model = trained(best_pt, device)
     checkpoint = model.checkpoint
-    with FeatureCache.open(cache_path or checkpoint.made_from["cache"]) as cache:
+    with FeatureCache.open(checkpoint.cache_path(cache_path)) as cache:
         checkpoint.check_cache(cache)
-        _, labels, absent = labels_of(cache, labels_path or checkpoint.made_from["labels"])
+        _, labels, absent = labels_of(cache, checkpoint.labels_path(labels_path))
         result: dict[str, Any] = {"best_pt": str(checkpoint.path), "classes": checkpoint.classes}
         result |= {"fusion": checkpoint.recipe.fusion, "modality": checkpoint.recipe.modality}
         result["labels_without_features"] = absent

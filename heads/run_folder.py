@@ -1,6 +1,7 @@
 """The run folder: what ``train-head`` leaves, and what ``--full`` reads back from it."""
 
 import csv
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -31,7 +32,7 @@ def read_schedules(source: Path, earlier: Checkpoint) -> list[list[float] | None
     history = source.parent / "history.csv"
     if not history.is_file():
         raise CheckpointError(f"no {history.name} beside {source}: give a best.pt inside its run folder")
-    with history.open(newline="") as file:
+    with history.open(newline="", encoding="utf-8") as file:
         records = list(csv.DictReader(file))
     return [
         [float(record["lr"]) for record in records if int(record["seed"]) == seed][:epochs]
@@ -68,7 +69,7 @@ def write_run(
     save: Callable[[Path], None] | None = None,
     draw: Callable[..., None] = draw,
 ) -> dict[str, Any]:
-    """Write a run folder into ``runs`` and return what its ``metrics.json`` holds.
+    """Write a run folder into ``runs``; return what its ``metrics.json`` holds, and ``notes`` where there are any.
 
     Parameters
     ----------
@@ -84,7 +85,11 @@ def write_run(
         Draws a figure: ``report.drawing.draw``, or a ``Pencil``.
     """
     first = next(iter(fits.values()))
-    with new_folder(runs, name or checkpoint.recipe.sees) as (draft, folder):
+    notes: list[str] = []
+    with new_folder(runs, name or checkpoint.recipe.sees, notes.append) as (draft, folder):
+        for what in ("cache", "labels"):
+            place = os.path.realpath(checkpoint.made_from[what])
+            checkpoint.made_from[f"{what}_from_run"] = os.path.relpath(place, os.path.realpath(folder))
         if save is None:
             save_checkpoint(draft / "best.pt", checkpoint)
         else:
@@ -113,4 +118,4 @@ def write_run(
             "seconds": time.perf_counter() - started,
         }
         write_json(draft / "metrics.json", result)
-    return result
+    return result | ({"notes": notes} if notes else {})

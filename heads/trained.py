@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..cache.errors import CheckpointError
 from ..cache.store import FeatureCache
-from ..featurize.embed import embed_pairs
+from ..featurize.backbone import Encoder
+from ..featurize.embed import embed_pairs, open_same
 from ..featurize.pair import Pair
 from ..featurize.reading import Reject
 from .checkpoint import Checkpoint, load_checkpoint
@@ -40,6 +42,7 @@ class Trained:
 
     def __init__(self, checkpoint: Checkpoint, device: str = "cpu") -> None:
         self.checkpoint, self.device = checkpoint, device
+        self._encoders: dict[str, Encoder] = {}  # by where the backbone is; kept, for the next pairs
 
     @property
     def needs_tokens(self) -> bool:
@@ -68,7 +71,18 @@ class Trained:
         CacheError
             Tokens are needed and not there, or a number is not finite.
         """
-        return predict_logits(self.checkpoint.head, cache.features(guids, self.needs_tokens, max_bytes=max_bytes))
+        features = cache.features(guids, self.needs_tokens, max_bytes=max_bytes)
+        return self.finite(guids, predict_logits(self.checkpoint.head, features))
+
+    def finite(self, guids: Sequence[str], logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the logits, (n, C), of ``guids``; a CheckpointError names the first that is not finite."""
+        fine = np.isfinite(logits).all(axis=1)
+        if not fine.all():
+            raise CheckpointError(
+                f"{self.checkpoint.path} gives {np.count_nonzero(~fine)} of {len(guids)} pairs scores that are not "
+                f"finite, the first is {guids[int(np.argmin(fine))]!r}: train the head again"
+            )
+        return logits
 
     def of_pairs(
         self,
@@ -85,9 +99,19 @@ class Trained:
             ``backbone`` cannot be had, or is not the one of the checkpoint.
         """
         identity, head = self.checkpoint.identity, self.checkpoint.head
-        for found in embed_pairs(pairs, identity, backbone, cache, self.needs_tokens, self.device, on_progress):
+
+        def load() -> Encoder:
+            place = f"{backbone['name']}@{backbone['revision']}"
+            if place not in self._encoders:
+                source = open_same(identity, backbone)
+                resize = identity["image"]["resize"]
+                self._encoders[place] = source.load(self.device, identity["dtype"], resize)
+            return self._encoders[place]
+
+        for found in embed_pairs(pairs, identity, load, cache, self.needs_tokens, on_progress):
             none = np.zeros((0, len(self.checkpoint.classes)), np.float32)
-            yield Scored(found.guids, predict_logits(head, found.features) if found.guids else none, found.rejects)
+            logits = self.finite(found.guids, predict_logits(head, found.features)) if found.guids else none
+            yield Scored(found.guids, logits, found.rejects)
 
 
 def trained(best_pt: "str | Path | Trained", device: str = "cpu") -> Trained:

@@ -4,6 +4,7 @@ As a script, it draws what it is told line by line: see ``drawing``.
 """
 
 import json
+import re
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -41,7 +42,7 @@ def curves(histories: Sequence[Sequence[dict[str, float]]], best_epochs: Sequenc
 
 def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], part: str, path: Path) -> None:
     """Draw a confusion matrix: counts, shaded by the share of the true class; of many classes, the shades alone."""
-    few = len(classes) <= _MOST_NAMED
+    few, classes = len(classes) <= _MOST_NAMED, _drawable(classes)
     size = 2.2 + 0.9 * min(len(classes), _MOST_NAMED)
     figure = Figure(figsize=(size + 0.8, size), layout="constrained")
     axes = figure.subplots()
@@ -70,7 +71,7 @@ def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], part: str
 
 def differences(candidates: Sequence[Mapping[str, Any]], against: str, path: Path) -> None:
     """Draw macro-F1 of each candidate with its interval, and its difference from ``against`` with its interval."""
-    names = [entry["name"] for entry in candidates]
+    names = _drawable([entry["name"] for entry in candidates])
     places = range(len(names), 0, -1)
     figure = Figure(figsize=(10, 1.4 + 0.38 * len(names)), layout="constrained")
     scores, apart = figure.subplots(1, 2, sharey=True)
@@ -93,6 +94,11 @@ def differences(candidates: Sequence[Mapping[str, Any]], against: str, path: Pat
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         FigureCanvasAgg(figure).print_png(path)
+
+
+def _drawable(names: Sequence[str]) -> list[str]:
+    """Return names with halves of emoji and control characters, which no font has, as escapes."""
+    return [re.sub("[\x00-\x1f\x7f-\x9f\ud800-\udfff]", lambda found: ascii(found[0])[1:-1], name) for name in names]
 
 
 def _dot(axes: Axes, place: float, value: float, bounds: Sequence[float], color: str) -> None:

@@ -10,6 +10,8 @@ _FEW = 5  # rows of a class
 
 def note_about(result: Mapping[str, Any]) -> None:
     """Say on stderr what a reader of the scores should know."""
+    for said in result.get("notes", ()):
+        note(said)
     if result["labels_without_features"]:
         note(f"note: {result['labels_without_features']} labels are of pairs without features; left out")
     if result.get("duplicates_separated"):

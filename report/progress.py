@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from .terminal import say
+
 _LOG_EVERY = 15.0  # seconds
 
 
@@ -66,7 +68,7 @@ class ProgressLine:
             if since and elapsed >= 1:  # a rate over less is noise
                 left = timedelta(seconds=round((total - done) * elapsed / since))
                 line += f", {_rate(since / elapsed)} {self.things}/s" + (f", {left} left" if done < total else "")
-            print(line, file=sys.stderr)
+            say(line)
 
     def _show(self, done: int, total: int) -> None:
         if self.bar is None:

@@ -128,7 +128,7 @@ def test_a_flipped_byte_is_found_when_it_is_read(tmp_path, name):
 
 def test_another_schema_and_another_backbone_are_named(tmp_path):
     path = write_cache(tmp_path / "f.h5", synthetic_block(["a"]))
-    with pytest.raises(CacheError, match=r"synthetic.*dtype: float32, not bfloat16"):
+    with pytest.raises(CacheError, match=r"synthetic.*dtype.*: float32, not bfloat16"):
         FeatureCache.open(path, expected=header(dtype="bfloat16").identity)
     with h5py.File(path, "r+") as file:
         file.attrs["schema"] = 99
@@ -267,3 +267,17 @@ def test_exports_hold_the_same_numbers(tmp_path):
     table = parquet.read_table(tmp_path / "f.parquet").to_pydict()
     assert table["guid"] == block.guids
     assert np.array_equal(np.array(table["image"], np.float32), block.columns["image"].astype(np.float32))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_damaged_structure_is_no_traceback_when_it_is_opened(tmp_path, seed):
+    path, random = write_cache(tmp_path / "f.h5", synthetic_block(["a", "b"])), np.random.default_rng(seed)
+    whole = path.read_bytes()
+    refused = 0
+    for place in random.integers(0, min(len(whole), 8000), 150):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ (1 << int(random.integers(8)))]) + whole[place + 1 :])
+        try:
+            FeatureCache.open(path).close()
+        except CacheError:
+            refused += 1
+    assert refused

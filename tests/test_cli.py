@@ -98,7 +98,7 @@ BAD = [
         "resize (--resize): absent, not 70",
     ),
     (("featurize", "data", "--backbone", "CLIP", "--out", "data"), "data is a folder: give --out a file"),
-    (("featurize", "data", "--backbone", "CLIP", "--out", "text.h5/f.h5"), "text.h5: "),
+    (("featurize", "data", "--backbone", "CLIP", "--out", "text.h5/f.h5"), "a file is in its place"),
     (("train-head", "--cache", "none.h5"), "no feature cache at none.h5"),
     (("train-head", "--cache", "text.h5"), "not a readable HDF5 file"),
     (("train-head", "--labels", "foreign.csv"), "none of the 1 labels"),
@@ -108,7 +108,7 @@ BAD = [
     (("train-head", "--full", "--from", "none.pt"), "no such checkpoint: none.pt"),
     (("evaluate", "--from", "none.pt"), "no such checkpoint: none.pt"),
     (("evaluate", "--from", "code.pt"), "could run code"),
-    (("predict", "--from", "text.h5", "--ids", "twice.csv"), "not a best.pt of mmcli, or is cut off"),
+    (("predict", "--from", "text.h5", "--ids", "twice.csv"), "not a best.pt of mmcli, or is damaged"),
     (("cache", "info", "none.h5"), "no feature cache at none.h5"),
 ]
 

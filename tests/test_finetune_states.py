@@ -233,3 +233,21 @@ def test_a_disk_without_room_is_found_out_before_the_work(cache, monkeypatch):
     monkeypatch.setattr(store_module.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(DiskFullError, match=r"no room beside .* MB needed, 0 MB free"):
         store_of(cache).states(cache.guids)
+
+
+def test_rows_asked_for_bit_by_bit_look_through_the_pairs_once(cache, monkeypatch):
+    """As for a cache in a folder that cannot be written to: nothing is kept, and the dataset is not listed anew."""
+    store, listed = store_of(cache), []
+    original = Source.dataset
+
+    def spy(self, *arguments):
+        listed.append(arguments)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(Source, "dataset", spy)
+    guids = cache.guids[:12]
+    bits = [text_states(store.states(guids[start : start + 4], keep=False)) for start in range(0, 12, 4)]
+    assert len(listed) == 1
+    together = text_states(store_of(cache).states(guids))
+    for one, other in zip([state for bit in bits for state in bit], together, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)

@@ -1,6 +1,7 @@
 """Promises about the package itself: direction of imports, packaging, start-up, help."""
 
 import ast
+import importlib
 import inspect
 import subprocess
 import sys
@@ -143,3 +144,22 @@ def test_the_two_commands_of_the_readme():
     assert run in readme
     assert test in readme
     assert test in (ROOT / ".ci" / "run").read_text()
+
+
+@pytest.mark.parametrize("words", ["mmcli.heads.recipe", "mmcli.finetune.recipe", "mmcli.heads", "mmcli.finetune"])
+def test_a_recipe_needs_no_torch(words):
+    code = f"import sys, {words}\nfrom mmcli.heads import Recipe\nRecipe()\nprint('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("name", ["heads", "finetune"])
+def test_every_public_name_can_be_imported_and_is_no_module(name):
+    """Whatever was imported before: a module with the name of a function would take its place."""
+    package = importlib.import_module(f"mmcli.{name}")
+    for path in (ROOT / name).glob("*.py"):
+        importlib.import_module(f"mmcli.{name}.{path.stem}")
+    for each in package.__all__:
+        assert not inspect.ismodule(getattr(package, each)), each
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = package.nothing

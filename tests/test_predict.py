@@ -1,14 +1,18 @@
 """Prediction from raw pairs, with a small CLIP."""
 
+import os
 import shutil
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
-from conftest import rewrite, write_pair
-from mmcli.cache import BackboneError, CheckpointError, DataError, FeatureCache, MmcliError
+from conftest import rewrite, synthetic_block, write_cache, write_pair
+from mmcli.cache import BackboneError, CacheError, CheckpointError, DataError, FeatureCache, MmcliError
 from mmcli.featurize import FeaturizeOptions, embed, featurize
-from mmcli.heads import FUSIONS, Recipe, load_checkpoint, predict, predict_logits, train_head
+from mmcli.featurize.huggingface import HuggingFaceBackbone
+from mmcli.featurize.pair import Pair
+from mmcli.heads import FUSIONS, Predictor, Recipe, evaluate, load_checkpoint, predict, predict_logits, train_head
 from small_experiments import QUICK
 
 
@@ -177,3 +181,116 @@ def test_cached_rows_that_are_not_finite_are_not_predicted(learnable, tmp_path):
     (tmp_path / "ids.csv").write_text("guid\n3\n119\n")
     with pytest.raises(MmcliError, match="image embeddings that are not finite, the first is '119'"):
         predict(run["best_pt"], ids=tmp_path / "ids.csv")
+
+
+def manifest_of(folder, guids, path):
+    """Write a manifest of pairs in the order of ``guids``."""
+    path.write_text("guid,image,text_path\n" + "".join(f"{g},{folder}/{g}.jpg,{folder}/{g}.txt\n" for g in guids))
+    return path
+
+
+def test_predictions_of_a_manifest_have_its_order(trained, tmp_path, cli):
+    """So that ``frame["tag"] = read_csv(out)["tag"]`` is right."""
+    folder, _, best_pt = trained
+    guids = [str(guid) for guid in range(1, 41)]
+    Random(3).shuffle(guids)
+    write_pair(folder, 99)
+    guids.insert(5, "99")
+    manifest = manifest_of(folder, guids, tmp_path / "m.csv")
+    found = predict(best_pt, data=manifest)
+    assert found.guids == guids
+    natural = predict(best_pt, data=folder)
+    by_guid = dict(zip(natural.guids, natural.labels, strict=True))
+    assert found.labels == [by_guid[guid] for guid in guids]
+    code, _, _ = cli("predict", "--from", best_pt, "--data", manifest, "--out", "p.csv")
+    assert code == 0
+    assert [line.split(",")[0] for line in (tmp_path / "p.csv").read_text().splitlines()[1:]] == guids
+    assert natural.guids == [*map(str, range(1, 41)), "99"]  # of a folder, natural order
+
+
+def test_pairs_that_were_edited_since_featurize_are_counted(trained, tmp_path, cli):
+    folder, _, best_pt = trained
+    (tmp_path / "ids.csv").write_text("guid\n5\n2\n9\n")
+    assert predict(best_pt, ids=["5", "2", "9"]).notes == []
+    (folder / "2.txt").write_text("edited since")
+    write_pair(folder, 9, seed="another picture")
+    os.utime(folder / "9.jpg", (0, 0))  # as a copy that keeps its times
+    os.utime(folder / "9.txt", (0, 0))
+    os.utime(folder / "5.jpg")  # touched, not edited
+    (folder / "7.txt").write_text("edited, and not asked for")
+    (note,) = predict(best_pt, ids=["5", "2", "9"]).notes
+    assert "2 of 3 pairs were edited since featurize" in note
+    assert "mmcli featurize" in note
+    code, _, err = cli("predict", "--from", best_pt, "--ids", "ids.csv")
+    assert (code, "2 of 3 pairs were edited since featurize" in err) == (0, True)
+    shutil.rmtree(folder)
+    assert predict(best_pt, ids=["5", "2", "9"]).notes == []  # nothing to compare with
+
+
+def test_files_that_nobody_touched_since_are_not_read(trained, monkeypatch):
+    folder, cache, best_pt = trained
+    late = max(path.stat().st_ctime for path in folder.iterdir()) + 2 * 86_400
+    os.utime(cache, (late, late))
+    monkeypatch.setattr(Pair, "read_image", lambda self: pytest.fail("was read"))
+    assert predict(best_pt, ids=["5", "2"]).notes == []
+
+
+def test_a_predictor_loads_its_encoder_once(trained, tmp_path, monkeypatch, tiny_clip):
+    folder, _, best_pt = trained
+    loaded = []
+    original = HuggingFaceBackbone.load
+
+    def spy(self, *arguments):
+        loaded.append(self.name)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(HuggingFaceBackbone, "load", spy)
+    predictor = Predictor.open(best_pt)
+    assert predictor.predict(ids=["7", "3"]).guids == ["7", "3"]
+    assert loaded == []
+    texts = [(folder / f"{guid}.txt").read_text() for guid in (3, 4)]
+    one = predictor.predict(pairs=[(folder / "3.jpg", texts[0])])
+    two = predictor.predict(pairs=[(folder / "3.jpg", texts[0]), (folder / "4.jpg", texts[1])])
+    same_name = predictor.predict(pairs=[(folder / "3.jpg", texts[0]), (folder / "3.jpg", "other words")])
+    assert loaded == [str(tiny_clip)]
+    assert (one.guids, two.guids, same_name.guids) == (["3"], ["3", "4"], ["1", "2"])
+    once = predict(best_pt, pair=(folder / "3.jpg", texts[0]))
+    assert np.allclose(one.probs, once.probs, atol=1e-6)
+    assert np.allclose(two.probs[:1], once.probs, atol=1e-5)
+    assert np.allclose(predictor.predict(ids=["3"]).probs, once.probs, atol=1e-5)
+    with pytest.raises(DataError, match="image missing"):
+        predictor.predict(pairs=[(folder / "none.jpg", "x"), (folder / "3.jpg", "x")])
+    with pytest.raises(DataError, match="guid '3' is given twice"):
+        predictor.predict(ids=["3", "3"])
+    with pytest.raises(DataError, match="no guid is given"):
+        predictor.predict(ids=[])
+    with pytest.raises(DataError, match="give ids, or data"):
+        predictor.predict()
+
+
+def test_a_run_that_was_moved_together_with_its_cache(trained, tmp_path):
+    _, cache, best_pt = trained
+    expected = predict(best_pt, ids=["7", "3"]).probs
+    scores = evaluate(best_pt)["test"]
+    run = Path(best_pt).parent
+    moved = tmp_path / "moved"
+    (moved / "runs").mkdir(parents=True)
+    run.rename(moved / "runs" / run.name)
+    cache.rename(moved / cache.name)
+    here = moved / "runs" / run.name / "best.pt"
+    assert np.array_equal(predict(here, ids=["7", "3"]).probs, expected)
+    assert evaluate(here)["test"] == scores
+    other = rewrite_as_another(moved / cache.name)
+    with pytest.raises(CacheError, match=r"no feature cache at .*, and .*moved.*holds other features or other pairs"):
+        evaluate(here)
+    other.unlink()
+    with pytest.raises(CacheError) as error:
+        evaluate(here)
+    assert all(str(place) in str(error.value) for place in (cache, moved / cache.name))
+
+
+def rewrite_as_another(path):
+    """Put a cache of other pairs with the same fingerprint in the place of one."""
+    with FeatureCache.open(path) as cache:
+        made, dim = cache.header, cache.dim
+    return write_cache(path, synthetic_block([f"other {number}" for number in range(50)], dim), made)
