@@ -1,5 +1,6 @@
 """``FusionClassifier``: a head as a scikit-learn estimator."""
 
+import numbers
 from typing import Any
 
 import numpy as np
@@ -13,20 +14,20 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ..cache.errors import MmcliError
 from ..cache.features import Features
-from .fusions import Concat, Fusion, Gated, fusion_class
+from .fusions import Fusion, Gated, fusion_class
 from .inputs import Batch, Rows
 from .losses import fit_offsets
 from .metrics import softmax
 from .recipe import Recipe
 from .training import fit
 
-_NOT_RECIPE = ("validation_fraction", "random_state")
+_NOT_RECIPE = ("validation_fraction", "random_state", "image_columns")
 
 
 class FusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """A head over X = [image | text], for ``clone``, ``cross_val_score``, ``GridSearchCV`` and pipelines.
 
-    The first ``n_features // 2`` columns are the image embedding, the others the text embedding. A tenth of the rows
+    The first ``image_columns`` columns are the image embedding, the others the text embedding. A tenth of the rows
     is held out to stop an MLP by and to fit offsets on, where every class can have a row in it; otherwise training
     takes all ``epochs``.
 
@@ -39,6 +40,8 @@ class FusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     normalize
         Whether each half of a row is scaled to length 1 first. Unlike in ``Recipe`` it is off: X may be anything. With
         embeddings, turn it on to have what ``mmcli train-head`` does.
+    image_columns
+        How many columns of X are the image embedding. Default: half of them, so X must have an even number.
     validation_fraction
         Share of the rows to stop by.
     random_state
@@ -48,8 +51,8 @@ class FusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     ----------
     classes_
         (C,), in the order of the columns of ``predict_proba``.
-    n_features_in_
-        Columns of X.
+    n_features_in_, image_columns_
+        Columns of X, and how many of them are the image embedding.
     head_
         The trained ``Head``.
     offsets_
@@ -85,6 +88,7 @@ class FusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         normalize: bool = False,
         validation_fraction: float = 0.1,
         random_state: Any = None,
+        image_columns: int | None = None,
     ) -> None:
         self.fusion = fusion
         self.modality = modality
@@ -105,6 +109,7 @@ class FusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.normalize = normalize
         self.validation_fraction = validation_fraction
         self.random_state = random_state
+        self.image_columns = image_columns
 
     def fit(self, X: Any, y: Any) -> "FusionClassifier":
         """Train on X, (n, columns), and y, (n,).
@@ -112,14 +117,14 @@ class FusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Raises
         ------
         ValueError
-            A setting that cannot be; a fusion that needs equal halves, and an odd number of columns; one class only.
+            A setting that cannot be; columns that cannot be cut into image and text; one class only.
         """
         X, y = validate_data(self, X, y, dtype=np.float64, ensure_min_samples=2)
         check_classification_targets(y)
         self.classes_, classes = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(f"FusionClassifier needs two classes, found one class: {self.classes_[0]!r}")
-        self._check_columns(X.shape[1])
+        self.image_columns_ = self._checked_image_columns(X.shape[1])
         random = check_random_state(self.random_state)
         rows = Rows(self._features(X), classes.astype(np.int64))
         train, stop = self._held_out(classes, random)
@@ -139,26 +144,40 @@ class FusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             self.offsets_ = fit_offsets(self._raw_logits(val.features), val.classes)
         return self
 
-    def _check_columns(self, columns: int) -> None:
+    def _checked_image_columns(self, columns: int) -> int:
+        """Return where X is cut; a ValueError says why it cannot be."""
         chosen = _fusion_of(self)
         if chosen is not None and chosen.needs_tokens:
             raise ValueError(
                 f"fusion {self.fusion!r} needs token states, which X has not: use `mmcli train-head --fusion "
                 f"{self.fusion}`, or another fusion"
             )
-        if chosen is not None and chosen is not Concat and columns < 2:
-            raise ValueError(f"X must have an image part and a text part, [image | text]; found {columns} feature(s)")
-        if chosen is not None and chosen.equal_halves and columns % 2:
+        if self.image_columns is None and columns % 2:
             raise ValueError(
-                f"fusion {self.fusion!r} joins image and text number by number, so X must be two halves of equal "
-                f"width, [image | text]; found {columns} feature(s). heads.estimator.expected_failed_checks lists the "
-                "checks of scikit-learn that this makes impossible"
+                f"X is [image | text], and {columns} feature(s) cannot be halved: say with image_columns how many "
+                "columns are the image embedding"
             )
+        cut = columns // 2 if self.image_columns is None else self.image_columns
+        least, most = int(self.modality != "text"), columns - int(self.modality != "image")
+        if not isinstance(cut, numbers.Integral) or isinstance(cut, bool) or not least <= cut <= most:
+            raise ValueError(
+                f"image_columns must be a whole number from {least} to {most} with modality {self.modality!r} and "
+                f"{columns} feature(s), found {cut!r}"
+            )
+        if chosen is not None and chosen.equal_halves and 2 * cut != columns:
+            raise ValueError(
+                f"fusion {self.fusion!r} joins image and text number by number, so both must have the same number of "
+                f"columns; found {cut} image columns of {columns} feature(s): take another fusion"
+            )
+        return int(cut)
 
     def _features(self, X: NDArray[np.float64]) -> Features:
-        half = X.shape[1] // 2
-        single = X.astype(np.float32)
-        return Features(np.ascontiguousarray(single[:, :half]), np.ascontiguousarray(single[:, half:]))
+        cut = self.image_columns_
+        with np.errstate(over="ignore"):
+            single = X.astype(np.float32)
+        if not np.isfinite(single).all():
+            raise ValueError("X has values beyond what float32 can hold, 3.4e38: scale it down")
+        return Features(np.ascontiguousarray(single[:, :cut]), np.ascontiguousarray(single[:, cut:]))
 
     def _held_out(
         self, classes: NDArray[np.int64], random: np.random.RandomState
@@ -225,14 +244,14 @@ _BLOBS = "the check wants three blobs told apart by two columns, of which "
 
 
 def expected_failed_checks(estimator: FusionClassifier) -> dict[str, str]:
-    """Return the checks of scikit-learn that an estimator's fusion makes impossible, each with its reason.
+    """Return the checks of scikit-learn that an estimator's settings make impossible, each with its reason.
 
     For ``parametrize_with_checks(..., expected_failed_checks=expected_failed_checks)``. Empty for concat, film and
-    late, and for the linear head on them: they take any number of columns.
+    late with ``image_columns=1``, and for the linear head on them.
     """
     chosen = _fusion_of(estimator)
     impossible = {}
-    if chosen is not None and chosen.equal_halves:
+    if estimator.image_columns is None or (chosen is not None and chosen.equal_halves):
         impossible = dict.fromkeys(_CHECKS_WITH_ODD_COLUMNS, _ODD)
     if chosen is Gated:
         impossible["check_classifiers_train"] = _BLOBS + "a scalar gate leaves one mixture"

@@ -58,7 +58,9 @@ def focal_loss(logits: Tensor, classes: Tensor, weight: Tensor, gamma: float, sm
     n_classes = logits.shape[1]
     target = functional.one_hot(classes, n_classes).to(logits.dtype) * (1 - smoothing) + smoothing / n_classes
     log_probs = torch.log_softmax(logits, dim=1)
-    terms = target * weight * (1 - log_probs.exp()).clamp_min(0) ** gamma * -log_probs
+    # At p = 1 the power has no finite slope where gamma is below 1, and its slope times 0 would be NaN.
+    missed = (-torch.expm1(log_probs)).clamp_min(torch.finfo(logits.dtype).tiny)
+    terms = target * weight * missed**gamma * -log_probs
     return terms.sum() / weight[classes].sum()
 
 
@@ -106,7 +108,7 @@ def fit_offsets(logits: NDArray[np.floating], classes: NDArray[np.int64], rounds
     offsets = np.zeros(n_classes)
     for _ in range(rounds):
         before = offsets.copy()
-        for each in range(n_classes):
+        for each in np.flatnonzero(support).tolist():  # nothing says where a class without a row should be
             offsets[each] += _best_shift(scores + offsets, classes, each, support)
         if np.array_equal(before, offsets):
             break

@@ -14,7 +14,7 @@ from .fusions import FUSIONS, Sizes, fusion_class
 from .inputs import Batch, TokenBatch, batches
 from .recipe import Recipe
 
-_TINY = 1e-7  # below this, a deviation is a rounding error
+_NOISE = 4 * torch.finfo(torch.float32).eps  # a deviation of this share of the mean is a rounding error
 
 
 VIT_B32 = Sizes(512, 512, 768, 512)
@@ -26,10 +26,19 @@ def sizes_of(features: Features) -> Sizes:
     return Sizes(features.image.shape[1], features.text.shape[1], image_tokens, text_tokens)
 
 
-def inverse_deviation(variance: Tensor) -> Tensor:
-    """Return 1 / sqrt(variance), and 0 for a constant column: it carries nothing, and must not become noise."""
+def inverse_deviation(variance: Tensor, mean: Tensor) -> Tensor:
+    """Return 1 / sqrt(variance), and 0 for a constant column: it carries nothing, and must not become noise.
+
+    A column is constant where its deviation is a rounding error of its mean, whatever its scale; scikit-learn's
+    ``StandardScaler`` has the same rule for numbers in float64, and these were float32.
+
+    Parameters
+    ----------
+    variance, mean
+        (d,) float64 each.
+    """
     deviation = variance.sqrt()
-    return torch.where(deviation > _TINY, 1 / deviation.clamp_min(_TINY), torch.zeros_like(deviation))
+    return torch.where(deviation > _NOISE * mean.abs(), 1 / deviation, torch.zeros_like(deviation))
 
 
 class Standardise(nn.Module):
@@ -63,14 +72,16 @@ class Standardise(nn.Module):
         """
         count, mean, squares = 0, *torch.zeros(2, len(self.mean), dtype=torch.float64)
         for some in rows:
-            unit = self._unit(some)
-            here, variance = (each.cpu().double() for each in (unit.mean(dim=0), unit.var(dim=0, correction=0)))
+            if not len(some):
+                continue
+            unit = self._unit(some).cpu().double()
+            here, variance = unit.mean(dim=0), unit.var(dim=0, correction=0)
             apart, total = here - mean, count + len(unit)
             squares = squares + variance * len(unit) + apart.square() * (count * len(unit) / total)
             mean = mean + apart * (len(unit) / total)
             count = total
         self.mean = mean.to(self.mean)
-        self.scale = inverse_deviation((squares / max(count, 1)).to(self.mean))
+        self.scale = inverse_deviation(squares / max(count, 1), mean).to(self.mean)
 
     def forward(self, rows: Tensor) -> Tensor:
         """Return standardised rows, (n, d) float32."""
@@ -180,9 +191,8 @@ def _token_moments(features: Features) -> tuple[tuple[Tensor, Tensor], tuple[Ten
     moments = []
     for (total, squares), count in zip(sums, counts, strict=True):
         mean = total / max(count, 1)
-        moments.append(
-            (mean.float(), inverse_deviation((squares / max(count, 1) - mean.square()).clamp_min(0)).float())
-        )
+        variance = (squares / max(count, 1) - mean.square()).clamp_min(0)
+        moments.append((mean.float(), inverse_deviation(variance, mean).float()))
     return moments[0], moments[1]
 
 

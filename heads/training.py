@@ -167,7 +167,9 @@ class _Training:
         features = train.features
         # The order of rows depends on the seed alone, so that it is the same for every fusion.
         self.order = torch.Generator().manual_seed(recipe.seed)
-        self.which_view = torch.Generator().manual_seed(recipe.seed)
+        # A stream of its own: with the seed of the order, a row's view would depend on its place in the epoch.
+        of_views = int(np.random.SeedSequence([recipe.seed, 1]).generate_state(1)[0])
+        self.which_view = torch.Generator().manual_seed(of_views)
         self.resident = None if features.places is not None else _Resident.of(train, head, device)
         if recipe.views and features.views is None:
             raise MmcliError("this recipe trains on augmented views, but these features have none")

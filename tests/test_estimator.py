@@ -24,9 +24,10 @@ def data(n=200, columns=8, seed=0):
 @parametrize_with_checks(
     [
         FusionClassifier(),
-        FusionClassifier(head="linear"),
-        FusionClassifier(fusion="film"),
-        FusionClassifier(fusion="late"),
+        FusionClassifier(image_columns=1),
+        FusionClassifier(head="linear", image_columns=1),
+        FusionClassifier(fusion="film", image_columns=1),
+        FusionClassifier(fusion="late", image_columns=1),
         FusionClassifier(fusion="gated"),
         FusionClassifier(fusion="product"),
         FusionClassifier(modality="text"),
@@ -37,7 +38,7 @@ def test_the_checks_of_scikit_learn(estimator, check):
     check(estimator)
 
 
-@pytest.mark.parametrize("settings", [{"fusion": "gated"}, {"fusion": "product"}, {"modality": "image"}])
+@pytest.mark.parametrize("settings", [{}, {"fusion": "gated"}, {"fusion": "product"}, {"modality": "image"}])
 def test_the_list_of_impossible_checks_is_exact(settings):
     estimator = FusionClassifier(**settings)
     failed = {each["check_name"] for each in check_estimator(estimator, on_fail=None) if each["status"] == "failed"}
@@ -47,8 +48,8 @@ def test_the_list_of_impossible_checks_is_exact(settings):
 
 
 @pytest.mark.parametrize("settings", [{}, {"head": "linear"}, {"fusion": "film"}, {"fusion": "late"}])
-def test_other_fusions_have_none(settings):
-    assert expected_failed_checks(FusionClassifier(**settings)) == {}
+def test_other_fusions_have_none_where_it_is_said_which_columns_are_the_image(settings):
+    assert expected_failed_checks(FusionClassifier(**settings, image_columns=1)) == {}
 
 
 @pytest.mark.parametrize("fusion", ["concat", "gated", "film", "product", "late"])
@@ -76,6 +77,48 @@ def test_the_halves_are_image_and_text():
         noisy = X.copy()
         noisy[:, [column for column in range(8) if column not in range(8)[ignored]]] = 99.0
         assert not np.array_equal(fitted.predict_proba(X), fitted.predict_proba(noisy))
+
+
+@pytest.mark.parametrize(("modality", "seen"), [("image", slice(0, 5)), ("text", slice(5, 8))])
+def test_image_columns_says_where_the_image_ends(modality, seen):
+    X, y = data()
+    alone = FusionClassifier(modality=modality, image_columns=5, **QUICK).fit(X, y)
+    elsewhere = X.copy()
+    elsewhere[:, [column for column in range(8) if column not in range(8)[seen]]] = 99.0
+    assert np.array_equal(alone.predict_proba(X), alone.predict_proba(elsewhere))
+    for column in range(8)[seen]:
+        changed = X.copy()
+        changed[:, column] += 5.0
+        assert not np.array_equal(alone.predict_proba(X), alone.predict_proba(changed))
+
+
+def test_probabilities_sum_to_one_in_float64():
+    X, y = data()
+    sums = FusionClassifier(**QUICK).fit(X, y).predict_proba(X).sum(axis=1)
+    assert np.abs(sums - 1).max() < 1e-12
+
+
+@pytest.mark.parametrize("scale", [2.0**-27, 2.0**-100, 2.0**80])
+@pytest.mark.parametrize("head", ["mlp", "linear"])
+def test_the_scale_of_a_column_means_nothing(scale, head):
+    """By powers of two, which change no digit."""
+    X, y = data()
+    settings = {**QUICK, "head": head}
+    plain = FusionClassifier(**settings).fit(X, y).predict_proba(X)
+    assert np.array_equal(FusionClassifier(**settings).fit(X * scale, y).predict_proba(X * scale), plain)
+
+
+def test_values_that_float32_cannot_hold_are_refused():
+    X, y = data(60)
+    with pytest.raises(ValueError, match="beyond what float32 can hold"):
+        FusionClassifier(**QUICK).fit(X * 1e300, y)
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_empty_half_warns_of_nothing():
+    X, y = data()
+    fitted = FusionClassifier(modality="image", image_columns=8, **QUICK).fit(X, y)
+    assert fitted.score(X, y) > 0.6
 
 
 def test_it_is_the_head_that_train_head_trains():
@@ -109,13 +152,20 @@ def test_decision_offsets_and_the_linear_head():
 @pytest.mark.parametrize(
     ("settings", "columns", "words"),
     [
-        ({"fusion": "gated"}, 7, r"joins image and text number by number.*found 7 feature.*expected_failed_checks"),
+        ({}, 7, r"7 feature\(s\) cannot be halved: say with image_columns"),
+        ({"fusion": "late", "normalize": True}, 7, r"7 feature\(s\) cannot be halved: say with image_columns"),
+        ({"image_columns": 8}, 8, r"image_columns must be a whole number from 1 to 7 .* 8 feature\(s\), found 8"),
+        ({"image_columns": -1}, 8, "image_columns must be a whole number from 1 to 7"),
+        ({"image_columns": 2.5}, 8, "image_columns must be a whole number from 1 to 7"),
+        ({"image_columns": 8, "modality": "text"}, 8, "image_columns must be a whole number from 0 to 7"),
+        ({"fusion": "gated", "image_columns": 3}, 8, r"joins image and text number by number.*found 3 image columns"),
         ({"fusion": "cross_attn"}, 8, "needs token states, which X has not"),
         ({"fusion": "magic"}, 8, "unknown fusion 'magic'"),
         ({"modality": "smell"}, 8, "unknown modality 'smell'"),
         ({"lr": -1.0}, 8, "lr must be above 0"),
         ({"validation_fraction": 1.5}, 8, "validation_fraction must be in"),
-        ({"fusion": "late"}, 1, r"image part and a text part.*found 1 feature"),
+        ({"fusion": "late"}, 1, r"1 feature\(s\) cannot be halved"),
+        ({"image_columns": 1}, 1, r"found 1|1 feature"),
     ],
 )
 def test_what_cannot_be_is_a_value_error(settings, columns, words):

@@ -7,8 +7,10 @@ import torch
 from mmcli.cache import Features, MmcliError
 from mmcli.heads import Ensemble, Head, Recipe, Rows, fit, predict_logits
 from mmcli.heads.inputs import Batch
-from mmcli.heads.model import sizes_of
+from mmcli.heads.model import Standardise, sizes_of
 from mmcli.heads.recipe import Modality
+from scipy.stats import chi2_contingency
+from sklearn.preprocessing import StandardScaler
 
 
 def rows(n=120, dim=8, seed=0):
@@ -68,6 +70,33 @@ def test_a_constant_column_becomes_zero():
     head.learn_inputs(features)
     batch = Batch(torch.from_numpy(constant), torch.from_numpy(constant))
     assert torch.equal(head.standardised(batch).image, torch.zeros(10, 4))
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-8, 1.0, 1e8, 1e25])
+def test_what_is_constant_depends_on_the_scale_of_a_column(scale):
+    """As ``StandardScaler`` says it, in float64, of the same numbers in float32."""
+    random = np.random.default_rng(0)
+    columns = np.column_stack([random.standard_normal(500), np.full(500, 0.1), 1000 + random.standard_normal(500)])
+    stored = (columns * scale).astype(np.float32)
+    module = Standardise(3, normalize=False)
+    module.learn(torch.from_numpy(part) for part in np.array_split(stored, 7))
+    expected = StandardScaler().fit(stored.astype(np.float64))
+    assert module.scale[1] == 0
+    assert np.allclose(module.scale[[0, 2]], 1 / expected.scale_[[0, 2]], rtol=1e-6)
+    assert np.allclose(module.mean, expected.mean_, rtol=1e-6, atol=1e-6 * scale)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("sizes", [[1], [3, 0, 2, 1], [0]])
+def test_a_single_row_and_an_empty_block_warn_of_nothing(sizes):
+    rows = np.random.default_rng(0).standard_normal((sum(sizes), 4)).astype(np.float32)
+    module = Standardise(4, normalize=False)
+    module.learn(torch.from_numpy(part) for part in np.split(rows, np.cumsum(sizes)[:-1]))
+    if sum(sizes) > 1:
+        assert np.allclose(module.scale, 1 / rows.std(axis=0), rtol=1e-5)
+        assert np.allclose(module.mean, rows.mean(axis=0), atol=1e-6)
+    else:
+        assert torch.equal(module.scale, torch.zeros(4))
 
 
 def test_the_mlp_has_the_designed_shape_and_its_parameters_are_counted():
@@ -220,6 +249,22 @@ def test_a_random_view_of_each_row_is_seen_in_training_and_none_in_evaluation():
     noisy = fit(replace(recipe, views=True), 3, scrambled, val)
     assert noisy.history[-1]["train_loss"] > 1.03 * plain.history[-1]["train_loss"]  # the views are what it learns from
     assert np.array_equal(noisy.head.image_input.mean, plain.head.image_input.mean)  # standardised by the image itself
+
+
+def test_the_view_of_a_row_says_nothing_about_its_place_in_the_epoch():
+    """Over seeds: the place of the first of eight rows, and which of four views stands for it."""
+    from mmcli.heads.training import _Training
+
+    few = rows(8)
+    few = changed(few, views=np.repeat(few.features.image[:, None], 4, axis=1))
+    table = np.zeros((8, 4))
+    for seed in range(1200):
+        recipe = replace(QUICK, views=True, seed=seed, class_weights="none")
+        training = _Training(Head(sizes_of(few.features), 3, recipe), recipe, 3, few, "cpu")
+        order = torch.randperm(8, generator=training.order).tolist()
+        view = torch.randint(4, (8,), generator=training.which_view)
+        table[order.index(0), int(view[0])] += 1
+    assert chi2_contingency(table).pvalue > 0.001
 
 
 def test_each_epoch_draws_its_views_anew(monkeypatch):

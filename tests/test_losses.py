@@ -3,7 +3,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mmcli.heads import Recipe
+from mmcli.heads import Recipe, losses
 from mmcli.heads.losses import _best_shift, fit_offsets, focal_loss, make_loss
 from sklearn.metrics import f1_score
 from torch.nn import functional
@@ -33,6 +33,51 @@ def test_focal_loss_equals_its_formula_row_by_row():
         total += -float(weight[true]) * (1 - p) ** 2 * np.log(p)
         scale += float(weight[true])
     assert float(focal_loss(logits, classes, weight, 2.0)) == pytest.approx(total / scale, rel=1e-5)
+
+
+@pytest.mark.parametrize("gamma", [0.1, 0.5, 0.99, 1.0, 2.0])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_the_gradient_of_focal_loss_is_finite_where_a_row_is_surely_right(gamma, smoothing):
+    logits = torch.tensor([[200.0, 0.0, -30.0], [0.3, 0.2, -1.0]], requires_grad=True)
+    loss = focal_loss(logits, torch.tensor([0, 1]), torch.ones(3), gamma, smoothing)
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert torch.isfinite(logits.grad).all()
+    if not smoothing:
+        assert not logits.grad[0].any()
+
+
+@pytest.mark.parametrize("gamma", [0.1, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_focal_loss_and_its_gradient_are_those_of_the_naive_formula(gamma, smoothing):
+    logits, classes = batch()
+    weight = torch.tensor([0.5, 2.0, 1.0], dtype=torch.float64)
+    ours, naive = (logits.double().requires_grad_() for _ in range(2))
+    focal_loss(ours, classes, weight, gamma, smoothing).backward()
+    probs = torch.softmax(naive, dim=1)
+    target = functional.one_hot(classes, 3).double() * (1 - smoothing) + smoothing / 3
+    loss = (target * weight * (1 - probs) ** gamma * -torch.log(probs)).sum() / weight[classes].sum()
+    loss.backward()
+    found = focal_loss(ours.detach(), classes, weight, gamma, smoothing)
+    assert float(found) == pytest.approx(loss.item(), rel=1e-12)
+    assert torch.allclose(ours.grad, naive.grad, rtol=1e-10, atol=1e-14)
+
+
+def test_a_class_without_validation_rows_is_not_moved(monkeypatch):
+    """No row says how often it should be predicted, and moving it far down would always look best."""
+    random = np.random.default_rng(0)
+    classes = random.choice(2, 200, p=[0.85, 0.15])
+    logits = random.standard_normal((200, 3)) + np.eye(3)[classes]
+    moved = []
+    original = losses._best_shift
+
+    def spy(scores, true, each, support):
+        moved.append(each)
+        return original(scores, true, each, support)
+
+    monkeypatch.setattr(losses, "_best_shift", spy)
+    assert losses.fit_offsets(logits, classes).any()
+    assert set(moved) == {0, 1}
 
 
 def test_logit_adjustment_adds_log_frequencies_in_the_loss_alone():
