@@ -76,13 +76,13 @@ def step(name, cache, max_memory):
         with FeatureCache.open(cache) as opened:
             print(len(opened.guids))
     elif name == "split":
+        from mmcli.heads.division import SplitOptions, divide
         from mmcli.heads.duplicates import Groups
         from mmcli.heads.labelled import labels_of
-        from mmcli.heads.splits import make_split
 
         with FeatureCache.open(cache) as opened:
             _, labels, _ = labels_of(opened, None)
-            make_split(labels, Groups(opened, list(labels)))
+            divide(labels, Groups(opened, list(labels)), SplitOptions())
     elif name == "train-head":
         train(cache, max_memory)
     elif name == "pairs":

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from .options import MAX_SEED, RECIPE, SETUP, Group, Json, Settings, typed, with_options
+from .options import MAX_SEED, RECIPE, RUNS, SETUP, Group, Json, Settings, typed, with_options
 
 if TYPE_CHECKING:
     from ..finetune.experiments import Stage2
@@ -146,7 +146,7 @@ def compare(
         candidates = finetuning.stage2(setup, on_states).candidates_of(names, recipe)
         settings.check_used(candidates)
         finetuning.check_used(candidates)
-        _score(setup, candidates, scoring, "best", "compare", as_json)
+        _score(context, setup, candidates, scoring, "best", "compare", as_json)
 
 
 @with_options(SCORING, RECIPE, SETUP)
@@ -166,7 +166,7 @@ def ablate(
 
     candidates = modalities_of(settings.recipe(fusion=fusion))
     settings.check_used(candidates)
-    _score(setup, candidates, scoring, "both", "ablate", as_json)
+    _score(context, setup, candidates, scoring, "both", "ablate", as_json)
 
 
 @with_options(FINETUNING, RECIPE, SETUP)
@@ -193,6 +193,9 @@ def sweep(
 ) -> None:
     """Try settings of a head on folds of the training and validation rows; the test rows are never looked at.
 
+    The test rows are those of the latest run, if it is of the same cache and labels; else of a split drawn as
+    train-head draws it. --split-dir, --split-seed and --group-duplicates choose another split.
+
     Example: mmcli sweep --fusion film --grid lr=1e-4,3e-4,1e-3 --grid dropout=0.3,0.5
     """
     from ..finetune.experiments import parse_grid_setting
@@ -210,6 +213,7 @@ def sweep(
         finetuning.check_used([])
         if not grid:
             raise typer.BadParameter("--grid is needed: name=a,b,c")
+    setup = _with_split(context, setup)
     with ProgressLine("frozen part") as on_states, ProgressLine("fit", "fits") as progress:
         stage2 = finetuning.stage2(setup, on_states)
         then = partial(stage2.after, modality) if finetuning.wanted else None
@@ -234,8 +238,23 @@ def sweep(
     )
 
 
+def _with_split(context: typer.Context, setup: "Setup") -> "Setup":
+    """Return ``setup`` with the split of the latest run, unless an option chooses a split."""
+    from ..heads.experiments.setup import with_split_of_latest
+
+    if any(typed(context, name) for name in ("split_dir", "split_seed", "group_duplicates")):
+        return setup
+    return with_split_of_latest(setup, RUNS)
+
+
 def _score(
-    setup: "Setup", candidates: "list[Candidate]", scoring: Scoring, against: str, what: str, as_json: bool
+    context: typer.Context,
+    setup: "Setup",
+    candidates: "list[Candidate]",
+    scoring: Scoring,
+    against: str,
+    what: str,
+    as_json: bool,
 ) -> None:
     from ..heads.experiments import compare as by_folds
     from ..heads.experiments import single_split
@@ -250,6 +269,8 @@ def _score(
         if scoring.protocol is None:
             result = single_split(setup, candidates, scoring.focus_class)
         else:
+            if scoring.protocol.without_test:
+                setup = _with_split(context, setup)
             result = by_folds(setup, candidates, scoring.protocol, against, scoring.focus_class, what)
     note_about(result)
     if as_json:

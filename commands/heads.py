@@ -18,9 +18,12 @@ from .options import (
     Json,
     Labels,
     MaxMemory,
+    NewRows,
+    RareClasses,
     Settings,
     SplitDir,
     SplitSeed,
+    keep_copies_together,
     parse_bytes,
     typed,
     with_options,
@@ -46,7 +49,9 @@ def train_head(
     ] = 1,
     split_dir: SplitDir = None,
     split_seed: SplitSeed = 42,
-    group_duplicates: GroupDuplicates = False,
+    group_duplicates: GroupDuplicates = True,
+    new: NewRows = "train",
+    rare: RareClasses = "train-only",
     full: Annotated[
         bool, typer.Option("--full", help="Train the run of --from again on all labelled rows, for its best epochs.")
     ] = False,
@@ -62,6 +67,7 @@ def train_head(
     Example: mmcli train-head --fusion concat --modality both
     """
     _recipe_or_full(context, settings, full)
+    together = keep_copies_together(context)
     max_bytes = parse_bytes(max_memory)
     best_pt, own_cache = (source or runs / "latest", cache) if full else (None, cache or CACHE)
     look_at_inputs(best_pt=best_pt, cache=own_cache, labels=labels, split_dir=split_dir, result_folder=runs)
@@ -92,11 +98,13 @@ def train_head(
                 runs=runs,
                 device=where,
                 seeds=seeds,
-                group_duplicates=group_duplicates,
+                group_duplicates=together,
                 max_bytes=max_bytes,
                 jobs=jobs,
                 on_fit=None if recipe.head == "linear" and seeds == 1 else progress,
                 draw=pencil,
+                new=new,
+                rare=rare,
             )
     note_about(result | {"full": full})
     if as_json:
@@ -114,7 +122,7 @@ def _recipe_or_full(context: typer.Context, settings: Settings, full: bool) -> N
     if full:
         why = "cannot go with --full, which takes the recipe of --from"
         settings.refuse(why)
-        for name in ("fusion", "modality", "seeds", "split_dir", "split_seed", "group_duplicates"):
+        for name in ("fusion", "modality", "seeds", "split_dir", "split_seed", "group_duplicates", "new", "rare"):
             if typed(context, name):
                 raise typer.BadParameter(f"--{name.replace('_', '-')} {why}")
     elif typed(context, "source"):
@@ -165,7 +173,7 @@ def evaluate(
         print_json(result)
     else:
         print_parts(f"{result['modality']}, {result['fusion']}: {shown_path(result['best_pt'])}")
-        print_parts(*score_tables({name: result[name] for name in parts}, result["classes"]))
+        print_parts(*score_tables({name: result[name] for name in parts if name in result}, result["classes"]))
 
 
 def predict(

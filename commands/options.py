@@ -28,9 +28,28 @@ Device = Annotated[Literal["auto", "cpu", "cuda", "mps"], typer.Option(help="Whe
 CacheArgument = Annotated[Path, typer.Argument(help="The cache file.")]
 Labels = Annotated[Path | None, typer.Option(help="CSV guid,tag; default: the one recorded in the cache.")]
 From = Annotated[Path, typer.Option("--from", help="A best.pt, or its run folder; default: the latest run.")]
-SplitDir = Annotated[Path | None, typer.Option(help="The splits/ folder of another run, to reuse its split.")]
+SplitDir = Annotated[
+    Path | None,
+    typer.Option(
+        help="The splits/ folder of another run, or CSVs like it; test_split.csv may be missing or unlabelled."
+    ),
+]
+NewRows = Annotated[
+    Literal["train", "none"],
+    typer.Option("--new", help="Put labelled rows that --split-dir does not name into the training part, or nowhere."),
+]
+RareClasses = Annotated[
+    Literal["train-only", "merge", "drop"],
+    typer.Option("--rare", help="Train on classes too rare to be scored, merge them into `other`, or drop them."),
+]
 SplitSeed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of the 8:1:1 split.")]
-GroupDuplicates = Annotated[bool, typer.Option("--group-duplicates", help="Keep copies in one part of that split.")]
+GroupDuplicates = Annotated[
+    bool,
+    typer.Option(
+        "--group-duplicates/--no-group-duplicates",
+        help="Keep copies in one part of that split; default: on, off with --preset report.",
+    ),
+]
 Jobs = Annotated[int | None, typer.Option(help="Processes at once; default: one per core.")]
 MaxMemory = Annotated[str, typer.Option(help="Features that do not fit in it are read as they are needed.")]
 Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of weights, order and dropout.")]
@@ -73,7 +92,9 @@ def _setup_options(
     labels: Labels = None,
     split_dir: SplitDir = None,
     split_seed: SplitSeed = 42,
-    group_duplicates: GroupDuplicates = False,
+    group_duplicates: GroupDuplicates = True,
+    new: NewRows = "train",
+    rare: RareClasses = "train-only",
     out: Annotated[
         Path, typer.Option(help="Where the result folder goes; finished fits are kept in it.")
     ] = EXPERIMENTS,
@@ -131,12 +152,31 @@ def _settings(context: typer.Context, values: dict[str, Any]) -> Settings:
     return Settings(values["preset"], chosen)
 
 
+def keep_copies_together(context: typer.Context) -> bool:
+    """Return what --group-duplicates is: as typed, else on, but off with --preset report.
+
+    Raises
+    ------
+    typer.BadParameter
+        Options of a split that is drawn beside --split-dir, or --new without it.
+    """
+    values = context.params
+    if values["split_dir"] is not None and values["group_duplicates"] and typed(context, "group_duplicates"):
+        raise typer.BadParameter("--group-duplicates makes a split, --split-dir reuses one: give one of them")
+    if values["split_dir"] is None and typed(context, "new"):
+        raise typer.BadParameter("--new is about rows that --split-dir does not name: add it, or leave this out")
+    if typed(context, "group_duplicates"):
+        return bool(values["group_duplicates"])
+    return bool(values["preset"] != "report")
+
+
 def _setup(context: typer.Context, values: dict[str, Any]) -> "Setup":
     look_at_inputs(
         cache=values["cache"], labels=values["labels"], split_dir=values["split_dir"], result_folder=values["out"]
     )
     from ..heads.experiments import Setup
 
+    values["group_duplicates"] = keep_copies_together(context)
     return Setup(max_bytes=parse_bytes(values.pop("max_memory")), **values)
 
 

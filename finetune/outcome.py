@@ -38,7 +38,7 @@ class Outcome:
     settings
         Of stage 2.
     labelled
-        Rows by part: ``train``, ``val``, ``test``.
+        Rows by part: ``train``, ``val`` and, where the split has it, ``test``.
     groups
         By part, (n,): rows with the same number are copies, and intervals are over groups.
     device
@@ -89,7 +89,7 @@ class Outcome:
         result: dict[str, Any] = {
             "kept": "stage 2" if self.is_better else "stage 1",
             **self.scores["stage2" if self.is_better else "stage1"],
-            "difference": {name: self._difference(name) for name in ("val", "test")},
+            "difference": {name: self._difference(name) for name in ("val", "test") if name in self.labelled},
             "parameters": heads.n_parameters() + (backbone * len(self.fits) if self.is_better else 0),
             "unfrozen": {"layers": self.settings.layers(), "parameters": backbone, "names": sorted(model.changed())},
             "seeds": [

@@ -18,11 +18,13 @@ from ..cache.store import FeatureCache
 from ..featurize.loading import moved_to
 from ..featurize.tops import Top
 from ..heads.checkpoint import Checkpoint, read_best_pt
-from ..heads.duplicates import Groups, group_numbers
+from ..heads.division import renamed
+from ..heads.duplicates import Groups, group_numbers, separated
 from ..heads.folders import check_writable
-from ..heads.labelled import check_labelled, class_numbers, labels_of
+from ..heads.labelled import changed_labels, class_numbers, labels_of, usable_rows
 from ..heads.model import Head
 from ..heads.run_folder import config_of, write_run
+from ..heads.splits import Split
 from .model import Finetuned, StateRows
 from .outcome import Outcome
 from .progress import Progress
@@ -124,9 +126,13 @@ def finetune(
     with FeatureCache.open(stage1.cache_path(cache_path)) as cache:
         stage1.check_cache(cache)
         labels_file, labels, absent = labels_of(cache, stage1.labels_path(labels_path))
-        parts = stage1.split.named()
-        for name, guids in parts.items():
-            check_labelled(name, guids, labels)
+        known = renamed(labels, stage1.relabelled)
+        usable = {
+            name: usable_rows(name, guids, known, stage1.classes)
+            for name, guids in stage1.split.named().items()
+            if guids
+        }
+        parts = {name: rows.guids for name, rows in usable.items()}
         stage1 = replace(stage1, backbone=moved_to(stage1.backbone, backbone))
         source = Source(stage1.identity, stage1.backbone, device, data)
         recipe = source.resolved(recipe)
@@ -134,18 +140,23 @@ def finetune(
         rows = read_rows(cache, parts, recipe, source, stage1.head.needs_tokens, max_bytes, watch.on_states)
         source.forget()
         labelled = {
-            name: Labelled(rows[name], class_numbers(guids, labels, stage1.classes)) for name, guids in parts.items()
+            name: Labelled(rows[name], class_numbers(guids, known, stage1.classes)) for name, guids in parts.items()
         }
         ready = time.perf_counter() - started
         progress = Progress(runs, _depends_on(stage1, recipe, count, labelled))
         _look_back(progress, resume, watch)
         fits = _fit_all(stage1, tops, recipe, count, labelled, device, progress, watch)
-        outcome = Outcome(stage1, fits, recipe, labelled, group_numbers(Groups(cache, list(labels)), parts), device)
+        groups = Groups(cache, list(labels))
+        outcome = Outcome(stage1, fits, recipe, labelled, group_numbers(groups, parts), device)
         metrics = outcome.metrics() | {"labels_without_features": absent, "seconds_before_training": ready}
+        metrics["rows_gone"] = {name: rows.gone for name, rows in usable.items()}
+        metrics["labels_unknown"] = {name: rows.unknown for name, rows in usable.items()}
+        metrics["labels_changed"] = changed_labels(stage1.path, parts, labels)
+        metrics["duplicates_separated"] = separated(Split(**{"test": [], **parts}), groups)
         made_from = {"cache": str(cache.path.absolute()), "labels": str(labels_file), "stage1": str(stage1.path)}
         if data is not None:
             made_from["data"] = str(Path(data).absolute())
-        config = config_of(cache, labels_file, stage1.recipe, None, None) | made_from | {"finetune": recipe.to_dict()}
+        config = config_of(cache, labels_file, stage1.recipe) | made_from | {"finetune": recipe.to_dict()}
         kept, save = outcome.kept(made_from)
         by_seed = dict(zip(outcome.seeds, fits, strict=True))
         name = f"{stage1.recipe.sees}-finetune"

@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,8 @@ class Checkpoint:
         ``{"cache_from_run", "labels_from_run"}``: the same as seen from the run folder, for when all moved together.
     path
         The file it was read from.
+    relabelled
+        What became of classes of the labels file: the name that the head knows them by, or None where it does not.
     """
 
     head: Ensemble
@@ -71,6 +73,7 @@ class Checkpoint:
     best_epochs: list[int]
     made_from: dict[str, str]
     path: Path | None = None
+    relabelled: dict[str, str | None] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
@@ -149,7 +152,8 @@ def header_of(checkpoint: Checkpoint) -> dict[str, Any]:
         "identity": checkpoint.identity,
         "backbone": checkpoint.backbone,
         "fingerprint": checkpoint.fingerprint,
-        "split": checkpoint.split.named(),
+        "split": checkpoint.split.to_dict(),
+        **({"relabelled": checkpoint.relabelled} if checkpoint.relabelled else {}),
         "best_epochs": checkpoint.best_epochs,
         "made_from": checkpoint.made_from,
         "versions": {"torch": torch.__version__},
@@ -222,6 +226,7 @@ class Stored:
                 best_epochs=header["best_epochs"],
                 made_from=header["made_from"],
                 path=self.path,
+                relabelled=header.get("relabelled", {}),
             )
 
     def of_stage1(self) -> "Stored":

@@ -9,22 +9,22 @@ from numpy.typing import NDArray
 from ..cache.store import FeatureCache
 from .splits import Split
 
-_NO_TEXT = hashlib.sha256(b"").digest()
+_NOTHING = np.array([hashlib.sha256(b"").digest(), bytes(32)], dtype="V32")  # an empty side, and one that is missing
 
 
 def duplicate_groups(cache: FeatureCache, guids: Sequence[str]) -> NDArray[np.int64]:
     """Return a group number per pair, (n,) int64: the same where images or cleaned texts are the same.
 
     Groups are closed: a pair that shares its image with one and its text with another joins them. Texts of which
-    cleaning leaves nothing are not copies of each other. Where a cache has no digests of cleaned texts, those of the
-    raw ones are taken.
+    cleaning leaves nothing, and images that are missing, are not copies of each other. Where a cache has no digests of
+    cleaned texts, those of the raw ones are taken.
     """
     rows, n = cache.rows(guids), len(guids)
     text = "row/cleaned_sha256" if cache.has_cleaned else "row/text_sha256"
     left, right = [], []
     for name in ("row/image_sha256", text):
         digests = np.ascontiguousarray(cache.read(name, rows)).view("V32").reshape(n)
-        mine = np.flatnonzero(digests != np.void(_NO_TEXT)) if name == text else np.arange(n)
+        mine = np.flatnonzero((digests != _NOTHING[0]) & (digests != _NOTHING[1]))
         _, first, inverse = np.unique(digests[mine], return_index=True, return_inverse=True)
         left.append(mine)
         right.append(mine[first[inverse]])
@@ -73,10 +73,14 @@ def group_numbers(groups: Mapping[str, int], parts: Mapping[str, Sequence[str]])
     return {name: np.fromiter((groups[guid] for guid in guids), np.int64, len(guids)) for name, guids in parts.items()}
 
 
-def separated(split: Split, groups: Mapping[str, int]) -> int:
-    """Count the validation and test pairs that have a copy in another part of the split."""
+def separated(split: Split, groups: Mapping[str, int], of_parts: Sequence[str] = ("val", "test")) -> int:
+    """Count the rows of ``of_parts`` that have a copy in another part of the split."""
     parts = group_numbers(groups, split.named())
-    elsewhere = {
-        name: np.concatenate([found for other, found in parts.items() if other != name]) for name in ("val", "test")
-    }
+    elsewhere = {name: np.concatenate([found for other, found in parts.items() if other != name]) for name in of_parts}
     return sum(int(np.isin(parts[name], others).sum()) for name, others in elsewhere.items())
+
+
+def without_copies(guids: Sequence[str], learned_from: Sequence[str], groups: Mapping[str, int]) -> list[str]:
+    """Return the guids that are no copies of rows that a head learned from."""
+    known = {groups[guid] for guid in learned_from}
+    return [guid for guid in guids if groups[guid] not in known]

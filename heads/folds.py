@@ -35,52 +35,87 @@ def group_folds(classes: Indices, groups: Indices, folds: int, seed: int) -> lis
     classes, groups
         (n,) each.
     folds
-        At least 2, and no more than the groups of the largest class.
+        At least 2, and no more than there are groups.
     seed
-        Of the shuffling.
+        Seed for shuffling.
     """
     from sklearn.model_selection import StratifiedKFold
 
     _, first, group_of = np.unique(groups, return_index=True, return_inverse=True)
+    strata = classes[first]
+    if np.bincount(strata).max() < folds:  # copies with other labels leave each class few groups of its own
+        strata = np.zeros_like(strata)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # scikit-learn's on classes with fewer groups than folds
         dealer = StratifiedKFold(folds, shuffle=True, random_state=seed % 2**32)
-        dealt = list(dealer.split(np.zeros(len(first)), classes[first]))
+        dealt = list(dealer.split(np.zeros(len(first)), strata))
     rows = [[np.flatnonzero(np.isin(group_of, part)) for part in parts] for parts in dealt]
     return [(inside, outside) for inside, outside in rows]
 
 
 def groups_per_class(classes: Indices, groups: Indices, n_classes: int) -> Indices:
-    """Count the groups of each class, (C,), each group by the class of its first row."""
-    _, first = np.unique(groups, return_index=True)
-    return np.bincount(classes[first], minlength=n_classes)
+    """Count the groups that hold a row of each class, (C,)."""
+    group_of = np.unique(groups, return_inverse=True)[1]
+    return np.bincount(np.unique(group_of * n_classes + classes) % n_classes, minlength=n_classes)
 
 
-def check_folds(classes: Indices, groups: Indices, names: Sequence[str], folds: int, remedy: str) -> None:
-    """Refuse to make folds of which some would lack a class.
+def rare_classes(classes: Indices, groups: Indices, needed: int, rare: Indices | None = None) -> Indices:
+    """Return the numbers of ``rare`` and of all classes with fewer than ``needed`` groups.
 
-    Raises
-    ------
-    DataError
-        Naming the class that is too small, how many rows it has, copies counted once, and the remedy.
+    Groups that hold a row of a rare class train only, so they do not count for another class.
     """
-    rows = groups_per_class(classes, groups, len(names))
-    if np.count_nonzero(np.bincount(classes, minlength=len(names))) < 2:
-        raise DataError(
-            f"all {len(classes)} labelled pairs are {names[int(np.argmax(rows))]!r}: two classes are needed"
-        )
-    rarest = int(np.argmin(rows))
-    if rows[rarest] < folds:
-        raise DataError(
-            f"class {names[rarest]!r} has {rows[rarest]} rows (copies counted once), fewer than the {folds} folds: "
-            f"{remedy}, label more of it, or take it out"
-        )
+    rare = np.zeros(0, dtype=np.int64) if rare is None else rare
+    while True:
+        rows = np.flatnonzero(~train_only(classes, groups, rare))
+        present = np.setdiff1d(classes, rare)
+        counts = groups_per_class(classes[rows], groups[rows], int(classes.max()) + 1)
+        more = present[counts[present] < needed]
+        if not len(more):
+            return rare
+        rare = np.union1d(rare, more)
+
+
+def train_only(classes: Indices, groups: Indices, rare: Indices) -> NDArray[np.bool_]:
+    """Return which rows only train, (n,): those of ``rare`` classes, and their copies in other classes."""
+    if not len(rare):
+        return np.zeros(len(classes), dtype=np.bool_)
+    return np.isin(groups, groups[np.isin(classes, rare)])
+
+
+def check_classes_left(
+    classes: Indices, groups: Indices, names: Sequence[str], rare: Indices, needed: int, remedy: str
+) -> None:
+    """Raise a DataError where fewer than two classes have enough rows to be scored.
+
+    Parameters
+    ----------
+    rare
+        The classes that have too few.
+    needed
+        How many groups a class needs.
+    remedy
+        What to do beside labelling more.
+    """
+    present = np.unique(classes)
+    if len(present) < 2:
+        raise DataError(f"all {len(classes)} labelled pairs are {names[int(present[0])]!r}: two classes are needed")
+    if len(present) - len(rare) >= 2:
+        return
+    counts = groups_per_class(classes, groups, len(names))
+    listed = ", ".join(f"{names[number]!r} has {counts[number]}" for number in rare[:5])
+    more = f" and {len(rare) - 5} more classes" if len(rare) > 5 else ""
+    raise DataError(
+        f"two classes with at least {needed} rows each are needed (copies counted once): class {listed}{more}; "
+        f"label more of them{remedy}"
+    )
 
 
 def repeated_folds(
     classes: Indices, groups: Indices, names: Sequence[str], folds: int, repeats: int, seed: int
 ) -> list[Fold]:
     """Return repeated stratified group k-fold, each training part less a tenth to stop by.
+
+    A class with fewer groups than folds trains only: its rows, and their copies, are in every training part.
 
     Parameters
     ----------
@@ -96,26 +131,29 @@ def repeated_folds(
     Raises
     ------
     DataError
-        A class is too small, or ends up missing from a part.
+        Fewer than two classes have as many groups as there are folds.
     MmcliError
         Too few folds or repeats.
     """
     if folds < 2 or repeats < 1:
         raise MmcliError(f"at least 2 folds and 1 repeat are needed, found {folds} and {repeats}")
-    check_folds(classes, groups, names, folds, "ask for fewer folds")
+    rare = rare_classes(classes, groups, folds)
+    check_classes_left(classes, groups, names, rare, folds, " or ask for fewer folds (--folds)")
+    alone = train_only(classes, groups, rare)
+    always, dealt = np.flatnonzero(alone), np.flatnonzero(~alone)
     made = []
     for repeat in range(repeats):
-        for number, (inside, test) in enumerate(group_folds(classes, groups, folds, seed + repeat)):
+        parts = group_folds(classes[dealt], groups[dealt], folds, seed + repeat)
+        for number, (inside, test) in enumerate(parts):
+            inside = dealt[inside]
             train, stop = _less_a_tenth(classes[inside], groups[inside], seed + repeat)
-            fold = Fold(repeat, number, inside[train], inside[stop], test)
-            for what, rows in (("training", fold.train), ("test", fold.test)):
-                missing = sorted(set(range(len(names))) - set(classes[rows].tolist()))
-                if missing:
-                    raise DataError(
-                        f"class {names[missing[0]]!r} has no row in a {what} part of the folds: its rows are too few, "
-                        "or copies of rows of other classes; label more of it, or take it out"
-                    )
-            made.append(fold)
+            unseen = np.setdiff1d(classes[dealt], classes[inside[train]])
+            if len(unseen):
+                raise DataError(
+                    f"class {names[int(unseen[0])]!r} has no row in a training part of the folds, because its rows are "
+                    "copies of rows of other classes: mend their labels, or label more of it"
+                )
+            made.append(Fold(repeat, number, np.union1d(inside[train], always), inside[stop], dealt[test]))
     return made
 
 
@@ -129,9 +167,8 @@ def _less_a_tenth(classes: Indices, groups: Indices, seed: int) -> tuple[Indices
     if counts.max() < 2:
         raise DataError(f"{len(classes)} training rows are too few to keep some of them to stop by: label more")
     train, stop = group_folds(classes, groups, int(min(10, counts.max())), seed)[0]
-    _, first = np.unique(groups, return_index=True)
     for each in np.flatnonzero(counts):
-        group = groups[first[np.flatnonzero(classes[first] == each)[0]]]
+        group = groups[np.flatnonzero(classes == each)[0]]
         if each not in classes[train]:
             train = np.union1d(train, np.flatnonzero(groups == group))
             stop = np.setdiff1d(stop, train)

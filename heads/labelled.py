@@ -1,6 +1,7 @@
 """Labelled rows of a cache."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -114,15 +115,64 @@ def class_numbers(guids: Sequence[str], labels: dict[str, str], classes: Sequenc
     number = {name: index for index, name in enumerate(classes)}
     for guid in guids:
         if labels[guid] not in number:
-            raise DataError(f"guid {guid!r} has the label {labels[guid]!r}, the head knows {', '.join(classes)}")
+            raise DataError(
+                f"guid {guid!r} has the label {labels[guid]!r}, the head knows {', '.join(classes)}: correct it, "
+                "or train a head on these labels"
+            )
     return np.array([number[labels[guid]] for guid in guids], dtype=np.int64)
 
 
-def check_labelled(part: str, guids: Sequence[str], labels: Mapping[str, str]) -> None:
-    """Raise a DataError where a row of a part of a split has no label, or no features, any more."""
-    missing = [guid for guid in guids if guid not in labels]
-    if missing:
+@dataclass(frozen=True)
+class UsableRows:
+    """The rows of a part that can be scored, and how many cannot.
+
+    Attributes
+    ----------
+    guids
+        Rows with features and a label that the head knows.
+    gone
+        How many have no label or no features any more.
+    unknown
+        How many have a label that the head does not know.
+    """
+
+    guids: list[str]
+    gone: int
+    unknown: int
+
+
+def usable_rows(part: str, guids: Sequence[str], labels: Mapping[str, str], classes: Sequence[str]) -> UsableRows:
+    """Return the rows of a part of a split that have features and a known label today.
+
+    Raises
+    ------
+    DataError
+        There is none.
+    """
+    known = set(classes)
+    here = [guid for guid in guids if guid in labels]
+    usable = [guid for guid in here if labels[guid] in known]
+    if not here:
         raise DataError(
-            f"{len(missing)} of {len(guids)} {part} rows have no label or no features here, the first is "
-            f"{missing[0]!r}: give the labels file and the cache that the head was trained with"
+            f"none of the {len(guids)} {part} rows has a label and features here, the first is {guids[0]!r}: give the "
+            "labels file and the cache that the head was trained with"
         )
+    if not usable:
+        raise DataError(
+            f"none of the {len(here)} {part} rows has a label that the head knows: {here[0]!r} is {labels[here[0]]!r}, "
+            f"the head knows {', '.join(classes)}"
+        )
+    return UsableRows(usable, len(guids) - len(here), len(here) - len(usable))
+
+
+def changed_labels(
+    best_pt: Path | None, parts: Mapping[str, Sequence[str]], labels: Mapping[str, str]
+) -> dict[str, int]:
+    """Count by part the rows whose label is not the one in the splits folder beside ``best_pt``, if there is one."""
+    changed = dict.fromkeys(parts, 0)
+    for name, guids in parts.items():
+        path = None if best_pt is None else best_pt.parent / "splits" / f"{name}_split.csv"
+        if path is not None and path.is_file():
+            tags = read_labels(path)
+            changed[name] = sum(tags.get(guid) not in (None, labels[guid]) for guid in guids)
+    return changed

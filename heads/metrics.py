@@ -40,16 +40,16 @@ def f1_of(hits: NDArray[Any], total: NDArray[Any]) -> NDArray[np.float64]:
 def f1_per_class(confusion: NDArray[Any]) -> NDArray[np.float64]:
     """F1 of each class, (..., C) float64, from confusion matrices (..., C, C).
 
-    F1 = 2 TP / (2 TP + FP + FN), and NaN for a class that neither occurs nor is predicted, as scikit-learn's
-    ``f1_score(zero_division=nan)``.
+    F1 = 2 TP / (2 TP + FP + FN), and NaN for a class without a row, also where it is predicted: nothing says how well
+    its rows would be found. Such predictions count as errors of the classes that the rows have.
     """
     hits = np.diagonal(confusion, axis1=-2, axis2=-1)
-    total = confusion.sum(axis=-1) + confusion.sum(axis=-2)
-    return f1_of(hits, total)
+    support = confusion.sum(axis=-1)
+    return np.where(support > 0, f1_of(hits, support + confusion.sum(axis=-2)), np.nan)
 
 
 def macro_f1(confusion: NDArray[Any]) -> NDArray[np.float64]:
-    """Mean of the F1 of the classes that occur or are predicted, (...,) float64, from (..., C, C).
+    """Mean of the F1 of the classes that have rows, (...,) float64, from (..., C, C).
 
     A bootstrap replicate that misses a rare class says nothing about it; counting it as 0 would bend the interval.
     """
@@ -115,8 +115,7 @@ def score(
     dict
         ``n``, ``n_groups``, ``macro_f1``, ``macro_f1_ci``, ``accuracy``, ``accuracy_ci`` (95 % percentile bootstrap
         over groups), ``per_class`` (precision, recall, f1, f1_ci, support, and the groups that hold a row of the
-        class; None for the F1 of a class that neither occurs nor is predicted), ``confusion`` (rows true, columns
-        predicted).
+        class; None for the F1 of a class without a row), ``confusion`` (rows true, columns predicted).
 
     Raises
     ------

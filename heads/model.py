@@ -14,6 +14,7 @@ from .fusions import FUSIONS, Sizes, fusion_class
 from .inputs import Batch, TokenBatch, batches
 from .recipe import Recipe
 
+_SMALL, _HARDLY = 1e-20, 1e-2  # of a variance, and of a deviation beside its mean, below which float32 is too coarse
 _NOISE = 4 * torch.finfo(torch.float32).eps  # a deviation of this share of the mean is a rounding error
 
 
@@ -26,19 +27,37 @@ def sizes_of(features: Features) -> Sizes:
     return Sizes(features.image.shape[1], features.text.shape[1], image_tokens, text_tokens)
 
 
-def inverse_deviation(variance: Tensor, mean: Tensor) -> Tensor:
-    """Return 1 / sqrt(variance), and 0 for a constant column: it carries nothing, and must not become noise.
+def inverse_deviation(deviation: Tensor, mean: Tensor) -> Tensor:
+    """Return 1 / deviation, and 0 for a constant column: it carries nothing, and must not become noise.
 
     A column is constant where its deviation is a rounding error of its mean, whatever its scale; scikit-learn's
     ``StandardScaler`` has the same rule for numbers in float64, and these were float32.
 
     Parameters
     ----------
-    variance, mean
+    deviation, mean
         (d,) float64 each.
     """
-    deviation = variance.sqrt()
     return torch.where(deviation > _NOISE * mean.abs(), 1 / deviation, torch.zeros_like(deviation))
+
+
+def is_common(variance: Tensor) -> Tensor:
+    """Return which variances float32 can hold with room to spare."""
+    return (variance > _SMALL) & (variance < 1 / _SMALL)
+
+
+def moments_of(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and variance of each column of rows (n, d), (d,) float64 each.
+
+    float32 is exact enough for columns of common size that vary. Others are computed in float64: very small and very
+    large ones, and those that hardly vary beside their mean.
+    """
+    mean, variance = (each.cpu().double() for each in (rows.mean(dim=0), rows.var(dim=0, correction=0)))
+    common = is_common(variance) & (variance.sqrt() > _HARDLY * mean.abs())
+    if not bool(common.all()):
+        exact = rows[:, (~common).to(rows.device)].cpu().double()
+        mean[~common], variance[~common] = exact.mean(dim=0), exact.var(dim=0, correction=0)
+    return mean, variance
 
 
 class Standardise(nn.Module):
@@ -74,14 +93,16 @@ class Standardise(nn.Module):
         for some in rows:
             if not len(some):
                 continue
-            unit = self._unit(some).cpu().double()
-            here, variance = unit.mean(dim=0), unit.var(dim=0, correction=0)
+            unit = self._unit(some)
+            here, variance = moments_of(unit)
             apart, total = here - mean, count + len(unit)
             squares = squares + variance * len(unit) + apart.square() * (count * len(unit) / total)
             mean = mean + apart * (len(unit) / total)
             count = total
         self.mean = mean.to(self.mean)
-        self.scale = inverse_deviation(squares / max(count, 1), mean).to(self.mean)
+        variance = squares / max(count, 1)
+        deviation = torch.where(is_common(variance), variance.to(self.mean).sqrt().double(), variance.sqrt())
+        self.scale = inverse_deviation(deviation, mean).to(self.mean)
 
     def forward(self, rows: Tensor) -> Tensor:
         """Return standardised rows, (n, d) float32."""
@@ -192,7 +213,7 @@ def _token_moments(features: Features) -> tuple[tuple[Tensor, Tensor], tuple[Ten
     for (total, squares), count in zip(sums, counts, strict=True):
         mean = total / max(count, 1)
         variance = (squares / max(count, 1) - mean.square()).clamp_min(0)
-        moments.append((mean.float(), inverse_deviation(variance, mean).float()))
+        moments.append((mean.float(), inverse_deviation(variance.sqrt(), mean).float()))
     return moments[0], moments[1]
 
 

@@ -13,17 +13,26 @@ from ..cache.errors import CheckpointError, DataError, MmcliError
 from ..cache.store import FeatureCache
 from ..report.drawing import draw
 from .checkpoint import Checkpoint, read_best_pt
-from .duplicates import Groups, duplicate_groups, group_numbers, separated
+from .division import SplitOptions, divide, relabel, renamed
+from .duplicates import Groups, duplicate_groups, group_numbers, separated, without_copies
 from .folders import check_writable
 from .inputs import Rows
-from .labelled import check_labelled, class_numbers, labels_of, left_for_features, rows_of_parts, share_of
+from .labelled import (
+    changed_labels,
+    class_numbers,
+    labels_of,
+    left_for_features,
+    rows_of_parts,
+    share_of,
+    usable_rows,
+)
 from .losses import fit_offsets
 from .metrics import quick_scores, score
 from .model import Ensemble, sizes_of
 from .parallel import each_of, processes_for
 from .recipe import Recipe
 from .run_folder import config_of, read_schedules, write_run
-from .splits import Split, make_split
+from .splits import Split
 from .trained import Trained, trained
 from .training import Fit, OnEpoch, fit, predict_logits
 
@@ -39,11 +48,13 @@ def train_head(
     runs: str | Path = "artifacts/runs",
     device: str = "cpu",
     seeds: int = 1,
-    group_duplicates: bool = False,
+    group_duplicates: bool = True,
     max_bytes: int | None = None,
     jobs: int | None = None,
     on_fit: OnFit | None = None,
     draw: Callable[..., None] = draw,
+    new: str = "train",
+    rare: str = "train-only",
 ) -> dict[str, Any]:
     """Train a head, or several that differ in their seed, on cached features and write a run folder.
 
@@ -56,13 +67,14 @@ def train_head(
     recipe
         How to train.
     split_dir
-        Folder with train, val and test CSVs to reuse; default: a stratified 8:1:1 split by ``split_seed``.
+        Folder with train, val and test CSVs to reuse; default: a stratified 8:1:1 split by ``split_seed``. The test
+        CSV may be missing or unlabelled; the run then has no test score.
     runs
         Where the run folder goes; ``latest`` in it points at the newest.
     seeds
         Train with ``recipe.seed``, ``recipe.seed + 1`` and so on; best.pt is the ensemble of their probabilities.
     group_duplicates
-        Keep identical images and identical cleaned texts in one part of the split.
+        Keep identical images and identical cleaned texts in one part of a split that is drawn.
     max_bytes
         What all processes may take: embeddings and token states that do not fit are read as they are needed.
     jobs
@@ -71,40 +83,48 @@ def train_head(
         Called with (heads trained, heads to train); of a single one, with (epochs behind it, epochs at most).
     draw
         Draws a figure: ``report.drawing.draw``, or a ``Pencil``.
+    new
+        Where labelled rows go that ``split_dir`` does not name: ``train``, or ``none`` to leave them out.
+    rare
+        What becomes of classes too rare for a row in each part: ``train-only``, ``merge`` (into ``other``), ``drop``.
 
     Returns
     -------
     dict
         What ``metrics.json`` holds: ``run``, ``best_pt``, ``train``, ``val``, ``test`` (see ``metrics.score``),
         ``seeds`` (of each head: seed, epochs, best_epoch, val and test scores), ``over_seeds`` (mean and standard
-        deviation, with several), ``parameters``, ``duplicates_separated``, ``labels_without_features``, ``seconds``.
+        deviation, with several), ``parameters``, ``duplicates_separated``, ``labels_without_features``, ``seconds``,
+        and what ``Division.counts`` says of the split.
     """
     started = time.perf_counter()
     recipe = recipe or Recipe()
+    options = SplitOptions(split_dir, split_seed, group_duplicates, new, rare)
     check_writable(Path(runs))
     if seeds < 1:
         raise MmcliError(f"seeds must be 1 or more, found {seeds}")
     with FeatureCache.open(cache_path) as cache:
         labels_file, labels, absent = labels_of(cache, labels_path)
         groups = Groups(cache, list(labels))
-        split = make_split(labels, groups, split_dir, split_seed, group_duplicates)
-        classes = sorted({labels[guid] for guids in split.named().values() for guid in guids})
-        copies = group_numbers(groups, split.named())
+        division = divide(labels, groups, options)
+        split, classes = division.split, division.classes
+        parts = {name: guids for name, guids in split.named().items() if guids}
+        copies = group_numbers(groups, parts)
         apart = separated(split, groups)
         del groups
         processes = processes_for(seeds, jobs, device)
-        rows = rows_of_parts(cache, split.named(), labels, classes, recipe, share_of(max_bytes, processes))
+        rows = rows_of_parts(cache, parts, division.labels, classes, recipe, share_of(max_bytes, processes))
         recipes = [recipe.reseeded(number) for number in range(seeds)]
         tasks = [(each, len(classes), rows["train"], rows["val"], device, copies["train"]) for each in recipes]
         fits = _fit_all(tasks, processes, on_fit)
         checkpoint = _checkpoint(cache, fits, recipe, classes, split, labels_file, rows["train"])
+        checkpoint.relabelled = division.relabelled
         if recipe.offsets:
             _learn_offsets(checkpoint.head, rows["val"])
         metrics: dict[str, Any] = {name: _score(checkpoint, part, copies[name]) for name, part in rows.items()}
         metrics |= _seed_scores(checkpoint, fits, rows)
         metrics["duplicates_separated"] = apart
-        metrics["labels_without_features"] = absent
-        config = config_of(cache, labels_file, recipe, split_dir, split_seed) | {"group_duplicates": group_duplicates}
+        metrics |= {"labels_without_features": absent, **division.counts}
+        config = config_of(cache, labels_file, recipe) | options.to_dict() | {"split": division.counts}
         by_seed = dict(zip(checkpoint.seeds, fits, strict=True))
         del rows, tasks  # figures need room, too
         return write_run(Path(runs), checkpoint, by_seed, metrics, config, labels, started, draw=draw)
@@ -143,11 +163,12 @@ def train_full(
     with FeatureCache.open(earlier.cache_path(cache_path)) as cache:
         earlier.check_cache(cache)
         labels_file, labels, absent = labels_of(cache, earlier.labels_path(labels_path))
-        split = Split(list(labels), [], [])
+        known = relabel(labels, earlier.relabelled)
+        split = Split(list(known), [], [])
         processes = processes_for(len(earlier.seeds), jobs, device)
         each = share_of(max_bytes, processes)
-        rows = rows_of_parts(cache, {"train": split.train}, labels, earlier.classes, earlier.recipe, each)["train"]
-        missing = sorted(set(earlier.classes) - set(labels.values()))
+        rows = rows_of_parts(cache, {"train": split.train}, known, earlier.classes, earlier.recipe, each)["train"]
+        missing = sorted(set(earlier.classes) - set(known.values()))
         if missing:
             raise DataError(f"{labels_file} has no row of class {missing[0]!r}, which the run of {source} knows")
         groups = duplicate_groups(cache, split.train)
@@ -159,10 +180,11 @@ def train_full(
         recipe = replace(earlier.recipe, epochs=max(earlier.best_epochs))
         checkpoint = _checkpoint(cache, fits, recipe, earlier.classes, split, labels_file, rows)
         checkpoint.head.offsets.copy_(earlier.head.offsets)
+        checkpoint.relabelled = earlier.relabelled
         metrics: dict[str, Any] = {"train": _score(checkpoint, rows, groups), "labels_without_features": absent}
         metrics |= {"full_of": str(source), "stage2_left_out": source != given.path}
         metrics |= _seed_scores(checkpoint, fits, {})
-        config = config_of(cache, labels_file, recipe, None, None) | {"full": True, "epochs_from": str(source)}
+        config = config_of(cache, labels_file, recipe) | {"full": True, "epochs_from": str(source)}
         by_seed = dict(zip(checkpoint.seeds, fits, strict=True))
         return write_run(Path(runs), checkpoint, by_seed, metrics, config, labels, started, draw=draw)
 
@@ -185,7 +207,8 @@ def evaluate(
     cache_path, labels_path
         Default: those that the head was trained with.
     on
-        Parts of its split (``train``, ``val``, ``test``), or ``new``: rows of ``labels_path`` that are in none of them.
+        Parts of its split (``train``, ``val``, ``test``), or ``new``: rows of ``labels_path`` that are in none of them
+        and are no copies of its training or validation rows. Of several parts, those without a row are left out.
     max_bytes
         As in ``train_head``.
     on_progress
@@ -195,7 +218,16 @@ def evaluate(
     -------
     dict
         ``best_pt``, ``classes``, ``fusion``, ``modality``, ``labels_without_features``, and a score (see
-        ``metrics.score``) by part.
+        ``metrics.score``) by part. ``parts_without_rows`` lists the parts asked for that are empty. By part:
+        ``rows_gone`` (pairs of the split without a label or features today), ``labels_changed`` (rows that count with
+        the label of today, where the splits folder is beside best.pt), ``labels_unknown`` (rows left out because the
+        head does not know their class). ``duplicates_separated``: rows with a copy in another part of the split.
+        ``duplicates_left_out``: copies that ``new`` leaves out.
+
+    Raises
+    ------
+    DataError
+        There is no row to score.
     """
     model = trained(best_pt, device)
     checkpoint = model.checkpoint
@@ -205,25 +237,54 @@ def evaluate(
         result: dict[str, Any] = {"best_pt": str(checkpoint.path), "classes": checkpoint.classes}
         result |= {"fusion": checkpoint.recipe.fusion, "modality": checkpoint.recipe.modality}
         result["labels_without_features"] = absent
-        parts, groups = checkpoint.split.named(), Groups(cache, list(labels))
-        seen = {guid for guids in parts.values() for guid in guids}
-        parts["new"] = [guid for guid in labels if guid not in seen]
-        for name in [on] if isinstance(on, str) else on:
-            guids = parts[name]
-            if not guids:
-                why = (
-                    "give --labels FILE with labels of other pairs"
-                    if name == "new"
-                    else "it learned from all rows; give --from the run that held some out"
-                )
-                raise DataError(f"{checkpoint.path} has no {name} row to be scored on: {why}")
-            check_labelled(name, guids, labels)
-            true = class_numbers(guids, labels, checkpoint.classes)
+        known = renamed(labels, checkpoint.relabelled)
+        parts, copies, counts = _rows_to_score(checkpoint, cache, known, [on] if isinstance(on, str) else on)
+        result |= counts
+        result["labels_changed"] = changed_labels(checkpoint.path, parts, labels)
+        for name, guids in parts.items():
+            true = class_numbers(guids, known, checkpoint.classes)
             model.get_ready(cache, guids, on_progress)
             logits = model.of_rows(cache, guids, left_for_features(cache, max_bytes))
-            copies = group_numbers(groups, {name: guids})[name]
-            result[name] = score(true, logits.argmax(axis=1), checkpoint.classes, copies)
+            result[name] = score(true, logits.argmax(axis=1), checkpoint.classes, copies[name])
     return result
+
+
+def _rows_to_score(
+    checkpoint: Checkpoint, cache: FeatureCache, labels: dict[str, str], asked: Sequence[str]
+) -> tuple[dict[str, list[str]], dict[str, NDArray[np.int64]], dict[str, Any]]:
+    """Return the rows that can be scored and their groups, by part asked for, and what to say about the others."""
+    parts = checkpoint.split.named()
+    seen = {guid for guids in parts.values() for guid in guids}
+    here = {name: [guid for guid in guids if guid in cache] for name, guids in parts.items()}
+    groups = Groups(cache, [guid for guid in cache.guids if guid in seen or guid in labels])
+    counts: dict[str, Any] = {}
+    if "new" in asked:
+        fresh = [guid for guid in labels if guid not in seen]
+        parts["new"] = without_copies(fresh, [*here["train"], *here["val"]], groups)
+        counts["duplicates_left_out"] = len(fresh) - len(parts["new"])
+        if fresh and not parts["new"]:
+            raise DataError(f"all {len(fresh)} new rows are copies of rows that the head learned from")
+    counts["parts_without_rows"] = [name for name in asked if not parts[name]]
+    if len(counts["parts_without_rows"]) == len(asked):
+        raise DataError(_nothing_to_score(checkpoint, asked[0]))
+    usable = {name: usable_rows(name, parts[name], labels, checkpoint.classes) for name in asked if parts[name]}
+    counts["rows_gone"] = {name: rows.gone for name, rows in usable.items()}
+    counts["labels_unknown"] = {name: rows.unknown for name, rows in usable.items()}
+    held_out = [name for name in usable if name in ("val", "test")]
+    counts["duplicates_separated"] = separated(Split(**here), groups, held_out)
+    scored = {name: rows.guids for name, rows in usable.items()}
+    return scored, group_numbers(groups, scored), counts
+
+
+def _nothing_to_score(checkpoint: Checkpoint, part: str) -> str:
+    """Return the message for a part without rows."""
+    if part == "new":
+        why = "give --labels FILE with labels of other pairs"
+    elif part == "test" and checkpoint.split.val:
+        why = "its split has no labelled test part; label those pairs and score them with --on new, or take --on val"
+    else:
+        why = "it learned from all rows; give --from the run that held some out"
+    return f"{checkpoint.path} has no {part} row to be scored on: {why}"
 
 
 def _fit_all(tasks: list[tuple[Any, ...]], jobs: int, on_fit: OnFit | None) -> list[Fit]:
@@ -289,6 +350,7 @@ def _seed_scores(checkpoint: Checkpoint, fits: Sequence[Fit], rows: dict[str, Ro
                 for what in ("macro_f1", "accuracy")
             }
             for part in ("val", "test")
+            if part in rows
         }
     if checkpoint.recipe.offsets:
         result["offsets"] = dict(zip(checkpoint.classes, checkpoint.head.offsets.tolist(), strict=True))

@@ -40,16 +40,12 @@ def read_schedules(source: Path, earlier: Checkpoint) -> list[list[float] | None
     ]
 
 
-def config_of(
-    cache: FeatureCache, labels_file: Path, recipe: Recipe, split_dir: str | Path | None, split_seed: int | None
-) -> dict[str, Any]:
+def config_of(cache: FeatureCache, labels_file: Path, recipe: Recipe) -> dict[str, Any]:
     """Return what ``config.json`` holds."""
     return {
         "recipe": recipe.to_dict(),
         "cache": str(cache.path.absolute()),
         "labels": str(labels_file),
-        "split_dir": None if split_dir is None else str(Path(split_dir).absolute()),
-        "split_seed": split_seed if split_dir is None else None,
         "fingerprint": cache.fingerprint,
         "backbone": cache.header.backbone,
         "dataset": cache.header.dataset,
@@ -101,7 +97,7 @@ def write_run(
         if "lr" in columns:  # a linear head has no epochs
             histories, best_epochs = zip(*((found.history, found.best_epoch) for found in fits.values()), strict=True)
             draw("curves", histories, best_epochs, path=draft / "curves.png")
-        shown = "test" if "test" in metrics else "train"
+        shown = next(part for part in ("test", "val", "train") if part in metrics)
         draw("confusion", metrics[shown]["confusion"], checkpoint.classes, shown, path=draft / "confusion.png")
         write_json(draft / "config.json", config)
         result = {

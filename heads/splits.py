@@ -1,32 +1,37 @@
-"""Train, validation and test rows: made once per run, written as CSV, reused with ``--split-dir``."""
+"""Train, validation and test rows: drawn once per run, and written as CSV."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..cache.atomic import write_text
-from ..cache.errors import DataError, MmcliError
-from ..cache.labels import read_labels, table_text
-from .folds import check_folds, group_folds
+from ..cache.errors import DataError
+from ..cache.labels import read_labels, read_table, table_text
+from .folds import Indices, check_classes_left, groups_per_class, train_only
 
 SPLITS = ("train", "val", "test")
+NEEDED = 10  # groups of a class, so that a tenth of them is one
 
 
 @dataclass(frozen=True)
 class Split:
-    """Guids of the training, validation and test rows."""
+    """Guids of the training, validation and test rows, and of test rows that have no label yet."""
 
     train: list[str]
     val: list[str]
     test: list[str]
+    unlabelled: list[str] = field(default_factory=list)
 
     def named(self) -> dict[str, list[str]]:
-        """Return the three lists by name."""
+        """Return the three lists of labelled rows by name."""
         return {name: getattr(self, name) for name in SPLITS}
+
+    def to_dict(self) -> dict[str, list[str]]:
+        """Return the lists as plain data; ``Split(**...)`` takes it."""
+        return self.named() | ({"unlabelled": self.unlabelled} if self.unlabelled else {})
 
 
 def stratified_split(guids: Sequence[str], tags: Sequence[str], seed: int = 42) -> Split:
@@ -40,24 +45,97 @@ def stratified_split(guids: Sequence[str], tags: Sequence[str], seed: int = 42) 
     DataError
         Naming a class of which a part would have no row.
     """
-    counts = Counter(tags)
-    if len(counts) < 2:
-        raise DataError(f"all {len(tags)} labelled pairs are {next(iter(counts), 'missing')!r}: two classes are needed")
-    classes = np.unique(list(tags), return_inverse=True)[1]
-    found = stratified_draw(classes, int(0.8 * len(classes)), seed)
-    parts = None
-    if found is not None:
-        train, rest = found
-        parts = stratified_draw(classes[rest], len(rest) // 2, seed)
-    if found is None or parts is None:
-        name, count = min(counts.items(), key=lambda item: item[1])
+    names, classes = np.unique(list(tags), return_inverse=True)
+    groups = np.arange(len(classes))
+    parts, rare = split_rows(classes, groups, names.tolist(), seed)
+    if len(rare):
+        rarest = int(rare[np.argmin(np.bincount(classes)[rare])])
         raise DataError(
-            f"{len(tags)} labelled pairs cannot be split 8:1:1 with each class in each part: class {name!r} has "
-            f"{count}; label more of it, take it out, or give your own parts with --split-dir"
+            f"{len(tags)} labelled pairs cannot be split 8:1:1 with each class in each part: class "
+            f"{str(names[rarest])!r} has {np.count_nonzero(classes == rarest)} rows, and {NEEDED} are needed: label "
+            "more of it, or take it out"
         )
-    split = Split(*([guids[row] for row in rows.tolist()] for rows in (train, *(rest[part] for part in parts))))
-    check_classes(split, dict(zip(guids, tags, strict=True)))
-    return split
+    return Split(*([guids[row] for row in rows.tolist()] for rows in parts))
+
+
+def split_rows(
+    classes: Indices, groups: Indices, names: Sequence[str], seed: int, remedy: str = ""
+) -> tuple[tuple[Indices, Indices, Indices], Indices]:
+    """Split rows 8:1:1, stratified by class, with all rows of a group in one part.
+
+    One row stands for each group, with the class of its first row. Where no group has two rows and no class is too
+    rare, the parts are exactly scikit-learn's (see ``stratified_split``). A class with fewer than ``NEEDED`` groups, of
+    which that draw leaves a part without a row, trains only, with its copies in other classes; so does every class with
+    as few groups.
+
+    Parameters
+    ----------
+    classes, groups
+        (n,) each.
+    names
+        Of the classes.
+    remedy
+        What to do beside labelling more where too few classes are left.
+
+    Returns
+    -------
+    parts
+        Row numbers of the training, validation and test part.
+    rare
+        Numbers of the classes that train only.
+
+    Raises
+    ------
+    DataError
+        Fewer than two classes have enough rows.
+    """
+    _, first, group_of = np.unique(groups, return_index=True, return_inverse=True)
+    strata, rare = classes[first], np.zeros(0, dtype=np.int64)
+    while True:
+        alone = train_only(classes, groups, rare)
+        check_classes_left(classes, groups, names, rare, NEEDED, remedy)
+        standing = np.sort(first[~alone[first]])  # one row for each group, in the order of the rows
+        drawn, suspects = _draw_parts(strata[group_of[standing]], seed)
+        parts = [_members(group_of, group_of[standing[rows]]) for rows in drawn]
+        scored = np.setdiff1d(classes, rare)
+        if parts:
+            suspects = np.unique(np.concatenate([np.setdiff1d(scored, classes[rows]) for rows in parts]))
+        counts = groups_per_class(classes[~alone], groups[~alone], len(names))
+        too_few = suspects[counts[suspects] < NEEDED]
+        if parts and not len(too_few):
+            too_few = np.setdiff1d(scored, classes[parts[0]])
+        if len(too_few):
+            rare = np.union1d(rare, scored[counts[scored] <= counts[too_few].max()])
+        elif parts:
+            return (np.concatenate([parts[0], np.flatnonzero(alone)]), parts[1], parts[2]), rare
+        else:  # classes whose rows are mostly copies of rows of other classes: they cannot be strata
+            largest = np.bincount(strata[group_of[standing]]).argmax()
+            strata = np.where(np.isin(strata, suspects), largest, strata)
+
+
+def _members(group_of: Indices, chosen: Indices) -> Indices:
+    """Return the rows of the groups ``chosen``, group by group in that order."""
+    rank = np.full(int(group_of.max()) + 1, len(chosen))
+    rank[chosen] = np.arange(len(chosen))
+    rows = np.flatnonzero(rank[group_of] < len(chosen))
+    return rows[np.argsort(rank[group_of[rows]], kind="stable")]
+
+
+def _draw_parts(strata: Indices, seed: int) -> tuple[list[Indices], Indices]:
+    """Return the row numbers of the three parts, or none and the strata that are too small for them."""
+    none = np.zeros(0, dtype=np.int64)
+    if not len(strata):
+        return [], none
+    present, numbers, counts = np.unique(strata, return_inverse=True, return_counts=True)
+    first = stratified_draw(numbers, int(0.8 * len(numbers)), seed)
+    if first is None:
+        return [], present[counts == counts.min()]
+    train, rest = first
+    second = stratified_draw(numbers[rest], len(rest) // 2, seed)
+    if second is None:
+        left = np.bincount(numbers[rest], minlength=len(present))
+        return [], present[left == left.min()]
+    return [train, rest[second[0]], rest[second[1]]], none
 
 
 def stratified_draw(
@@ -72,7 +150,7 @@ def stratified_draw(
     Parameters
     ----------
     classes
-        (n,): numbers from 0, none left out.
+        (n,): numbers from 0.
     """
     per_class = np.bincount(classes)
     others = len(classes) - count
@@ -108,105 +186,46 @@ def _shares(per_class: NDArray[np.int64], count: int, random: np.random.RandomSt
     return shares.astype(np.int64)
 
 
-def grouped_split(guids: Sequence[str], tags: Sequence[str], groups: Sequence[int], seed: int = 42) -> Split:
-    """Split about 8:1:1, stratified by tag, pairs of one group in one part.
+def write_split(folder: Path, split: Split, labels: Mapping[str, str]) -> None:
+    """Write ``train_split.csv``, ``val_split.csv`` and ``test_split.csv``, each with header ``guid,tag``.
 
-    Of ten folds (``folds.group_folds``) the first is the test part, the second the validation part.
-
-    Raises
-    ------
-    DataError
-        Naming a class of which a part would have no row.
+    Test rows that never had a label have an empty tag; a pair that lost its label is left out.
     """
-    names = sorted(set(tags))
-    classes = np.searchsorted(np.array(names), np.array(tags))
-    grouped = np.asarray(groups)
-    check_folds(classes, grouped, names, 10, "make your own parts (--split-dir)")
-    (_, test), (_, val), *_ = group_folds(classes, grouped, 10, seed)
-    held_out = {*test.tolist(), *val.tolist()}
-    split = Split(
-        [guid for index, guid in enumerate(guids) if index not in held_out],
-        [guids[index] for index in val],
-        [guids[index] for index in test],
-    )
-    check_classes(split, dict(zip(guids, tags, strict=True)))
-    return split
-
-
-def make_split(
-    labels: Mapping[str, str],
-    groups: Mapping[str, int],
-    split_dir: str | Path | None = None,
-    seed: int = 42,
-    group_duplicates: bool = False,
-) -> Split:
-    """Return the split of a run: read from ``split_dir``, or made by ``seed``, with copies in one part where wanted.
-
-    Raises
-    ------
-    DataError
-        As the functions that it calls say.
-    MmcliError
-        Copies are to be kept together in a split that is read.
-    """
-    if split_dir is not None:
-        if group_duplicates:
-            raise MmcliError("--group-duplicates makes a split, --split-dir reuses one: give one of them")
-        return read_split(split_dir, dict(labels))
-    guids, tags = list(labels), list(labels.values())
-    if group_duplicates:
-        return grouped_split(guids, tags, [groups[guid] for guid in guids], seed)
-    return stratified_split(guids, tags, seed)
-
-
-def check_classes(split: Split, labels: dict[str, str]) -> None:
-    """Raise a DataError where a class of the labels has no row in one of the parts."""
-    classes = Counter(labels[guid] for guids in split.named().values() for guid in guids)
-    if len(classes) < 2:
-        raise DataError(f"all {sum(classes.values())} pairs of the split are {min(classes)!r}: two classes are needed")
     for name, guids in split.named().items():
-        missing = sorted(set(classes) - {labels[guid] for guid in guids})
-        if missing:
-            raise DataError(
-                f"class {missing[0]!r} has no row in the {name} part ({len(guids)} rows; the class has "
-                f"{classes[missing[0]]} in all): label more of it, take it out, or give your own parts with --split-dir"
-            )
-
-
-def write_split(folder: Path, split: Split, labels: dict[str, str]) -> None:
-    """Write ``train_split.csv``, ``val_split.csv`` and ``test_split.csv``, each with header ``guid,tag``."""
-    for name, guids in split.named().items():
-        rows = ([guid, labels[guid]] for guid in guids)
+        rows = [[guid, labels[guid]] for guid in guids if guid in labels]
+        if name == "test":
+            rows += [[guid, ""] for guid in split.unlabelled]
         write_text(folder / f"{name}_split.csv", table_text(["guid", "tag"], rows))
 
 
-def read_split(folder: str | Path, labels: dict[str, str]) -> Split:
-    """Read the three files that ``write_split`` wrote, or that somebody made like them.
+def read_split(folder: str | Path) -> dict[str, dict[str, str | None]]:
+    """Read the files that ``write_split`` wrote, or that somebody made like them.
+
+    Returns
+    -------
+    dict
+        Tag by guid, None where it is empty, for ``train``, ``val`` and ``test``. A test part that is not there, or
+        names no pair, is empty.
 
     Raises
     ------
     DataError
-        A file is missing; a guid is in two parts, is not among ``labels``, or has another tag there.
+        The training or validation part is missing or names no pair; a guid is in two parts.
     """
     folder = Path(folder)
-    parts: dict[str, list[str]] = {}
+    parts: dict[str, dict[str, str | None]] = {}
     seen: dict[str, str] = {}
     for name in SPLITS:
         path = folder / f"{name}_split.csv"
-        if not path.is_file():
-            raise DataError(f"no such file: {path}; a split folder holds {', '.join(f'{n}_split.csv' for n in SPLITS)}")
-        tags = read_labels(path)
-        for guid, tag in tags.items():
+        if not path.is_file() and name != "test":
+            raise DataError(
+                f"no such file: {path}; a split folder holds train_split.csv, val_split.csv and, where there are test "
+                "rows, test_split.csv, each with the header guid,tag"
+            )
+        is_empty = name == "test" and (not path.is_file() or not any(True for _ in read_table(path)[1]))
+        parts[name] = {} if is_empty else read_labels(path)
+        for guid in parts[name]:
             if guid in seen:
                 raise DataError(f"guid {guid!r} is in two parts of {folder}: {seen[guid]} and {name}")
-            if guid not in labels:
-                raise DataError(f"{path} names guid {guid!r}, which has no label or no features in the cache")
-            if tag != labels[guid]:
-                raise DataError(f"{path} says that {guid!r} is {tag!r}, the labels file says {labels[guid]!r}")
             seen[guid] = name
-        if not tags:
-            raise DataError(f"{path} names no pair")
-        parts[name] = list(tags)
-    split = Split(**parts)
-    check_classes(split, labels)
-    return split
+    return parts

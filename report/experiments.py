@@ -53,7 +53,10 @@ def _class_table(entries: Sequence[Mapping[str, Any]], classes: Sequence[str]) -
         table.add_column(name, justify="right")
     for entry in entries:
         found = [entry["per_class"][name] for name in classes]
-        table.add_row(entry["name"], *(with_interval(one["f1"], one["f1_ci"]) for one in found))
+        table.add_row(
+            entry["name"],
+            *("no row" if one["f1"] is None else with_interval(one["f1"], one["f1_ci"]) for one in found),
+        )
     return table
 
 

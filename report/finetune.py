@@ -12,22 +12,27 @@ _PARTS = ("train", "val", "test")
 
 
 def stages_tables(result: Mapping[str, Any]) -> list[Table]:
-    """Return both stages side by side: macro-F1 and accuracy by part, and F1 of each class on the test rows."""
-    table = Table(title=title_of_scores(result["stage1"][part] for part in _PARTS), title_justify="left")
+    """Return both stages side by side: macro-F1 and accuracy by part, and F1 of each class on the test rows.
+
+    Where the split has no test part, F1 of each class is on the validation rows.
+    """
+    parts = [part for part in _PARTS if part in result["stage1"]]
+    table = Table(title=title_of_scores(result["stage1"][part] for part in parts), title_justify="left")
     table.add_column("rows of")
     table.add_column("n", justify="right")
     for what in ("macro-F1", "accuracy"):
         for name in _STAGES.values():
             table.add_column(f"{what}, {name}", justify="right")
     table.add_column("difference in macro-F1", justify="right")
-    for part in _PARTS:
+    for part in parts:
         scores = [result[stage][part] for stage in _STAGES]
         cells = [with_interval(one[name], one[f"{name}_ci"]) for name in ("macro_f1", "accuracy") for one in scores]
         found = result["difference"].get(part)
         apart = "" if found is None else f"{found['macro_f1']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"
         table.add_row(part, count_of(scores[0]), *cells, apart)
-    _, by_class = score_tables({name: result[stage]["test"] for stage, name in _STAGES.items()}, result["classes"])
-    by_class.title, by_class.title_justify = "on the test rows", "left"
+    last, of_last = {"test": ("test", "test"), "val": ("val", "validation")}[parts[-1]]
+    _, by_class = score_tables({name: result[stage][last] for stage, name in _STAGES.items()}, result["classes"])
+    by_class.title, by_class.title_justify = f"on the {of_last} rows", "left"
     return [table, by_class]
 
 

@@ -255,7 +255,8 @@ def stage1(sixty, tmp_path):
 
     def make(runs="runs", seeds=1, **settings):
         recipe = Recipe(epochs=3, hidden=(16,), lr=5e-3).changed(**settings)
-        return Path(train_head(sixty, recipe=recipe, runs=tmp_path / runs, seeds=seeds, jobs=1)["best_pt"])
+        where = {"runs": tmp_path / runs, "seeds": seeds, "jobs": 1, "group_duplicates": False}
+        return Path(train_head(sixty, recipe=recipe, **where)["best_pt"])
 
     return make
 

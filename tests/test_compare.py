@@ -155,7 +155,7 @@ def test_decision_offsets_are_fitted_on_the_rows_to_stop_by(setup, monkeypatch):
         (["concat:forest"], SMALL, "unknown head 'forest'"),
         (["concat"], Protocol(1, 1), "at least 2 folds"),
         (["concat"], Protocol(3, 0), "1 repeat"),
-        (["concat"], Protocol(200, 1), "fewer than the 200 folds"),
+        (["concat"], Protocol(200, 1), "two classes with at least 200 rows each are needed"),
     ],
 )
 def test_comparisons_that_cannot_be(setup, names, protocol, words):

@@ -9,7 +9,6 @@ from mmcli.cache import DataError, FeatureCache, MmcliError
 from mmcli.heads import Split
 from mmcli.heads.duplicates import connected, duplicate_groups, separated
 from mmcli.heads.folds import group_folds, repeated_folds
-from mmcli.heads.splits import grouped_split
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
@@ -79,7 +78,7 @@ def test_the_rows_to_stop_by_are_no_copies_of_those_to_learn_from_or_to_score():
 @pytest.mark.parametrize(
     ("classes", "folds", "repeats", "error", "words"),
     [
-        ([0] * 20 + [1] * 3, 5, 1, DataError, "class 'b' has 3 rows .* fewer than the 5 folds"),
+        ([0] * 20 + [1] * 3, 5, 1, DataError, "two classes with at least 5 rows each .*'b' has 3; .* fewer folds"),
         ([0] * 20, 5, 1, DataError, "two classes are needed"),
         ([0, 1] * 20, 1, 1, MmcliError, "at least 2 folds and 1 repeat"),
         ([0, 1] * 20, 2, 0, MmcliError, "at least 2 folds and 1 repeat"),
@@ -92,21 +91,8 @@ def test_folds_that_cannot_be(classes, folds, repeats, error, words):
 
 def test_a_class_that_is_nothing_but_copies_has_one_row():
     classes, groups = np.array([0] * 40 + [1] * 8), np.array([*range(40), *[40] * 8])
-    with pytest.raises(DataError, match=r"class 'b' has 1 rows \(copies counted once\)"):
+    with pytest.raises(DataError, match=r"copies counted once\): class 'b' has 1;"):
         repeated_folds(classes, groups, ["a", "b"], 5, 1, seed=0)
-
-
-def test_a_grouped_split_keeps_copies_together():
-    random = np.random.default_rng(0)
-    guids = [str(guid) for guid in range(600)]
-    groups = random.integers(0, 450, 600)
-    tags = random.choice(["a", "b"], 600).tolist()
-    split = grouped_split(guids, tags, groups, seed=1)
-    assert separated(split, dict(zip(guids, groups.tolist(), strict=True))) == 0
-    assert sorted([*split.train, *split.val, *split.test]) == sorted(guids)
-    assert len(split.test) == pytest.approx(60, abs=15)
-    with pytest.raises(DataError, match="fewer than the 10 folds"):
-        grouped_split(guids[:12], ["a"] * 8 + ["b"] * 4, range(12))
 
 
 def test_a_tenth_is_kept_to_stop_by_however_rare_a_class_is():
@@ -126,11 +112,19 @@ def test_folds_of_very_few_rows_are_made_or_refused_in_words():
         repeated_folds(np.array([0, 0, 1, 1]), np.arange(4), ["a", "b"], folds=2, repeats=1, seed=0)
 
 
-def test_a_class_of_copies_of_another_is_said_to_be():
+def test_a_class_whose_rows_are_all_copies_of_another_is_learned_in_every_fold():
     classes = np.array([0] * 40 + [1] * 5)
     groups = np.array([*range(40), *range(5)])  # every row of class 1 is a copy of one of class 0
-    with pytest.raises(DataError, match=r"class 'b' has 0 rows \(copies counted once\)"):
-        repeated_folds(classes, groups, ["a", "b"], 5, 1, seed=0)
+    for fold in repeated_folds(classes, groups, ["a", "b"], 5, 2, seed=0):
+        assert set(classes[fold.train].tolist()) == {0, 1}
+        parts = [set(groups[rows].tolist()) for rows in (fold.train, fold.stop, fold.test)]
+        assert sum(map(len, parts)) == 40
+
+
+def test_copies_that_all_have_both_labels_can_still_be_folded():
+    classes, groups = np.array([0, 1] * 8), np.repeat(np.arange(8), 2)
+    made = repeated_folds(classes, groups, ["a", "b"], 8, 1, seed=0)
+    assert sorted(np.concatenate([fold.test for fold in made]).tolist()) == list(range(16))
 
 
 @settings(max_examples=200, deadline=None)
@@ -139,6 +133,33 @@ def test_components_are_those_of_scipy(n, edges):
     left, right = (np.array([edge[side] % n for edge in edges], dtype=np.int64) for side in (0, 1))
     graph = coo_array((np.ones(len(left)), (left, right)), shape=(n, n))
     assert connected(n, left, right).tolist() == connected_components(graph, directed=False)[1].tolist()
+
+
+def test_a_class_with_fewer_rows_than_folds_trains_only():
+    classes = np.random.default_rng(0).permutation(np.repeat([0, 1, 2, 3, 4], [80, 60, 3, 4, 6]))
+    made = repeated_folds(classes, np.arange(153), list("abcde"), folds=5, repeats=2, seed=0)
+    always = set(np.flatnonzero((classes == 2) | (classes == 3)).tolist())
+    for fold in made:
+        assert always <= set(fold.train.tolist())
+        assert not always & {*fold.stop.tolist(), *fold.test.tolist()}
+        assert set(classes[fold.test].tolist()) == {0, 1, 4}
+        assert sorted([*fold.train, *fold.stop, *fold.test]) == list(range(153))
+    scored = np.concatenate([fold.test for fold in made if fold.repeat == 1])
+    assert sorted(scored.tolist()) == sorted(set(range(153)) - always)
+
+
+def test_a_copy_of_a_row_of_a_rare_class_trains_only():
+    classes, groups = np.array([0] * 40 + [1] * 40 + [2] * 2), np.array([*range(80), 0, 81])
+    for fold in repeated_folds(classes, groups, list("abc"), folds=4, repeats=1, seed=0):
+        assert {0, 80, 81} <= set(fold.train.tolist())
+
+
+def test_images_that_are_missing_are_no_copies_of_each_other(tmp_path):
+    block = synthetic_block(["0", "1", "2", "3"])
+    block.columns["row/image_sha256"][:2] = 0
+    block.columns["row/image_sha256"][2:] = np.frombuffer(hashlib.sha256(b"").digest(), np.uint8)
+    with FeatureCache.open(write_cache(tmp_path / "f.h5", block)) as cache:
+        assert duplicate_groups(cache, block.guids).tolist() == [0, 1, 2, 3]
 
 
 def test_a_long_chain_is_one_component():

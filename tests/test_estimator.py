@@ -98,14 +98,16 @@ def test_probabilities_sum_to_one_in_float64():
     assert np.abs(sums - 1).max() < 1e-12
 
 
-@pytest.mark.parametrize("scale", [2.0**-27, 2.0**-100, 2.0**80])
+@pytest.mark.parametrize("scale", [1e-30, 1e-8, 2.0**-27, 1e8, 1e25])
 @pytest.mark.parametrize("head", ["mlp", "linear"])
 def test_the_scale_of_a_column_means_nothing(scale, head):
-    """By powers of two, which change no digit."""
     X, y = data()
     settings = {**QUICK, "head": head}
     plain = FusionClassifier(**settings).fit(X, y).predict_proba(X)
-    assert np.array_equal(FusionClassifier(**settings).fit(X * scale, y).predict_proba(X * scale), plain)
+    scaled = FusionClassifier(**settings).fit(X * scale, y).predict_proba(X * scale)
+    assert np.allclose(scaled, plain, atol=0.02)
+    if scale == 2.0**-27:  # a power of two changes no digit
+        assert np.array_equal(scaled, plain)
 
 
 def test_values_that_float32_cannot_hold_are_refused():

@@ -30,12 +30,13 @@ def test_scores_equal_scikit_learn(rows):
     found = score(true, predicted, ["a", "b", "c", "d"])
     known = {"labels": range(4), "zero_division": np.nan}
     assert found["confusion"] == witness.confusion_matrix(true, predicted, labels=range(4)).tolist()
-    assert found["macro_f1"] == pytest.approx(witness.f1_score(true, predicted, average="macro", **known))
+    with_rows = {"labels": np.unique(true), "zero_division": np.nan}
+    assert found["macro_f1"] == pytest.approx(witness.f1_score(true, predicted, average="macro", **with_rows))
     assert found["accuracy"] == pytest.approx(witness.accuracy_score(true, predicted))
     theirs = witness.precision_recall_fscore_support(true, predicted, **known)
     for index, ours in enumerate(found["per_class"].values()):
         for name, values in zip(("precision", "recall", "f1", "support"), theirs, strict=True):
-            undefined = np.isnan(values[index])
+            undefined = np.isnan(values[index]) or (name == "f1" and index not in true)
             expected = values[index] if not undefined else None if name == "f1" else 0
             assert ours[name] == (expected if expected is None else pytest.approx(expected))
 
@@ -166,11 +167,11 @@ def test_scores_that_rest_on_too_few_rows_are_said_so(capsys):
         return capsys.readouterr().err
 
     many = [0] * 20 + [1] * 20
-    assert notes(many, [0] * 19 + [1] * 21) == ""
-    assert "no test row is of class c, but some are predicted as such: its F1 is 0" in notes(many, [2, *many[1:]])
-    assert "fewer than 5 test rows of c" in notes([*many, 2, 2], [*many, 2, 0])
+    assert notes([*many, *[2] * 9], [0] * 19 + [1] * 21 + [2] * 9) == ""
+    assert "no test row is of class 'c': not in the macro-F1" in notes(many, [2, *many[1:]])
+    assert "fewer than 5 test rows of 'c'" in notes([*many, 2, 2], [*many, 2, 0])
     copies = np.array([*range(20), *[20] * 20])
-    assert "fewer than 5 test rows (copies counted once) of b" in notes(many, [1, *many[1:]], copies)
+    assert "fewer than 5 test rows (copies counted once) of 'b'" in notes(many, [1, *many[1:]], copies)
     bound = stats.binomtest(40, 40).proportion_ci(0.90, method="exact").low  # one-sided 95 %
     assert f"up to {1 - bound:.1%} of all pairs may still be wrong" in notes(many, many)
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import header, rewrite, synthetic_block, write_cache
-from mmcli.cache import CheckpointError, DataError, FeatureCache, MmcliError, read_labels
+from conftest import header, synthetic_block, write_cache
+from mmcli.cache import CheckpointError, DataError, FeatureCache, read_labels
 from mmcli.heads import Recipe, evaluate, load_checkpoint, predict, predict_logits, train_full, train_head, write_split
 from PIL import Image
 from sklearn.metrics import f1_score
@@ -61,8 +61,10 @@ def test_evaluate_repeats_the_scores(run, learnable, tmp_path):
     again = evaluate(run["best_pt"])
     assert (again["val"], again["test"]) == (run["val"], run["test"])
     extra = tmp_path / "extra.csv"
-    extra.write_text("guid,tag\n399,neutral\n")
-    with pytest.raises(DataError, match="rows have no label or no features"):
+    held_out = {*load_checkpoint(run["best_pt"]).split.val, *load_checkpoint(run["best_pt"]).split.test}
+    other = next(str(guid) for guid in range(400) if str(guid) not in held_out)
+    extra.write_text(f"guid,tag\n{other},neutral\n")
+    with pytest.raises(DataError, match="none of the 40 val rows has a label and features here, the first is"):
         evaluate(run["best_pt"], labels_path=extra)
     with pytest.raises(DataError, match="no new row to be scored"):
         evaluate(run["best_pt"], on=["new"])
@@ -76,7 +78,10 @@ def test_new_labels_are_scored_on_rows_that_the_run_has_not_seen(learnable, tmp_
     run = train_head(path, some, QUICK, runs=tmp_path / "runs")
     assert evaluate(run["best_pt"], on=["new"], labels_path=labels)["new"]["n"] == 100
     labels.write_text("".join(lines).replace("399,", "399,other"))
-    with pytest.raises(DataError, match="guid '399' has the label 'other"):
+    found = evaluate(run["best_pt"], on=["new"], labels_path=labels)
+    assert (found["new"]["n"], found["labels_unknown"]) == (99, {"new": 1})
+    labels.write_text("".join([*lines[:301], *(line.replace(",", ",other") for line in lines[301:])]))
+    with pytest.raises(DataError, match=r"none of the 100 new rows has a label that the head knows: '\d+' is 'other"):
         evaluate(run["best_pt"], on=["new"], labels_path=labels)
 
 
@@ -285,21 +290,3 @@ def test_several_seeds_make_one_ensemble(learnable, tmp_path):
     assert full.seeds == [42, 43, 44]
     assert np.array_equal(full.head.offsets, checkpoint.head.offsets)
     assert full.best_epochs == [each["best_epoch"] for each in run["seeds"]]
-
-
-def test_a_plain_split_says_how_many_copies_it_separates(learnable, tmp_path, cli):
-    path, labels = learnable
-
-    def copy_images(columns):
-        columns["row/image_sha256"][:120] = np.repeat(columns["row/image_sha256"][:40], 3, axis=0)
-
-    rewrite(path, copy_images)
-    plain = train_head(path, labels, QUICK, runs=tmp_path / "runs")
-    assert plain["duplicates_separated"] > 5
-    grouped = train_head(path, labels, QUICK, runs=tmp_path / "runs", group_duplicates=True)
-    assert grouped["duplicates_separated"] == 0
-    assert sum(grouped[part]["n"] for part in ("train", "val", "test")) == 400
-    code, _, err = cli("train-head", "--cache", path, "--labels", labels, "--epochs", "1")
-    assert (code, f"{plain['duplicates_separated']} validation and test pairs have a copy" in err) == (0, True)
-    with pytest.raises(MmcliError, match="give one of them"):
-        train_head(path, labels, QUICK, Path(plain["run"]) / "splits", runs=tmp_path / "runs", group_duplicates=True)

@@ -39,15 +39,27 @@ def test_a_single_split_of_some_classes_only_and_its_notes(setup, learnable, tmp
     ]
     write_cache(path, block)
     labels.write_text(labels.read_text() + "400,furious\n")
-    there = Setup(path, labels, split_dir=Path(run["run"]) / "splits", out=setup.out, jobs=1)
+    there = Setup(path, labels, split_dir=Path(run["run"]) / "splits", new="none", out=setup.out, jobs=1)
     result = single_split(there, candidates_of(["concat"], QUICK.changed(offsets=True)))
     assert result["classes"] == ["negative", "neutral", "positive"]
     assert (result["duplicates_separated"], result["offsets"]) == (5, True)
-    arguments = ("--cache", path, "--labels", labels, "--split-dir", Path(run["run"]) / "splits", "--epochs", "1")
+    arguments = (
+        "--cache",
+        path,
+        "--labels",
+        labels,
+        "--split-dir",
+        Path(run["run"]) / "splits",
+        "--epochs",
+        "1",
+        "--new",
+        "none",
+    )
     code, _, err = cli("compare", "--single-split", "--fusions", "concat", "--offsets", "--jobs", "1", *arguments)
     assert code == 0, err
     assert "5 validation and test pairs have a copy" in err
     assert "the offsets were fitted on the validation rows" in err
+    assert "1 labelled pairs are in no part of --split-dir: left out" in err
 
 
 def seen_rows(guids):

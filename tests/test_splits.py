@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmcli.cache import DataError
 from mmcli.heads import Split, read_split, stratified_split, write_split
-from mmcli.heads.splits import stratified_draw
+from mmcli.heads.splits import split_rows, stratified_draw
 from sklearn.model_selection import train_test_split
 
 
@@ -52,36 +52,86 @@ def test_written_splits_are_read_again(tmp_path):
     split = stratified_split(guids, tags)
     write_split(tmp_path, split, labels)
     assert (tmp_path / "val_split.csv").read_text().startswith(f"guid,tag\n{split.val[0]},{labels[split.val[0]]}\n")
-    assert read_split(tmp_path, labels) == split
+    assert read_split(tmp_path) == {name: {guid: labels[guid] for guid in part} for name, part in split.named().items()}
 
 
-def test_bad_split_folders(tmp_path):
+def test_a_guid_in_two_parts_and_a_part_that_is_missing_are_errors(tmp_path):
     labels = {str(guid): "ab"[guid % 2] for guid in range(12)}
-    good = Split(["0", "1", "2", "3"], ["4", "5"], ["6", "7"])
+    write_split(tmp_path, Split(["0", "1"], ["1", "2"], ["3", "4"]), labels)
+    with pytest.raises(DataError, match=r"guid '1' is in two parts.*train and val"):
+        read_split(tmp_path)
+    (tmp_path / "val_split.csv").unlink()
+    with pytest.raises(DataError, match=r"no such file.*val_split.csv; a split folder holds .*guid,tag"):
+        read_split(tmp_path)
 
-    def refused(split, known, words):
-        write_split(tmp_path, split, labels)
-        with pytest.raises(DataError, match=words):
-            read_split(tmp_path, known)
 
-    refused(Split(["0", "1"], ["1", "2"], ["3", "4"]), labels, "guid '1' is in two parts.*train and val")
-    refused(good, {guid: tag for guid, tag in labels.items() if guid != "5"}, "names guid '5', which has no label")
-    refused(good, labels | {"7": "a"}, "says that '7' is 'b', the labels file says 'a'")
-    refused(Split(["0", "1"], ["2", "4"], ["6", "7"]), labels, "class 'b' has no row in the val part")
+@pytest.mark.parametrize("test_part", [None, "guid,tag\n", "guid,tag\n8,\n9,null\n"])
+def test_the_test_part_may_be_absent_empty_or_unlabelled(tmp_path, test_part):
+    labels = {str(guid): "ab"[guid % 2] for guid in range(8)}
+    write_split(tmp_path, Split(list(labels)[:4], list(labels)[4:], []), labels)
     (tmp_path / "test_split.csv").unlink()
-    with pytest.raises(DataError, match=r"no such file.*test_split.csv"):
-        read_split(tmp_path, labels)
+    if test_part is not None:
+        (tmp_path / "test_split.csv").write_text(test_part)
+    assert read_split(tmp_path)["test"] == ({"8": None, "9": None} if "8" in (test_part or "") else {})
 
 
 @pytest.mark.parametrize(
     ("tags", "words"),
     [
-        (["a"] * 50, "two classes are needed"),
-        (["a"] * 50 + ["b"], "class 'b' has 1"),
-        (["a"] * 50 + ["b"] * 3, "class 'b'"),
-        (["a", "b"], "class"),
+        (["a"] * 50, "all 50 labelled pairs are 'a': two classes are needed"),
+        (["a"] * 50 + ["b"], r"two classes with at least 10 rows each are needed .*class 'b' has 1; label more"),
+        (["a"] * 50 + ["b"] * 3, "class 'b' has 3"),
+        (["a", "b"], r"class 'a' has 1, 'b' has 1"),
+        (["a"] * 50 + ["b"] * 50 + ["c"] * 3, "class 'c' has 3 rows, and 10 are needed"),
     ],
 )
-def test_classes_too_small_to_split_are_named(tags, words):
+def test_classes_too_small_to_split_are_named_with_the_number_needed(tags, words):
     with pytest.raises(DataError, match=words):
         stratified_split([str(guid) for guid in range(len(tags))], tags)
+
+
+sizes = st.lists(st.integers(10, 60), min_size=2, max_size=8)
+
+
+@settings(max_examples=60, deadline=None)
+@given(sizes, st.lists(st.integers(1, 9), max_size=5), st.integers(0, 1000))
+def test_ten_rows_are_enough_for_each_part_and_rarer_classes_train_at_least(large, small, seed):
+    counts = large + small
+    classes = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
+    names = [str(number) for number in range(len(counts))]
+    parts, rare = split_rows(classes, np.arange(len(classes)), names, seed)
+    assert sorted(np.concatenate(parts).tolist()) == list(range(len(classes)))
+    assert all(counts[number] < 10 for number in rare)
+    tested = set(range(len(counts))) - set(rare.tolist())
+    assert not len(rare) or min(counts[number] for number in tested) > max(counts[number] for number in rare)
+    for part in parts:
+        assert set(range(len(counts))) - set(rare.tolist()) <= set(classes[part].tolist())
+    for part in parts[1:]:
+        assert not set(rare.tolist()) & set(classes[part].tolist())
+
+
+def test_without_rare_classes_the_split_of_the_others_is_that_of_scikit_learn():
+    classes = np.random.default_rng(0).permutation(np.repeat([0, 1, 2, 3], [200, 150, 3, 6]))
+    parts, rare = split_rows(classes, np.arange(359), list("abcd"), 42)
+    rows = np.flatnonzero(classes < 2)
+    train, rest = train_test_split(rows, train_size=0.8, random_state=42, stratify=classes[rows])
+    val, test = train_test_split(rest, test_size=0.5, random_state=42, stratify=classes[rest])
+    assert rare.tolist() == [2, 3]
+    assert parts[0].tolist() == [*train, *np.flatnonzero(classes >= 2)]
+    assert (parts[1].tolist(), parts[2].tolist()) == (val.tolist(), test.tolist())
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000), st.integers(30, 300))
+def test_copies_are_in_one_part_whatever_their_classes(seed, n_groups):
+    random = np.random.default_rng(seed)
+    groups, classes = random.integers(0, n_groups, 300), random.integers(0, 3, 300)
+    parts, rare = split_rows(classes, groups, list("abc"), seed)
+    assert sorted(np.concatenate(parts).tolist()) == list(range(300))
+    held = [set(groups[part].tolist()) for part in parts]
+    assert sum(map(len, held)) == len(set().union(*held))
+    assert set(classes[parts[0]].tolist()) == {0, 1, 2}
+    rows = np.sort(np.unique(groups, return_index=True)[1])
+    if not len(rare) and np.bincount(classes[rows]).min() >= 10:
+        train, _ = train_test_split(rows, train_size=0.8, random_state=seed, stratify=classes[rows])
+        assert set(groups[train].tolist()) == held[0]  # the groups, in the order of their first rows

@@ -18,7 +18,7 @@ from ..metrics import accuracy, confusion_matrix, f1_per_class, interval, macro_
 from ..recipe import Recipe
 from .fits import Candidate, Data, FoldFit, by_candidate, fit_all
 from .results import write_results
-from .setup import KEPT, Protocol, Setup, focus_of, open_data
+from .setup import KEPT, Protocol, Setup, focus_of, open_data, scored_counts, scored_only
 from .statistics import (
     Replicates,
     bootstrap_p,
@@ -103,10 +103,12 @@ def compare(
     if against != "best" and against not in names:
         raise MmcliError(f"no candidate is called {against!r}: choose among {', '.join(names)}")
     check_writable(Path(setup.out))
-    data, about, _ = open_data(setup, candidates, ("train", "val") if protocol.without_test else None)
-    about["focus_class"] = focus_of(focus_class, about)
+    data, about, _ = open_data(setup, candidates, ("train", "val") if protocol.without_test else None, protocol.folds)
     made = repeated_folds(data.rows.classes, data.groups, data.classes, protocol.folds, protocol.repeats, protocol.seed)
+    about |= scored_counts(data, made)
+    about["focus_class"] = focus_of(focus_class, about)
     fits = fit_all(data, candidates, made, Path(setup.out) / KEPT, setup.jobs, setup.on_fit)
+    data, made, fits = scored_only(data, made, fits)
     logits = out_of_fold(fits, len(data.guids), len(data.classes), protocol.repeats)
     scored = score_candidates(data, logits, fits, against)
     recipes = {
@@ -163,16 +165,18 @@ def _confusion(each: FoldFit, true: NDArray[np.int64], n_classes: int) -> NDArra
 
 def _scores(confusions: NDArray[np.int64], drawn: Replicates, number: int, classes: Sequence[str]) -> dict[str, Any]:
     """Return the scores of one candidate, means over its repeats, with intervals; confusions are (R, C, C)."""
-    f1 = np.nanmean(f1_per_class(confusions), axis=0)
+    f1 = f1_per_class(confusions).mean(axis=0)  # every repeat scores the same rows
     hits = np.diagonal(confusions, axis1=1, axis2=2)
     recall = (hits / np.maximum(confusions.sum(axis=2), 1)).mean(axis=0)
     return {
-        "macro_f1": float(f1.mean()),
+        "macro_f1": float(np.nanmean(f1)),
         "macro_f1_ci": interval(drawn.macro_f1[:, number]),
         "accuracy": float(accuracy(confusions).mean()),
         "accuracy_ci": interval(drawn.accuracy[:, number]),
         "per_class": {
-            each: {
+            each: dict.fromkeys(("f1", "f1_ci", "recall", "recall_ci"))
+            if np.isnan(f1[index])
+            else {
                 "f1": float(f1[index]),
                 "f1_ci": interval(drawn.f1[:, number, index]),
                 "recall": float(recall[index]),

@@ -65,7 +65,7 @@ def results_table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     for entry in result["candidates"]:
         numbers = [entry["macro_f1"], *entry["macro_f1_ci"], entry["accuracy"], *entry["accuracy_ci"]]
         for name in classes:
-            numbers += [entry["per_class"][name]["f1"], *entry["per_class"][name]["f1_ci"]]
+            numbers += [entry["per_class"][name]["f1"], *(entry["per_class"][name]["f1_ci"] or [None, None])]
         found = entry["difference"]
         if found is None:
             compared = [""] * 8
@@ -73,7 +73,9 @@ def results_table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
             values = [found[name] for name in ("macro_f1", "low", "high", *p_values)]
             compared = [result["against"], *(f"{value:.6f}" for value in values)]
         fitted = [str(entry["parameters"]), f"{entry['fit_seconds']:.3f}"]
-        rows.append([entry["name"], *(f"{value:.6f}" for value in numbers), *compared, *fitted])
+        rows.append(
+            [entry["name"], *("" if value is None else f"{value:.6f}" for value in numbers), *compared, *fitted]
+        )
     return header, rows
 
 

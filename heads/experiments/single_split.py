@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ...cache.atomic import write_json
+from ...cache.errors import MmcliError
 from ..duplicates import separated
 from ..folders import check_writable, new_folder
 from ..folds import Fold
@@ -29,10 +30,17 @@ def single_split(setup: Setup, candidates: Sequence[Candidate], focus_class: str
     check_writable(Path(setup.out))
     data, about, made = open_data(setup, candidates, SPLITS)
     assert made is not None
-    focus, split = focus_of(focus_class, about), made.named()
+    if not made.test:
+        raise MmcliError(
+            f"--single-split scores the test part, and {setup.split_dir} has no labelled test row: take "
+            "--without-test, which scores folds of the training and validation rows"
+        )
+    split = made.named()
     group_of = dict(zip(data.guids, data.groups.tolist(), strict=True))
     place = {guid: index for index, guid in enumerate(data.guids)}
     train, val, test = (np.array([place[guid] for guid in guids], dtype=np.int64) for guids in split.values())
+    counts = np.bincount(data.rows.classes[test], minlength=len(data.classes)).tolist()
+    focus = focus_of(focus_class, about | {"counts": counts})
     fold = Fold(0, 0, train, val, np.concatenate([val, test]))
     true, groups, n_val = data.rows.classes[fold.test], data.groups[fold.test], len(val)
     listed = []

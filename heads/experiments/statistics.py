@@ -53,7 +53,7 @@ def paired_bootstrap(
     Returns
     -------
     Replicates
-        A class that a replicate neither holds nor predicts is left out of its macro-F1.
+        A class of which a replicate has no row is left out of its macro-F1.
     """
     n_candidates, n_repeats, n = predicted.shape
     table = np.column_stack([true, *predicted.reshape(-1, n)])
@@ -77,7 +77,7 @@ def paired_bootstrap(
             for repeat in range(n_repeats):
                 says = (patterns[:, 1 + candidate * n_repeats + repeat, None] == is_class).astype(np.float64)
                 hits = drawn @ (says * support_of)
-                of_repeats.append(f1_of(hits, drawn @ says + support))
+                of_repeats.append(np.where(support > 0, f1_of(hits, drawn @ says + support), np.nan))
                 recall_block[:, candidate] += hits / of_class / n_repeats
                 right += hits.sum(axis=1) / rows
             f1_block[:, candidate] = np.mean(of_repeats, axis=0)
@@ -101,7 +101,7 @@ def influence(true: NDArray[np.int64], predicted: NDArray[np.int64], n_classes: 
     hits = support & called
     f1 = f1_of(hits.sum(axis=0), total)
     moved = (2.0 * hits - f1 * (support.astype(np.float64) + called)) / np.maximum(total, 1)
-    return len(true) * moved[:, total > 0].mean(axis=1)
+    return len(true) * moved[:, support.any(axis=0)].mean(axis=1)
 
 
 @dataclass(frozen=True)
