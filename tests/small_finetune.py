@@ -19,6 +19,7 @@ from mmcli.heads.checkpoint import load_checkpoint
 from mmcli.heads.inputs import Batch
 from mmcli.heads.labelled import class_numbers
 from mmcli.heads.losses import class_weights
+from tolerances import close_rows
 
 CLASSES = ("negative", "neutral", "positive")
 QUICK = {"epochs": 2, "batch_size": 16, "lr_backbone": 1e-3, "lr_head": 1e-3, "patience": 5}
@@ -111,18 +112,6 @@ class Naive:
             self.loss(logits, torch.from_numpy(train.classes[rows])).backward()
             optimizer.step()
         return per_epoch
-
-
-def close_rows(found, expected, at_most=1e-4):
-    """Hold each row of ``found``, float32, close to ``expected``: a difference is measured by the length of the row.
-
-    Products of some hundred float32 numbers, layer upon layer, are off by some thousand units in the last place, 2**-24
-    each, in whichever order a processor adds them up.
-    """
-    found, expected = (np.asarray(rows, dtype=np.float64) for rows in (found, expected))
-    assert found.shape == expected.shape
-    difference = np.abs(found - expected).max(axis=-1)
-    assert (difference <= at_most * np.linalg.norm(expected, axis=-1)).all(), difference.max()
 
 
 @dataclass

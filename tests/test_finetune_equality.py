@@ -7,8 +7,8 @@ from mmcli.featurize import FeaturizeOptions, featurize
 from mmcli.finetune.training import finetune_fit
 from mmcli.heads import Recipe, train_head
 from small_finetune import Naive, Ready, whole_clip, whole_offline
+from tolerances import EXACT
 
-EXACT = {"rtol": 1e-9, "atol": 1e-10}
 DEPTHS = [(1, 0), (2, 0), (0, 1), (1, 2)]
 
 
