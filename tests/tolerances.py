@@ -26,8 +26,7 @@ def close_rows(found, expected, at_most=1e-4):
 def least_cosine_in_bfloat16(layers):
     """Return what the cosine between embeddings of a transformer in bfloat16 and in float32 is at least.
 
-    A layer has 6 products, patches and projection are 2 more. Each rounds its inputs and its result by up to 2**-8, and
-    by 2**-8 altogether in the root mean square. Independent errors add up in squares, and an error of e turns a vector
-    by a cosine of 1 - e**2 / 2.
+    A layer has 6 products, patches and projection are 2 more. Each rounds both factors and its result, by up to 2**-8.
+    Independent errors add up in squares, and an error of e turns a vector by a cosine of 1 - e**2 / 2.
     """
-    return 1 - (6 * layers + 2) * _BFLOAT16**2 / 2
+    return 1 - 3 * (6 * layers + 2) * _BFLOAT16**2 / 2
