@@ -181,13 +181,13 @@ def _own(states: NDArray[Any], ids: Sequence[Sequence[int]]) -> list[NDArray[Any
 
 def pool_tokens(states: Tensor, mask: Tensor, projection: Tensor) -> Tensor:
     """Return the projected mean over a text's tokens, (B, d), of its last hidden states, (B, L, w)."""
-    weight = mask.unsqueeze(2).float()
-    return (states.float() * weight).sum(dim=1) / weight.sum(dim=1) @ projection
+    weight = mask.unsqueeze(2).to(projection.dtype)
+    return (states.to(projection.dtype) * weight).sum(dim=1) / weight.sum(dim=1) @ projection
 
 
 def pool_map(features: Tensor, projection: Tensor) -> tuple[Tensor, Tensor]:
     """Return the projected mean over positions, (B, d), and each position, (B, P, w), of feature maps (B, w, H, W)."""
-    states = features.float().flatten(2).transpose(1, 2)
+    states = features.to(projection.dtype).flatten(2).transpose(1, 2)
     return states.mean(dim=1) @ projection, states
 
 

@@ -36,7 +36,7 @@ class StateRows:
 
 
 class Finetuned(nn.Module):
-    """A head on towers whose tops are trained with it; everything in float32.
+    """A head on towers whose tops are trained with it, all in one precision: float32, or float64 in tests.
 
     Parameters
     ----------
@@ -137,12 +137,14 @@ def state_batches(
     rows: StateRows, model: Finetuned, order: NDArray[np.int64], size: int, device: str
 ) -> Iterator[tuple[Batch, dict[str, StateBatch]]]:
     """Yield the rows numbered ``order``, ``size`` at a time."""
-    features = rows.features
+    features, dtype = rows.features, next(model.head.parameters()).dtype
     starts = range(0, len(order), size)
     tokens = token_batches(features, model.head.needs_tokens, order, size, device)
     for start, of_batch in zip(starts, tokens, strict=True):
         picked = order[start : start + size]
-        image, text = (torch.from_numpy(array[picked]).to(device).float() for array in (features.image, features.text))
+        image, text = (
+            torch.from_numpy(array[picked]).to(device).to(dtype) for array in (features.image, features.text)
+        )
         states = {tower: each.take(picked).load(model.top(tower).pad_id, device) for tower, each in rows.states.items()}
         yield Batch(image, text, of_batch), states
 

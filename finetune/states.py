@@ -108,14 +108,15 @@ class States:
         return np.array([of_part[part][row] for part, row in self.places.tolist()], dtype=np.int64)
 
     def load(self, pad_id: int, device: str) -> StateBatch:
-        """Read these rows as one batch; texts are padded on the right."""
+        """Read these rows as one batch, texts padded on the right, in float32; float64 stays float64."""
+        dtype = np.result_type(self.parts[0].states, np.float32)
         found = [(self.parts[part], row) for part, row in self.places.tolist()]
         if self.parts[0].offsets is None:
-            stacked = np.stack([part.states[row] for part, row in found]).astype(np.float32)
+            stacked = np.stack([part.states[row] for part, row in found]).astype(dtype)
             return StateBatch(torch.from_numpy(stacked).to(device))
         spans = [(part, slice(part.offsets[row], part.offsets[row + 1])) for part, row in found]
         length = max(span.stop - span.start for _, span in spans)
-        states = np.zeros((len(spans), length, self.parts[0].states.shape[1]), np.float32)
+        states = np.zeros((len(spans), length, self.parts[0].states.shape[1]), dtype)
         ids = np.full((len(spans), length), pad_id, np.int64)
         mask = np.zeros((len(spans), length), np.int64)
         for number, (part, span) in enumerate(spans):

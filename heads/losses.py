@@ -83,7 +83,7 @@ def make_loss(recipe: Recipe, counts: NDArray[np.int64], device: str) -> Loss:
         adjusted = logits + shift
         if recipe.loss == "focal":
             return focal_loss(adjusted, classes, weight, recipe.focal_gamma, recipe.label_smoothing)
-        return functional.cross_entropy(adjusted, classes, weight, label_smoothing=recipe.label_smoothing)
+        return functional.cross_entropy(adjusted, classes, weight.to(adjusted), label_smoothing=recipe.label_smoothing)
 
     return loss
 

@@ -18,6 +18,15 @@ from PIL import Image
 WORDS = ["sun", "rain", "love", "hate", "tree", "house", "fine", "bad", "good", "day", "night", "the", "a", "is"]
 
 
+def pytest_runtest_setup(item):
+    """Skip tests of a device that is not here."""
+    for name in ("cuda", "mps"):
+        if item.get_closest_marker(name):
+            torch = pytest.importorskip("torch")
+            if not {"cuda": torch.cuda, "mps": torch.backends.mps}[name].is_available():
+                pytest.skip(f"there is no {name} device here")
+
+
 def write_pair(folder, guid, seed=None, size=(48, 40)):
     """Write one readable pair; its content depends on ``seed`` alone."""
     random = Random(f"pair {guid if seed is None else seed}")

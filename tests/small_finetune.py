@@ -1,6 +1,8 @@
 """What tests of stage 2 share: a trained head with all that stage 2 needs, and a naive loop with the whole model."""
 
 import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +13,13 @@ from mmcli.finetune import FinetuneRecipe
 from mmcli.finetune.model import Finetuned, state_batches
 from mmcli.finetune.run import read_rows
 from mmcli.finetune.source import Source
+from mmcli.finetune.states import Part, States
 from mmcli.finetune.training import Labelled
 from mmcli.heads.checkpoint import load_checkpoint
 from mmcli.heads.inputs import Batch
 from mmcli.heads.labelled import class_numbers
 from mmcli.heads.losses import class_weights
+from tolerances import close_rows
 
 CLASSES = ("negative", "neutral", "positive")
 QUICK = {"epochs": 2, "batch_size": 16, "lr_backbone": 1e-3, "lr_head": 1e-3, "patience": 5}
@@ -52,6 +56,20 @@ class Ready:
         }
         self.model = Finetuned(copy.deepcopy(self.source.tops(self.settings.layers())), copy.deepcopy(self.head))
 
+    def in_float64(self, whole):
+        """Return the same in float64: ``whole`` computes the states below the cut and the embeddings of frozen towers.
+
+        Those of ``finetune`` are float32, and are compared with them.
+        """
+        made = copy.copy(self)
+        made.head, made.model = copy.deepcopy(self.head).double(), copy.deepcopy(self.model).double()
+        guids = self.checkpoint.split.named()
+        made.labelled = {
+            part: replace(labelled, rows=whole.rows(guids[part], labelled.rows))
+            for part, labelled in self.labelled.items()
+        }
+        return made
+
     def first_batch(self, size=16):
         """Return the first rows of the training part as one batch, and their class numbers."""
         order = np.arange(size)
@@ -62,20 +80,20 @@ class Ready:
 class Naive:
     """The plain loop: raw pairs through the whole model in every step, written without anything of ``finetune``.
 
-    ``embed(guids)`` returns the head's batch, with gradients; ``unfrozen`` are the parameters that are trained.
+    Everything is in float64: ``whole`` is the backbone, ``ready`` has the head.
     """
 
-    def __init__(self, ready, embed, unfrozen):
-        self.ready, self.embed, self.unfrozen = ready, embed, unfrozen
+    def __init__(self, ready, whole):
+        self.ready, self.whole = ready, whole
         self.head = copy.deepcopy(ready.head)
         counts = np.bincount(ready.labelled["train"].classes)
         weight = torch.from_numpy(class_weights(counts, ready.checkpoint.recipe.class_weights))
-        self.loss = torch.nn.CrossEntropyLoss(weight)
+        self.loss = torch.nn.CrossEntropyLoss(weight.double())
 
     def train_one_epoch(self):
         settings, recipe, train = self.ready.settings, self.ready.checkpoint.recipe, self.ready.labelled["train"]
         groups = [
-            {"params": list(self.unfrozen.values()), "lr": settings.lr_backbone},
+            {"params": list(self.whole.unfrozen.values()), "lr": settings.lr_backbone},
             {"params": list(self.head.parameters()), "lr": settings.lr_head},
         ]
         optimizer = torch.optim.AdamW(groups, weight_decay=recipe.weight_decay)
@@ -89,11 +107,63 @@ class Naive:
             rows = order[step * settings.batch_size : (step + 1) * settings.batch_size]
             for group, rate in zip(optimizer.param_groups, (settings.lr_backbone, settings.lr_head), strict=True):
                 group["lr"] = rate * settings.factor(step, settings.epochs * per_epoch)
-            logits = self.head(self.embed([guids[row] for row in rows]))
+            logits = self.head(self.whole.embed([guids[row] for row in rows]))
             optimizer.zero_grad()
             self.loss(logits, torch.from_numpy(train.classes[rows])).backward()
             optimizer.step()
         return per_epoch
+
+
+@dataclass
+class Whole:
+    """A whole backbone in float64.
+
+    ``embed(guids)`` returns the head's batch, with gradients; ``unfrozen`` holds the parameters that are trained, by
+    name, and ``first`` the first unfrozen layer of each tower.
+    """
+
+    embed: Callable
+    unfrozen: dict
+    first: dict
+    model: torch.nn.Module | None = None
+
+    def __post_init__(self):
+        self.entered = {}
+        for tower, layer in self.first.items():
+
+            def catch(_, args, kwargs, tower=tower):
+                self.entered[tower] = (args[0] if args else kwargs["hidden_states"]).detach().numpy()
+
+            layer.register_forward_pre_hook(catch, with_kwargs=True)
+
+    def rows(self, guids, computed):
+        """Return in float64 what ``computed``, some ``StateRows``, holds of these pairs, one pair at a time."""
+        embeddings, states = {"image": [], "text": []}, {tower: [] for tower in self.first}
+        with torch.no_grad():
+            for guid in guids:
+                batch = self.embed([guid])
+                for side, kept in embeddings.items():
+                    kept.append(getattr(batch, side)[0].numpy())
+                for tower, kept in states.items():
+                    kept.append(self.entered[tower][0])
+        features = replace(computed.features, **{side: np.stack(kept) for side, kept in embeddings.items()})
+        for side in set(embeddings) - set(states):
+            close_rows(getattr(computed.features, side), getattr(features, side))
+        places = np.stack([np.zeros(len(guids), np.int64), np.arange(len(guids))], axis=1)
+        parts = {}
+        for tower, kept in states.items():
+            theirs = computed.states[tower].load(0, "cpu")
+            if theirs.mask is None:
+                parts[tower] = Part(np.stack(kept))
+                close_rows(theirs.states.flatten(1), parts[tower].states.reshape(len(guids), -1))
+                continue
+            lengths, inside = theirs.mask.sum(dim=1).tolist(), theirs.mask.bool()
+            joined = np.concatenate([state[:length] for state, length in zip(kept, lengths, strict=True)])
+            close_rows(theirs.states[inside], joined)
+            parts[tower] = Part(joined, np.cumsum([0, *lengths]), theirs.ids[inside].numpy().astype(np.int32))
+        return replace(
+            computed, features=features, states={tower: States([each], places) for tower, each in parts.items()}
+        )
 
 
 def text_of(data, guid):
@@ -101,11 +171,11 @@ def text_of(data, guid):
 
 
 def whole_clip(folder, data, text_layers, vision_layers):
-    """Return (embed, unfrozen, model) of a whole Hugging Face CLIP, padded to 77 tokens."""
+    """Return a whole Hugging Face CLIP, its texts padded to 77 tokens."""
     from mmcli.featurize.image import decode_image
     from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
-    model = AutoModel.from_pretrained(folder).eval().requires_grad_(False)
+    model = AutoModel.from_pretrained(folder).eval().requires_grad_(False).double()
     processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     text, vision = model.text_model, model.vision_model
@@ -121,20 +191,23 @@ def whole_clip(folder, data, text_layers, vision_layers):
         tokens = tokenizer(texts, return_tensors="pt", padding="max_length", truncation=True, max_length=77)
         images = [decode_image((Path(data) / f"{guid}.jpg").read_bytes()) for guid in guids]
         pixels = torch.cat([processor(image, return_tensors="pt")["pixel_values"] for image in images])
-        image = model.get_image_features(pixel_values=pixels).pooler_output
+        image = model.get_image_features(pixel_values=pixels.double()).pooler_output
         return Batch(image, model.get_text_features(**tokens).pooler_output)
 
     unfrozen = {name: each for name, each in model.named_parameters() if each.requires_grad}
-    return embed, unfrozen, model
+    layers = {"text": (text.encoder.layers, text_layers), "image": (vision.encoder.layers, vision_layers)}
+    first = {tower: each[len(each) - count] for tower, (each, count) in layers.items() if count}
+    return Whole(embed, unfrozen, first, model)
 
 
 def whole_offline(data, text_layers, vision_layers):
-    """Return (embed, unfrozen, None) of both offline encoders, padded to the longest text."""
+    """Return both offline encoders, texts padded to the longest of them."""
     from mmcli.featurize import open_backbone
     from mmcli.featurize.image import decode_image
 
     encoder = open_backbone("offline").load("cpu", "float32", None)
-    text, image = encoder.text_model.requires_grad_(False), encoder.image_model.requires_grad_(False)
+    text, image = (each.requires_grad_(False).double() for each in (encoder.text_model, encoder.image_model))
+    projections = encoder.image_projection.double(), encoder.text_projection.double()
     unfrozen = {}
     layers = text.encoder.layer
     for number in range(len(layers) - text_layers, len(layers)):
@@ -153,8 +226,11 @@ def whole_offline(data, text_layers, vision_layers):
         mask = tokens["attention_mask"].unsqueeze(2)
         pooled = (states * mask).sum(dim=1) / mask.sum(dim=1)
         images = [decode_image((Path(data) / f"{guid}.jpg").read_bytes()) for guid in guids]
-        pixels = torch.from_numpy(np.stack([encoder.prepare_image(each) for each in images]))
+        pixels = torch.from_numpy(np.stack([encoder.prepare_image(each) for each in images])).double()
         features = image.extract_features(pixels).mean(dim=(2, 3))
-        return Batch(features @ encoder.image_projection, pooled @ encoder.text_projection)
+        return Batch(features @ projections[0], pooled @ projections[1])
 
-    return embed, unfrozen, None
+    first = {"text": layers[len(layers) - text_layers]} if text_layers else {}
+    if vision_layers:
+        first["image"] = [*image._blocks, image._conv_head][-vision_layers]
+    return Whole(embed, unfrozen, first)

@@ -157,14 +157,14 @@ def test_it_differs_from_stage_1_and_is_what_the_whole_model_would_say(tuned, ra
     from small_finetune import whole_clip
 
     result = tuned({"lr_backbone": 3e-3})
-    embed, unfrozen, _ = whole_clip(tiny_clip, raw_sixty[0], 1, 0)
+    whole = whole_clip(tiny_clip, raw_sixty[0], 1, 0)
     (changed,) = read_best_pt(result["best_pt"]).content["changed"]
     with torch.no_grad():
         for name, tensor in changed.items():
-            unfrozen[name].copy_(tensor)
+            whole.unfrozen[name].copy_(tensor)
         model = open_best_pt(result["best_pt"])
         guids = model.checkpoint.split.test
-        expected = model.checkpoint.head(embed(guids))
+        expected = model.checkpoint.head(whole.embed(guids))
     with FeatureCache.open(model.checkpoint.made_from["cache"]) as cache:
         np.testing.assert_allclose(model.of_rows(cache, guids), expected, atol=1e-4)
         before = load_checkpoint(result["stage1"]["best_pt"])

@@ -13,20 +13,20 @@ COUNTS = np.array([50, 10, 140])
 
 def batch(n=40, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(n, 3, generator=generator), torch.randint(3, (n,), generator=generator)
+    return torch.randn(n, 3, generator=generator, dtype=torch.float64), torch.randint(3, (n,), generator=generator)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 def test_focal_loss_without_focus_is_cross_entropy(smoothing):
     logits, classes = batch()
-    weight = torch.tensor([0.5, 2.0, 1.0])
+    weight = torch.tensor([0.5, 2.0, 1.0], dtype=torch.float64)
     expected = functional.cross_entropy(logits, classes, weight, label_smoothing=smoothing)
     assert float(focal_loss(logits, classes, weight, 0.0, smoothing)) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_focal_loss_equals_its_formula_row_by_row():
     logits, classes = batch()
-    weight = torch.tensor([0.5, 2.0, 1.0])
+    weight = torch.tensor([0.5, 2.0, 1.0], dtype=torch.float64)
     total = scale = 0.0
     for row, true in zip(logits.double(), classes.tolist(), strict=True):
         p = float(torch.softmax(row, dim=0)[true])

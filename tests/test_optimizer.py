@@ -4,11 +4,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmcli.heads.optimizer import AdamW, Plateau
+from tolerances import EXACT
 
 
 def test_adamw_is_that_of_torch():
     torch.manual_seed(0)
-    ours, theirs = ([torch.nn.Parameter(torch.full((3, 4), 0.5)), torch.nn.Parameter(torch.ones(2))] for _ in range(2))
+    ours, theirs = (
+        [torch.nn.Parameter(torch.full((3, 4), 0.5).double()), torch.nn.Parameter(torch.ones(2).double())]
+        for _ in range(2)
+    )
     first = AdamW([(ours[:1], 1e-2), (ours[1:], 1e-3)], weight_decay=0.1)
     groups = [{"params": theirs[:1], "lr": 1e-2}, {"params": theirs[1:], "lr": 1e-3}]
     second = torch.optim.AdamW(groups, weight_decay=0.1)
@@ -24,7 +28,7 @@ def test_adamw_is_that_of_torch():
         second.step()
         assert all(one.grad is None for one in ours)
     for one, other in zip(ours, theirs, strict=True):
-        assert torch.allclose(one, other, atol=1e-6)
+        torch.testing.assert_close(one, other, **EXACT)
 
 
 @settings(deadline=None)

@@ -62,16 +62,16 @@ def test_a_head_sees_the_same_of_both(both):
     in_memory, in_file = both
     head = fit(replace(RECIPE, epochs=1), 3, in_memory).head
     np.testing.assert_allclose(
-        predict_logits(head, in_memory.features), predict_logits(head, in_file.features), atol=1e-5
+        predict_logits(head, in_memory.features), predict_logits(head, in_file.features), atol=1e-4
     )
     other = fit(replace(RECIPE, epochs=1), 3, in_file).head
     for side in ("image_input", "text_input"):
         for name in ("mean", "scale"):
             one, two = (getattr(getattr(each, side), name) for each in (head, other))
-            torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
             unit = torch.nn.functional.normalize(torch.from_numpy(getattr(in_memory.features, side[:-6])).double())
             exact = unit.mean(dim=0) if name == "mean" else 1 / unit.std(dim=0, correction=0)
-            torch.testing.assert_close(one.double(), exact, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(one.double(), exact, rtol=1e-4, atol=1e-5)
 
 
 def test_an_epoch_sees_every_row_once_in_blocks_that_fit(both):
