@@ -69,6 +69,9 @@ def train_head(
     _recipe_or_full(context, settings, full)
     together = keep_copies_together(context)
     max_bytes = parse_bytes(max_memory)
+    recipe = None if full else settings.recipe(fusion=fusion, modality=modality)
+    if recipe is not None:
+        settings.check_used([recipe])
     best_pt, own_cache = (source or runs / "latest", cache) if full else (None, cache or CACHE)
     look_at_inputs(best_pt=best_pt, cache=own_cache, labels=labels, split_dir=split_dir, result_folder=runs)
     from ..report.drawing import Pencil
@@ -84,11 +87,9 @@ def train_head(
         from ..heads import train_head as run
 
         where = choose_device("cpu" if device == "auto" else device)  # a head is too small for an accelerator
-        if full:
+        if recipe is None:
             result = run_full(source or runs / "latest", cache, labels, runs, where, max_bytes, jobs, None, pencil)
         else:
-            recipe = settings.recipe(fusion=fusion, modality=modality)
-            settings.check_used([recipe])
             result = run(
                 cache or CACHE,
                 labels,

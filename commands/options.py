@@ -171,9 +171,10 @@ def keep_copies_together(context: typer.Context) -> bool:
 
 
 def _setup(context: typer.Context, values: dict[str, Any]) -> "Setup":
-    look_at_inputs(
-        cache=values["cache"], labels=values["labels"], split_dir=values["split_dir"], result_folder=values["out"]
-    )
+    cache = (
+        values["cache"] if typed(context, "cache") else None
+    )  # without the default one, a usage error may come first
+    look_at_inputs(cache=cache, labels=values["labels"], split_dir=values["split_dir"], result_folder=values["out"])
     from ..heads.experiments import Setup
 
     values["group_duplicates"] = keep_copies_together(context)
