@@ -23,6 +23,7 @@ from .atomic import atomic_path, make_folder
 from .errors import CacheError, DiskFullError
 from .features import text_offsets, window_rows
 from .hdf5 import DAMAGE, new_hdf5
+from .labels import guid_of
 from .schema import PER_ROW, Header
 from .store import FeatureCache
 
@@ -76,7 +77,7 @@ def write_part(folder: Path, number: int, block: Block, header: Header, mapped: 
         Where there is no room. Parts already written stay.
     """
     path = folder / f"part-{number:06d}.h5"
-    guids = [guid.encode() for guid in block.guids]
+    guids = [guid_of(guid).encode() for guid in block.guids]
     columns: dict[str, NDArray[Any]] = {
         "guid": np.array(guids, dtype=h5py.string_dtype("utf-8", max(map(len, guids), default=1) or 1)),
         **block.columns,
@@ -183,7 +184,7 @@ def merge(target: Path, rows: Sequence[tuple[str, Path, int]], header: Header) -
                 chunk = rows[start : start + _CHUNK_ROWS]
                 span = slice(start, start + len(chunk))
                 for cache, picked, numbers in _by_source(sources, chunk):
-                    if [cache.guids[row] for row in numbers] != [chunk[place][0] for place in picked]:
+                    if [cache.guids[row] for row in numbers] != [guid_of(chunk[place][0]) for place in picked]:
                         raise CacheError(f"{cache.path} was changed while it was being merged: run the command again")
                     for name in names:
                         # Rows of one source are neighbours but for edits, so most writes are one slice.
@@ -209,7 +210,7 @@ def _check_room(target: Path, sources: set[Path]) -> None:
 
 
 def _create_datasets(file: h5py.File, like: FeatureCache, rows: Sequence[tuple[str, Path, int]]) -> list[str]:
-    guids = [guid.encode() for guid, _, _ in rows]
+    guids = [guid_of(guid).encode() for guid, _, _ in rows]
     text = np.array(guids, dtype=h5py.string_dtype("utf-8", max(map(len, guids))))
     file.create_dataset("guid", data=text, chunks=(min(4096, len(rows)),), fletcher32=True)
     names = [*like.embedding_names(), *PER_ROW]
