@@ -116,7 +116,7 @@ class Naive:
 
 @dataclass
 class Whole:
-    """A whole backbone in float64.
+    """A whole backbone in float64, at least from the first unfrozen layer on.
 
     ``embed(guids)`` returns the head's batch, with gradients; ``unfrozen`` holds the parameters that are trained, by
     name, and ``first`` the first unfrozen layer of each tower.
@@ -206,7 +206,7 @@ def whole_offline(data, text_layers, vision_layers):
     from mmcli.featurize.image import decode_image
 
     encoder = open_backbone("offline").load("cpu", "float32", None)
-    text, image = (each.requires_grad_(False).double() for each in (encoder.text_model, encoder.image_model))
+    text, image = encoder.text_model.requires_grad_(False).double(), encoder.image_model.requires_grad_(False)
     projections = encoder.image_projection.double(), encoder.text_projection.double()
     unfrozen = {}
     layers = text.encoder.layer
@@ -219,6 +219,14 @@ def whole_offline(data, text_layers, vision_layers):
     if vision_layers:
         for name in ("_conv_head.weight", "_bn1.weight", "_bn1.bias"):
             unfrozen[f"image_model.{name}"] = image.get_parameter(name).requires_grad_(True)
+    first = {"text": layers[len(layers) - text_layers]} if text_layers else {}
+    if vision_layers:
+        # Convolutions are slow in float64. So images are float32 up to the first unfrozen layer, and one at a time.
+        upper = [*image._blocks, image._conv_head][-vision_layers:]
+        for module in (*upper, image._bn1):
+            module.double()
+        first["image"] = upper[0]
+        upper[0].register_forward_pre_hook(lambda _, args: (args[0].double(),))
 
     def embed(guids):
         tokens = encoder.tokenizer([text_of(data, guid) for guid in guids], return_tensors="pt", padding=True)
@@ -226,11 +234,8 @@ def whole_offline(data, text_layers, vision_layers):
         mask = tokens["attention_mask"].unsqueeze(2)
         pooled = (states * mask).sum(dim=1) / mask.sum(dim=1)
         images = [decode_image((Path(data) / f"{guid}.jpg").read_bytes()) for guid in guids]
-        pixels = torch.from_numpy(np.stack([encoder.prepare_image(each) for each in images])).double()
-        features = image.extract_features(pixels).mean(dim=(2, 3))
+        pixels = [torch.from_numpy(encoder.prepare_image(each))[None] for each in images]
+        features = torch.cat([image.extract_features(each).double().mean(dim=(2, 3)) for each in pixels])
         return Batch(features @ projections[0], pooled @ projections[1])
 
-    first = {"text": layers[len(layers) - text_layers]} if text_layers else {}
-    if vision_layers:
-        first["image"] = [*image._blocks, image._conv_head][-vision_layers]
     return Whole(embed, unfrozen, first)

