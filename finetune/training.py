@@ -18,7 +18,7 @@ from ..featurize.tensors import enough_memory
 from ..heads.losses import make_loss
 from ..heads.optimizer import AdamW
 from ..heads.recipe import Recipe
-from ..heads.training import one_thread, scores_of_part
+from ..heads.training import one_thread, own_random, scores_of_part
 from .model import Finetuned, StateRows, predict_parts, state_batches
 from .recipe import FinetuneRecipe
 
@@ -95,7 +95,7 @@ def finetune_fit(
         The loss is not finite, or the device has no room for a batch.
     """
     threads = one_thread() if model.is_small else contextlib.nullcontext()
-    seeded = torch.random.fork_rng(devices=[device] if device.startswith("cuda") else [])
+    seeded = own_random(device)
     with threads, seeded, enough_memory(device, settings.batch_size):
         made = _Training(model, recipe, settings, n_classes, train, val, device)
         if resume is not None:

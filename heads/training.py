@@ -84,7 +84,7 @@ def fit(
     """
     if len(train) < 2:
         raise MmcliError(f"{len(train)} training row: at least two are needed")
-    with one_thread(), torch.random.fork_rng(devices=[device] if device == "cuda" else []):
+    with one_thread(), own_random(device):
         torch.manual_seed(recipe.seed)
         head = Head(sizes_of(train.features), n_classes, recipe).to(device)
         head.learn_inputs(train.features)
@@ -108,6 +108,12 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+def own_random(device: str) -> contextlib.AbstractContextManager[None]:
+    """Leave the global random generators, of the CPU and of ``device``, as they were before."""
+    kind = torch.device(device).type
+    return torch.random.fork_rng([] if kind == "cpu" else [device], device_type="cuda" if kind == "cpu" else kind)
 
 
 def _linear_record(

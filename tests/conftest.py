@@ -18,6 +18,14 @@ from PIL import Image
 WORDS = ["sun", "rain", "love", "hate", "tree", "house", "fine", "bad", "good", "day", "night", "the", "a", "is"]
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark as numerical what computes with torch: tests of modules that import it, and all of the small CLIP."""
+    for item in items:
+        if hasattr(item.module, "torch") or "tiny_clip" in item.fixturenames:
+            item.add_marker("numerical")
+
+
 def pytest_runtest_setup(item):
     """Skip tests of a device that is not here."""
     for name in ("cuda", "mps"):

@@ -107,9 +107,10 @@ def test_a_head_with_batch_norm_learns(sixty, raw_sixty, tiny_clip, tmp_path, de
         options = FeaturizeOptions(backbone=str(tiny_clip), dtype="float32", tokens=True, views=2, device=device)
         featurize(*raw_sixty, sixty, options)
     recipe = Recipe(epochs=30, patience=30, lr=1e-2, hidden=(16,)).changed(**settings)
-    before = torch.random.get_rng_state()
+    generators = [torch] if device == "cpu" else [torch, torch.get_device_module(device)]
+    before = [each.get_rng_state() for each in generators]
     run = train_head(sixty, recipe=recipe, runs=tmp_path / "runs", device=device, seeds=2)
-    assert torch.equal(torch.random.get_rng_state(), before)
+    assert all(torch.equal(each.get_rng_state(), was) for each, was in zip(generators, before, strict=True))
     assert evaluate(run["best_pt"], on="train", device=device)["train"]["accuracy"] > 0.6
 
 

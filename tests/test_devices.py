@@ -1,6 +1,5 @@
-"""Devices: no room for a batch, numbers beyond float16, memory of the process; CUDA where there is one."""
+"""Devices: no room for a batch, numbers beyond float16, memory of the process."""
 
-import copy
 
 import numpy as np
 import pytest
@@ -138,33 +137,3 @@ def test_a_head_is_trained_on_the_cpu_unless_asked_otherwise(cli, learnable, mon
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     path, labels = learnable
     assert cli("train-head", "--cache", path, "--labels", labels, "--epochs", 1)[0] == 0
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here")
-class TestCuda:
-    @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-3), ("bfloat16", 3e-2)])
-    def test_embeddings_are_those_of_the_cpu(self, tiny_clip, dtype, tolerance):
-        pixels = np.random.default_rng(0).standard_normal((5, 3, 64, 64)).astype(np.float32)
-        ids = [[512, *range(5, 5 + length), 513] for length in range(1, 6)]
-        there, here = (
-            open_backbone(str(tiny_clip)).load(device, kind, None)
-            for device, kind in (("cuda", dtype), ("cpu", "float32"))
-        )
-        for found, expected in (
-            (there.encode_images(pixels).pooled, here.encode_images(pixels).pooled),
-            (there.encode_texts(ids).pooled, here.encode_texts(ids).pooled),
-        ):
-            assert np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
-
-    def test_a_top_can_be_trained(self, tiny_clip):
-        encoder = open_backbone(str(tiny_clip)).load("cuda", "float32", None)
-        top = copy.deepcopy(encoder.image_top(1))
-        states = torch.from_numpy(encoder.images_below(np.zeros((2, 3, 64, 64), np.float32), 1)).cuda()
-        top.pooled(states).sum().backward()
-        assert all(each.grad is not None for each in top.unfrozen().values())
-
-    def test_a_head_learns(self, learnable, tmp_path):
-        from mmcli.heads import Recipe, train_head
-
-        result = train_head(*learnable, recipe=Recipe(epochs=3), runs=tmp_path / "runs", device="cuda")
-        assert result["val"]["macro_f1"] > 0.5
