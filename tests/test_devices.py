@@ -1,6 +1,5 @@
 """Devices: no room for a batch, numbers beyond float16, memory of the process."""
 
-
 import numpy as np
 import pytest
 import torch
