@@ -20,9 +20,9 @@ WORDS = ["sun", "rain", "love", "hate", "tree", "house", "fine", "bad", "good", 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Mark as numerical what computes with torch: tests of modules that import it, and all of the small CLIP."""
+    """Mark as numerical the tests of modules that import torch, or a bound from ``tolerances``."""
     for item in items:
-        if hasattr(item.module, "torch") or "tiny_clip" in item.fixturenames:
+        if {"torch", "close_rows", "EXACT"} & vars(item.module).keys():
             item.add_marker("numerical")
 
 

@@ -14,6 +14,7 @@ from mmcli.featurize.huggingface import HuggingFaceBackbone
 from mmcli.featurize.pair import Pair
 from mmcli.heads import FUSIONS, Predictor, Recipe, evaluate, load_checkpoint, predict, predict_logits, train_head
 from small_experiments import QUICK
+from tolerances import close_rows
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def test_logits_from_the_raw_pair_equal_those_from_the_cache(trained, tmp_path):
     fresh = predict(best_pt, data=folder)
     assert fresh.guids == guids
     expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    assert np.allclose(fresh.probs, expected, atol=1e-5)
+    close_rows(fresh.probs, expected)
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
@@ -70,11 +71,11 @@ def test_every_fusion_says_the_same_of_the_raw_pair_as_of_the_cache(pairs, tiny_
     expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     listed = tmp_path / "ids.csv"
     listed.write_text("guid\n" + "\n".join(guids[:5]))
-    assert np.allclose(predict(best_pt, ids=listed).probs, expected[:5], atol=1e-5)
+    close_rows(predict(best_pt, ids=listed).probs, expected[:5])
     cache_path.rename(tmp_path / "away.h5")
-    assert np.allclose(predict(best_pt, data=folder).probs, expected, atol=1e-5)
+    close_rows(predict(best_pt, data=folder).probs, expected)
     one = predict(best_pt, pair=(folder / "3.jpg", (folder / "3.txt").read_text()))
-    assert np.allclose(one.probs[0], expected[guids.index("3")], atol=1e-5)
+    close_rows(one.probs[0], expected[guids.index("3")])
 
 
 def test_cross_attention_and_a_cache_without_tokens(pairs, tiny_clip, tmp_path, encoded):
@@ -90,7 +91,7 @@ def test_cross_attention_and_a_cache_without_tokens(pairs, tiny_clip, tmp_path, 
     ids.write_text("guid\n7\n3\n")
     expected = predict(best_pt, ids=ids).probs
     assert encoded == []
-    assert np.allclose(predict(best_pt, ids=ids, cache_path=without).probs, expected, atol=1e-5)
+    close_rows(predict(best_pt, ids=ids, cache_path=without).probs, expected)
     assert encoded == ["7", "3"]
 
 
@@ -126,7 +127,7 @@ def test_listed_pairs_that_were_added_since_are_encoded(trained, tmp_path, encod
     ids.write_text("guid\n2\n")
     alone = predict(best_pt, ids=ids)
     ids.write_text("guid\n41\n2\n")
-    assert np.allclose(predict(best_pt, ids=ids).probs[1], alone.probs[0], atol=1e-5)
+    close_rows(predict(best_pt, ids=ids).probs[1], alone.probs[0])
     ids.write_text("guid\n2\n42\n")
     with pytest.raises(DataError, match=r"1 of the listed pairs are not in .*'42'"):
         predict(best_pt, ids=ids)
@@ -141,7 +142,7 @@ def test_one_pair(trained):
     text = (folder / "3.txt").read_text()
     single = predict(best_pt, pair=(folder / "3.jpg", text))
     everything = predict(best_pt, data=folder)
-    assert np.allclose(single.probs[0], everything.probs[everything.guids.index("3")], atol=1e-5)
+    close_rows(single.probs[0], everything.probs[everything.guids.index("3")])
     with pytest.raises(DataError, match="image missing"):
         predict(best_pt, pair=(folder / "none.jpg", text))
 
@@ -255,9 +256,9 @@ def test_a_predictor_loads_its_encoder_once(trained, tmp_path, monkeypatch, tiny
     assert loaded == [str(tiny_clip)]
     assert (one.guids, two.guids, same_name.guids) == (["3"], ["3", "4"], ["1", "2"])
     once = predict(best_pt, pair=(folder / "3.jpg", texts[0]))
-    assert np.allclose(one.probs, once.probs, atol=1e-5)
-    assert np.allclose(two.probs[:1], once.probs, atol=1e-5)
-    assert np.allclose(predictor.predict(ids=["3"]).probs, once.probs, atol=1e-5)
+    close_rows(one.probs, once.probs)
+    close_rows(two.probs[:1], once.probs)
+    close_rows(predictor.predict(ids=["3"]).probs, once.probs)
     with pytest.raises(DataError, match="image missing"):
         predictor.predict(pairs=[(folder / "none.jpg", "x"), (folder / "3.jpg", "x")])
     with pytest.raises(DataError, match="guid '3' is given twice"):
