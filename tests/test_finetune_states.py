@@ -251,4 +251,4 @@ def test_rows_asked_for_bit_by_bit_look_through_the_pairs_once(cache, monkeypatc
     assert len(listed) == 1
     together = text_states(store_of(cache).states(guids))
     for one, other in zip([state for bit in bits for state in bit], together, strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-5)
+        close_rows(one, other)
