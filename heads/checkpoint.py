@@ -288,6 +288,9 @@ def _check_header(header: Any) -> None:
     for name, value in texts.items():
         if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
             raise ValueError(f"{name} is no list of names")
+    relabelled = header.get("relabelled", {})
+    if not isinstance(relabelled, dict) or not all(isinstance(each, str | None) for each in relabelled.values()):
+        raise ValueError("relabelled is no object of names")
     if not header["classes"] or len(set(header["classes"])) < len(header["classes"]):
         raise ValueError("classes are missing or given twice")
     for name in ("seeds", "best_epochs"):

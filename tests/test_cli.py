@@ -33,7 +33,10 @@ def test_the_whole_job_by_default_places(cli, featurized, tmp_path):
     assert "test" in out
     code, out, _ = cli("evaluate", "--json")
     result = json.loads(out)
-    assert set(result) == {"best_pt", "classes", "fusion", "modality", "labels_without_features", "val", "test"}
+    of_rows = {"rows_gone", "labels_unknown", "labels_changed", "parts_without_rows", "duplicates_separated"}
+    about = {"best_pt", "classes", "fusion", "modality", "labels_without_features"} | of_rows
+    assert set(result) == about | {"val", "test"}
+    assert result["rows_gone"] == {"val": 0, "test": 0}
     ids = tmp_path / "ids.txt"
     ids.write_text("guid,tag\n5,null\n2,null\n")
     code, out, _ = cli("predict", "--ids", ids, "--out", "submission.txt", "--probs")
@@ -102,7 +105,7 @@ BAD = [
     (("train-head", "--cache", "none.h5"), "no feature cache at none.h5"),
     (("train-head", "--cache", "text.h5"), "not a readable HDF5 file"),
     (("train-head", "--labels", "foreign.csv"), "none of the 1 labels"),
-    (("train-head", "--labels", "lone.csv"), "class 'neutral' has 1"),
+    (("train-head", "--labels", "lone.csv"), "two classes with at least 10 rows each are needed"),
     (("train-head", "--fusion", "magic"), "unknown fusion 'magic'"),
     (("train-head", "--split-dir", "nowhere"), "no such file: nowhere/train_split.csv"),
     (("train-head", "--full", "--from", "none.pt"), "no such checkpoint: none.pt"),
@@ -121,8 +124,8 @@ def test_bad_input_is_one_clear_line_and_exit_code_1(cli, featurized, tiny_clip,
         "foreign.csv": "guid,tag\n999,a\n",
         "text.h5": "this is text",
     }
-    neutral = [line for line in labels if line.endswith("neutral")]
-    files["lone.csv"] = "\n".join([line for line in labels if line not in neutral] + neutral[:1])
+    rare = [line for line in labels if line.endswith(("neutral", "negative"))]
+    files["lone.csv"] = "\n".join([line for line in labels if line not in rare] + rare[:3])
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     torch.save({"x": CodeInside()}, tmp_path / "code.pt")

@@ -61,7 +61,14 @@ def test_json_is_the_same_whatever_the_stream_can_hold(streams, encoding):
 def test_tables_lose_no_name(streams, encoding):
     out, _ = streams(encoding)
     score = {"f1": 0.5, "f1_ci": [0.4, 0.6]}
-    whole = {"n": 9, "macro_f1": 0.5, "macro_f1_ci": [0.4, 0.6], "accuracy": 0.5, "accuracy_ci": [0.4, 0.6]}
+    whole = {
+        "n": 9,
+        "n_groups": 9,
+        "macro_f1": 0.5,
+        "macro_f1_ci": [0.4, 0.6],
+        "accuracy": 0.5,
+        "accuracy_ci": [0.4, 0.6],
+    }
     print_parts(*score_tables({"test": whole | {"per_class": dict.fromkeys(CLASSES, score)}}, CLASSES))
     written = text_of(out)
     assert all(escaped(name, encoding) in written for name in CLASSES)
