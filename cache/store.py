@@ -129,7 +129,7 @@ class FeatureCache:
         return int(self.file["guid"].shape[0])
 
     def __contains__(self, guid: object) -> bool:
-        return guid in self.row_of
+        return isinstance(guid, str) and guid_of(guid) in self.row_of
 
     @property
     def dim(self) -> int:
@@ -181,7 +181,7 @@ class FeatureCache:
         CacheError
             Naming the first guid that is not in the cache, and how many are not.
         """
-        guids = list(guids)
+        guids = [guid_of(guid) for guid in guids]
         missing = [guid for guid in guids if guid not in self.row_of]
         if missing:
             raise CacheError(
