@@ -15,6 +15,7 @@ import h5py
 
 from .errors import CacheError
 
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _LOCKED = ("unable to lock file", "locking flag")  # the second: this process has the file open already
 
 # What h5py raises where the structures of a file are damaged.
@@ -101,6 +102,12 @@ def cannot_open(path: Path, error: OSError) -> CacheError:
         )
     if error.errno is not None:
         return CacheError(f"{path} cannot be opened ({os.strerror(error.errno)}): mend that and try again")
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        if file.read(len(_SIGNATURE)) != _SIGNATURE:
+            return CacheError(
+                f"{path} is not a readable HDF5 file but of another kind: give one that `mmcli featurize` made, or, "
+                "for a new one, another --out"
+            )
     return CacheError(
         f"{path} is not a readable HDF5 file, or is cut off ({error}): put it aside and run "
         "`mmcli featurize` again, or restore a copy of it"

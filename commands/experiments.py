@@ -50,6 +50,12 @@ def _scoring(context: typer.Context, values: dict[str, Any]) -> Scoring:
             if typed(context, name):
                 raise typer.BadParameter(f"--{name.replace('_', '-')} has no meaning with --single-split")
         return Scoring(None, values["focus_class"])
+    if not values["without_test"]:
+        for name in ("split_dir", "split_seed", "group_duplicates", "new"):
+            if name in context.params and typed(context, name):
+                raise typer.BadParameter(
+                    f"--{name.replace('_', '-')} needs --without-test or --single-split: folds are of all rows"
+                )
     from ..heads.experiments import Protocol
 
     return Scoring(Protocol(*(values[name] for name in folding)), values["focus_class"])

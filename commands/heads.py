@@ -215,6 +215,8 @@ def predict(
     keep_freed_memory()
     with ProgressLine("encode") as progress:
         model = open_best_pt(source, choose_device(device), backbone=backbone)
+        if out is not None:  # labels look like predictions, and a head that learns from its own would score well
+            refuse_to_overwrite(out, b"guid", model.checkpoint.inputs(cache))
         found = run(model, ids, data, pair, cache, backbone, device, progress)
     note(f"head: {found.head}")
     for said in found.notes:

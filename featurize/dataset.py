@@ -63,7 +63,7 @@ class Dataset:
             if found.has_labels and labels_path is None:
                 labels_path = data
         else:
-            raise DataError(f"no such folder or manifest: {data}")
+            raise DataError(f"no such folder or manifest: {data}: say where the pairs are")
         if not found:
             raise DataError(
                 f"no pairs in {data}: expected files <guid>.jpg (or {', '.join(IMAGE_SUFFIXES[1:])}) and <guid>.txt"

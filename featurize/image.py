@@ -13,6 +13,7 @@ from ..cache.errors import DataError
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 # What a file may really be, whatever its name says. Not EPS: Pillow would hand it to Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+NOT_AN_IMAGE = "not an image"
 WIDEST = 100  # long side over short side
 _PNG = b"\x89PNG\r\n\x1a\n"
 _COMMENTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
@@ -40,7 +41,7 @@ def decode_image(raw: bytes) -> Image.Image:
     except DataError:
         raise
     except UnidentifiedImageError as error:
-        raise DataError("not an image") from error
+        raise DataError(NOT_AN_IMAGE) from error
     except Image.DecompressionBombError as error:
         raise DataError(f"image too large (decompression bomb): {error}") from error
     except Exception as error:  # Pillow's decoders raise whatever damaged bytes lead them to

@@ -1,5 +1,6 @@
 """Pairs listed in a table: CSV, JSON Lines or Parquet."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +30,7 @@ class Manifest(dict[str, Pair]):
         if "guid" not in header or "image" not in header or not {"text", "text_path"} & set(header):
             raise DataError(
                 f"{path}: a manifest has the columns guid, image, text or text_path, and label (or tag) if known; "
-                f"found {','.join(header)[:80]}"
+                f"found {','.join(header)[:80]!a}" + (": save it with commas" if re.search("[;\t]", header[0]) else "")
             )
         label = label_column(path, header)
         self.has_labels = label is not None

@@ -77,7 +77,8 @@ def _read(path: str, what: str) -> bytes:
                 raise DataError(f"{what} too large: {about.st_size / 1e6:,.0f} MB")
             return file.read()
     except FileNotFoundError as error:
-        raise DataError(f"{what} missing") from error
+        hint = "; its path has backslashes" if "\\" in path else ""
+        raise DataError(f"{what} missing{hint}") from error
     except (OSError, ValueError) as error:  # ValueError: a path that holds a NUL or half a character
         raise DataError(f"{what} cannot be read: {getattr(error, 'strerror', None) or error}") from error
 

@@ -145,7 +145,7 @@ def featurize(
     with writer_lock(out):
         remove_leftovers(out)
         with FeatureCache.open(out) if out.exists() else contextlib.nullcontext() as cached:
-            recorded = None if cached is None or dataset.labels_path else cached.header.dataset["labels"]
+            recorded = _recorded_labels(cached, dataset) if labels is None else None
             if recorded is not None and Path(recorded).is_file():
                 try:
                     dataset = Dataset.open(data, recorded)
@@ -204,6 +204,14 @@ def featurize(
         bytes=out.stat().st_size,
         fingerprint=header.fingerprint,
     )
+
+
+def _recorded_labels(cached: FeatureCache | None, dataset: Dataset) -> str | None:
+    """Return the labels file that the cache records; None where its labels are those of a manifest, then and now."""
+    if cached is None:
+        return None
+    place: str | None = cached.header.dataset["labels"]
+    return None if place == cached.header.dataset["data"] and dataset.labels_path is not None else place
 
 
 def _settled(options: FeaturizeOptions, cached: FeatureCache | None) -> FeaturizeOptions:

@@ -1,6 +1,7 @@
 """Reading raw pairs: what is known of one before anything is decoded, and bad pairs set aside."""
 
 import hashlib
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from ..cache.errors import DataError
 from ..cache.machine import cpu_count
 from ..cache.store import FeatureCache
-from .image import decode_image, decoded_as_in_version_1
+from .image import IMAGE_SUFFIXES, NOT_AN_IMAGE, decode_image, decoded_as_in_version_1
 from .pair import Pair
 from .steps import is_cleaned
 from .text import clean_text, decode_text
@@ -156,6 +157,9 @@ def compare(cached: FeatureCache, rows: NDArray[np.int64], pairs: Iterable[Pair]
 def reject(pair: Pair, reason: str) -> Reject:
     """Return the reject of ``pair`` for ``reason``; a path that is not UTF-8 is written with escapes."""
     path = pair.image or pair.text_path or ""
+    suffix = os.path.splitext(path)[1]
+    if reason == NOT_AN_IMAGE and suffix.lower() not in IMAGE_SUFFIXES:
+        reason += f" that can be read: {suffix or 'no suffix'}"
     return Reject(pair.guid, reason, path.encode(errors="surrogateescape").decode(errors="backslashreplace"))
 
 

@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -105,3 +105,11 @@ def join_of(labels: Collection[str], pairs: Collection[str]) -> Join:
             label, pair = alike[0], names[spelling(alike[0])]
             return Join(joined, len(labels_left), len(pairs_left), label, pair, len(alike), differ_in)
     return Join(joined, len(labels_left), len(pairs_left), label, pair)
+
+
+def alike_names(names: Iterable[str]) -> list[list[str]]:
+    """Return the groups of names that differ in capitals, spaces, hyphens or the form of characters alone."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(unicodedata.normalize("NFKC", _without_spaces(name)).casefold(), []).append(name)
+    return [group for group in groups.values() if len(group) > 1]

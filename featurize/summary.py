@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ..cache.store import FeatureCache
 from .dataset import Dataset
+from .spelling import alike_names
 from .text import EMPTY_SHA256
 
 
@@ -73,6 +74,8 @@ class LabelCounts:
         Labelled rows by class, in alphabetical order.
     labelled, unlabelled
         Rows with a label and without.
+    alike_classes
+        Classes that differ in spelling alone, such as ``Shoes`` and ``shoes``.
     read_as_unlabelled
         Labels that are none, by what the file says: ``""`` for an empty cell.
     labels_without_pair, pairs_without_label, label, pair, said
@@ -83,6 +86,7 @@ class LabelCounts:
     classes: dict[str, int]
     labelled: int
     unlabelled: int
+    alike_classes: list[list[str]] = field(default_factory=list)
     read_as_unlabelled: dict[str, int] = field(default_factory=dict)
     labels_without_pair: int = 0
     pairs_without_label: int = 0
@@ -105,6 +109,7 @@ def count_labels(dataset: Dataset, guids: Iterable[str], n: int) -> LabelCounts:
         classes=dict(named),
         labelled=sum(count for _, count in named),
         unlabelled=classes[None],
+        alike_classes=alike_names(name for name, _ in named),
         read_as_unlabelled=dict(labels.unlabelled),
         labels_without_pair=join.labels_without_pair,
         pairs_without_label=join.pairs_without_label,

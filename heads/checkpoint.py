@@ -120,6 +120,15 @@ class Checkpoint:
             return recorded, recorded
         return recorded, Path(os.path.normpath(self.path.parent / beside))
 
+    def inputs(self, cache_path: str | Path | None = None) -> list[Path]:
+        """Return the files that the head was made from: labels, split, and what its cache, if it is there, records."""
+        files = [Path(self.made_from["labels"])]
+        if self.path is not None:
+            files += (self.path.parent / "splits").glob("*.csv")
+        with contextlib.suppress(CacheError), FeatureCache.open(self.cache_path(cache_path)) as cache:
+            files += [Path(place) for place in cache.header.dataset.values() if place is not None]
+        return files
+
     def check_cache(self, cache: FeatureCache) -> None:
         """Refuse a cache of another fingerprint.
 

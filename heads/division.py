@@ -259,7 +259,11 @@ def _read(labels: Mapping[str, str], folder: Path, options: SplitOptions) -> Div
     _check_parts(folder, kept, settled.labels)
     counts: dict[str, Any] = {"new_rows": len(new), "new_rows_go_to": options.new}
     counts |= {"rows_gone": gone, "labels_changed": changed, "test_rows_unlabelled": len(unlabelled)}
-    counts |= settled.counts(None)
+    held_out = {settled.labels[guid] for name in ("val", "test") for guid in kept[name]}
+    rare = settled.counts(None)
+    if rare:
+        rare["rare_train_only"] = [name for name in rare["rare_train_only"] if name not in held_out]
+    counts |= rare
     return Division(Split(**kept, unlabelled=unlabelled), settled.labels, settled.relabelled, counts)
 
 

@@ -135,9 +135,13 @@ def content_rows(content: Mapping[str, Any], labels: Mapping[str, Any]) -> dict[
         return rows
     if labels["classes"]:
         rows["classes"] = _counts(labels["classes"])
+    if labels["alike_classes"]:
+        alike = "; ".join(", ".join(map(repr, names)) for names in labels["alike_classes"])
+        rows["alike"] = f"classes that differ in spelling alone: {alike}"
     if labels["read_as_unlabelled"]:
-        spelled = {repr(name) if name else "an empty cell": n for name, n in labels["read_as_unlabelled"].items()}
-        rows["no label"] = "the labels file says " + _counts(spelled)
+        plain = {"": "an empty cell", "guid given twice": "a guid given twice"}
+        spelled = {plain.get(name, repr(name)): count for name, count in labels["read_as_unlabelled"].items()}
+        rows["no label"] = "read as no label: " + _counts(spelled)
     left = (
         (labels["labels_without_pair"], "labels without a pair", labels["label"]),
         (labels["pairs_without_label"], "pairs that the labels file does not name", labels["pair"]),

@@ -335,6 +335,15 @@ def test_own_parts_with_a_class_that_only_trains_or_only_tests(rare, tmp_path):
     assert again["classes"] == run["classes"]
     train = read_labels(splits / "train_split.csv")
     moved = {guid: tag for guid, tag in train.items() if tag == "emu"}
+    one = dict([next(iter(moved.items()))])
+    parts = {name: read_labels(splits / f"{name}_split.csv") for name in ("train", "val")}
+    write_tags(splits / "train_split.csv", {guid: tag for guid, tag in train.items() if guid not in one})
+    write_tags(splits / "val_split.csv", parts["val"] | one)
+    held_out = train_head(path, labels, QUICK, splits, runs=tmp_path / "runs")
+    assert held_out["rare_train_only"] == ["fox", "gnu"]
+    assert held_out["val"]["per_class"]["emu"]["support"] == 1
+    for name, tags_of_part in parts.items():
+        write_tags(splits / f"{name}_split.csv", tags_of_part)
     write_tags(splits / "train_split.csv", {guid: tag for guid, tag in train.items() if guid not in moved})
     write_tags(splits / "test_split.csv", read_labels(splits / "test_split.csv") | moved)
     with pytest.raises(DataError, match=r"class 'emu' has 3 row\(s\) in the test part .* or .* --rare drop"):

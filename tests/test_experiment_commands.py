@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pytest
 from conftest import interrupt_at_third, rewrite
 from mmcli.heads import run
 from mmcli.heads.experiments import fits as fits_module
@@ -90,3 +91,9 @@ def test_interrupted_train_head_does_not_say_that_anything_was_kept(cli, learnab
     monkeypatch.setattr(run, "_fit_one", interrupt)
     code, out, err = cli("train-head", "--cache", learnable[0], "--labels", learnable[1])
     assert (code, out, err.splitlines()[-1]) == (130, "", "interrupted: nothing was written")
+
+
+@pytest.mark.parametrize("option", [("--split-seed", "7"), ("--no-group-duplicates",)])
+def test_options_of_a_split_are_refused_where_no_split_is_made(cli, option):
+    code, _, err = cli("compare", *option)
+    assert (code, f"{option[0].replace('--no-', '--')} needs --without-test or --single-split" in err) == (2, True)

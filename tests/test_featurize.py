@@ -484,3 +484,28 @@ def test_no_data_and_no_cache_is_a_usage_error(cli):
     code, _, err = cli("featurize")
     assert code == 2
     assert "give DATA" in err
+
+
+def test_labels_given_once_are_kept_though_the_manifest_has_a_column_of_its_own(pairs, tmp_path, free):
+    folder, labels = pairs(6)
+    lines = [f"{guid},{folder}/{guid}.jpg,text {guid},up" for guid in range(1, 7)]
+    manifest = tmp_path / "m.csv"
+    manifest.write_text("guid,image,text,label\n" + "\n".join(lines) + "\n")
+    out = tmp_path / "f.h5"
+    featurize(manifest, labels, out, OPTIONS)
+    found = featurize(manifest, None, out, OPTIONS).labels
+    assert (found.file, found.classes) == (str(labels), {"negative": 2, "neutral": 2, "positive": 2})
+
+
+def test_classes_that_differ_in_spelling_alone_are_named(pairs, tmp_path, free):
+    folder, labels = pairs(6)
+    labels.write_text("guid,tag\n1,Shoes\n2,shoes\n3,hats\n4,SHOES\n5,arm band\n6,arm-band\n")
+    found = featurize(folder, labels, tmp_path / "f.h5", OPTIONS).labels
+    assert found.alike_classes == [["SHOES", "Shoes", "shoes"], ["arm band", "arm-band"]]
+
+
+def test_a_file_of_another_kind_is_not_called_a_damaged_cache(pairs, tmp_path, free):
+    folder, labels = pairs(6)
+    with pytest.raises(CacheError, match=r"of another kind.*another --out"):
+        featurize(folder, None, labels, OPTIONS)
+    assert labels.read_text().startswith("guid,tag")

@@ -295,3 +295,19 @@ def rewrite_as_another(path):
     with FeatureCache.open(path) as cache:
         made, dim = cache.header, cache.dim
     return write_cache(path, synthetic_block([f"other {number}" for number in range(50)], dim), made)
+
+
+def test_predictions_do_not_overwrite_what_the_head_learned_from(trained, cli):
+    folder, cache, best_pt = trained
+    with FeatureCache.open(cache) as opened:
+        labels = Path(opened.header.dataset["labels"])
+    ids = folder.parent / "ids.csv"
+    ids.write_text("guid\n1\n2\n")
+    for path in (labels, Path(best_pt).parent / "splits" / "test_split.csv"):
+        before = path.read_bytes()
+        code, _, err = cli("predict", "--from", best_pt, "--ids", ids, "--out", path)
+        assert code == 1
+        assert "is an input of this very command" in err
+        assert path.read_bytes() == before
+    for _ in range(2):  # its own output is written again
+        assert cli("predict", "--from", best_pt, "--ids", ids, "--out", folder.parent / "out.csv")[0] == 0
