@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import CacheError
-from .hdf5 import damaged, open_hdf5
+from .hdf5 import DAMAGE, damaged, open_hdf5
 
 _WINDOW_ROWS, _WINDOW_BYTES = 4096, 16 << 20  # read in one go, at most
 
@@ -200,10 +200,10 @@ class StoredRows:
 
     def __getitem__(self, rows: NDArray[np.int64] | slice) -> NDArray[Any]:
         values = read_rows(self._dataset, self.file.path, self.rows[rows])
-        if not finite_rows(values).all():
+        if not sound_rows(values).all():
             raise CacheError(
-                f"{self.file.path} has rows of {self.name} that are not finite: `mmcli cache verify` lists them; "
-                "featurize them again, or take them out of the labels or of the list"
+                f"{self.file.path} has rows of {self.name} that are not finite or all zero: `mmcli cache verify` lists "
+                "them; featurize them again, or take them out of the labels or of the list"
             )
         return values
 
@@ -309,7 +309,7 @@ def read_rows(dataset: h5py.Dataset, path: Path, rows: NDArray[np.int64]) -> NDA
         for picked in np.split(order, np.flatnonzero(np.diff(windows)) + 1) if len(rows) else []:
             low = int(rows[picked[0]])
             values[picked] = dataset[low : int(rows[picked[-1]]) + 1][rows[picked] - low]
-    except OSError as error:
+    except DAMAGE as error:
         raise damaged(path, dataset.name.lstrip("/"), error) from error
     return values
 
@@ -334,19 +334,24 @@ def finite_rows(values: NDArray[Any]) -> NDArray[np.bool_]:
     return finite
 
 
+def sound_rows(values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return which rows of (n, ...) hold finite numbers, not all zero, (n,): HDF5 reads a lost chunk as zeros."""
+    return finite_rows(values) & values.reshape(len(values), -1).any(axis=1)
+
+
 def text_offsets(texts: Sequence[NDArray[Any]]) -> NDArray[np.int64]:
     """Return where each of n texts, (L, w_t), begins when they are joined, and where the last ends, (n + 1,)."""
     return np.cumsum([0, *(len(text) for text in texts)], dtype=np.int64)
 
 
 def check_finite(path: Path, name: str, values: NDArray[Any], guids: Sequence[str]) -> None:
-    """Raise a CacheError where one of the rows, (n, ...), one per guid, is not finite; it names the first."""
-    finite = finite_rows(values)
+    """Raise a CacheError where one of the rows, (n, ...), one per guid, is not finite or all zero; it names it."""
+    finite = sound_rows(values)
     if not finite.all():
         raise CacheError(
-            f"{np.count_nonzero(~finite)} rows of {path} have {name} embeddings that are not finite, the first is "
-            f"{guids[int(np.argmin(finite))]!r}: `mmcli cache verify` lists them; featurize them again, or take them "
-            "out of the labels or of the list"
+            f"{np.count_nonzero(~finite)} rows of {path} have {name} embeddings that are not finite or all zero, the "
+            f"first is {guids[int(np.argmin(finite))]!r}: `mmcli cache verify` lists them; featurize them again, or "
+            "take them out of the labels or of the list"
         )
 
 
@@ -371,7 +376,7 @@ def read_tokens(file: h5py.File, path: Path, rows: NDArray[np.int64]) -> Tokens:
             image[places] = images[low:high][there[places] - low]
             text = file["text_tokens"][int(bounds[low]) : int(bounds[high])]
             texts += [text[bounds[row] - bounds[low] : bounds[row + 1] - bounds[low]] for row in there[places]]
-    except OSError as error:
+    except DAMAGE as error:
         raise damaged(path, "token states", error) from error
     finite = finite_rows(image) & np.array([np.isfinite(text).all() for text in texts], dtype=bool)
     if not finite.all():

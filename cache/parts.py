@@ -88,7 +88,7 @@ def write_part(folder: Path, number: int, block: Block, header: Header, mapped: 
     if block.text_ids is not None:
         columns["text_ids"] = np.concatenate(block.text_ids)
     with atomic_path(path) as temporary, new_hdf5(temporary, checksums=True) as new:
-        new.file.attrs.update(header.to_attributes())
+        new.file.attrs.update(header.to_attributes() | {"rows": len(block.guids)})
         for name, values in columns.items():
             checked = {} if mapped or not len(values) else {"chunks": _chunks(values, len(values)), "fletcher32": True}
             new.file.create_dataset(name, data=values, **checked)
@@ -177,7 +177,7 @@ def merge(target: Path, rows: Sequence[tuple[str, Path, int]], header: Header) -
         _check_room(target, {path for _, path, _ in rows})
         with atomic_path(target) as temporary, new_hdf5(temporary) as new:
             file = new.file
-            file.attrs.update(header.to_attributes())
+            file.attrs.update(header.to_attributes() | {"rows": len(rows)})
             names = _create_datasets(file, sources.get(rows[0][1]), rows)
             offset = 0
             for start in range(0, len(rows), _CHUNK_ROWS):

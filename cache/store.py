@@ -30,7 +30,7 @@ from .features import (
 )
 from .hdf5 import DAMAGE, cannot_open, damaged, open_hdf5
 from .labels import guid_of
-from .schema import EMBEDDINGS, SCHEMA, Header, describe_difference, fingerprint_of
+from .schema import EMBEDDINGS, PER_ROW, SCHEMA, Header, describe_difference, fingerprint_of
 
 _STRINGS_AT_ONCE = 1 << 16
 
@@ -89,6 +89,7 @@ class FeatureCache:
             raise damaged(path, "its structure", error) from error
         try:
             header = _read_header(path, file)
+            _check_structure(path, file)
             cache = cls(path, file, header)
             if expected is not None:
                 cache.check(expected)
@@ -257,14 +258,18 @@ class FeatureCache:
         CacheError
             Where the stored checksum says that the file is damaged.
         """
-        return read_rows(self.file[name], self.path, rows)
+        try:
+            dataset = self.file[name]
+        except DAMAGE as error:
+            raise damaged(self.path, name, error) from error
+        return read_rows(dataset, self.path, rows)
 
     def text_tokens(self, row: int) -> NDArray[np.float16]:
         """Return the last hidden states of one text, (L, w_t) float16."""
         try:
             start, stop = self.file["text_offsets"][row : row + 2]
             return self.file["text_tokens"][int(start) : int(stop)]
-        except OSError as error:
+        except DAMAGE as error:
             raise damaged(self.path, "text_tokens", error) from error
 
     def digests(self) -> list[tuple[bytes, bytes]]:
@@ -279,7 +284,7 @@ class FeatureCache:
             for start in range(0, len(dataset), _STRINGS_AT_ONCE):
                 found += [value.decode() for value in dataset[start : start + _STRINGS_AT_ONCE].tolist()]
             return found
-        except (OSError, UnicodeDecodeError) as error:
+        except DAMAGE as error:
             raise damaged(self.path, name, error) from error
 
     def codecs(self) -> list[str]:
@@ -301,7 +306,7 @@ class FeatureCache:
             "backbone": self.header.backbone,
             "dataset": self.header.dataset,
             "codecs": dict(sorted(codecs.items())),
-            "truncated": int(self.file["row/truncated"][:].sum()),
+            "truncated": int(self.read("row/truncated", np.arange(len(self))).sum()),
             "identity": self.header.identity,
             "versions": self.header.versions,
         }
@@ -336,3 +341,16 @@ def _read_header(path: Path, file: h5py.File) -> Header:
     if header.fingerprint != stored:
         raise CacheError(f"{path} was changed by hand: its fingerprint is not that of its identity; featurize again")
     return header
+
+
+def _check_structure(path: Path, file: h5py.File) -> None:
+    """Check that each dataset has as many rows as the file says it has: a damaged file may have lost some."""
+    rows = len(file["guid"])
+    stored = int(file.attrs.get("rows", rows))  # earlier versions did not write it
+    lengths = {name: len(file[name]) for name in (*EMBEDDINGS, *PER_ROW) if name in file}
+    if "text_tokens" in file:
+        lengths["text_offsets"] = len(file["text_offsets"]) - 1
+        lengths["text_tokens"] = rows if file["text_tokens"].ndim == 2 else -1
+    for name, length in {"guid": rows, **lengths}.items():
+        if length != stored:
+            raise damaged(path, name, ValueError(f"{length} rows instead of {stored}"))

@@ -250,7 +250,7 @@ def _with_split(context: typer.Context, setup: "Setup") -> "Setup":
 
     if any(typed(context, name) for name in ("split_dir", "split_seed", "group_duplicates")):
         return setup
-    return with_split_of_latest(setup, RUNS)
+    return with_split_of_latest(setup, RUNS, [name for name in ("new", "rare") if typed(context, name)])
 
 
 def _score(

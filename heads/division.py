@@ -101,7 +101,7 @@ def divide(labels: Mapping[str, str], groups: Mapping[str, int], options: SplitO
         Too few rows for a split, as the functions say that this one calls.
     """
     if options.split_dir is not None:
-        return _read(labels, Path(options.split_dir), options)
+        return _read(labels, groups, Path(options.split_dir), options)
     guids = list(labels)
     numbers = np.arange(len(guids))
     if options.group_duplicates:
@@ -230,7 +230,7 @@ def settle_rare_in_folds(labels: Mapping[str, str], groups: Mapping[str, int], f
     return settle_rare(labels, how, find)
 
 
-def _read(labels: Mapping[str, str], folder: Path, options: SplitOptions) -> Division:
+def _read(labels: Mapping[str, str], groups: Mapping[str, int], folder: Path, options: SplitOptions) -> Division:
     """Return the split in ``folder`` with the labels of today."""
     parts: dict[str, list[str]] = {}
     gone, changed = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)
@@ -244,8 +244,10 @@ def _read(labels: Mapping[str, str], folder: Path, options: SplitOptions) -> Div
             unlabelled = [guid for guid, tag in tags.items() if guid not in labels and tag is None]
         gone[name] = len(tags) - len(parts[name]) - (len(unlabelled) if name == "test" else 0)
     new = [guid for guid in labels if guid not in named]
+    held_out_groups = {groups[guid] for name in ("val", "test") for guid in parts[name]}
+    copies = [guid for guid in new if groups[guid] in held_out_groups]
     if options.new == "train":
-        parts["train"] += new
+        parts["train"] += [guid for guid in new if groups[guid] not in held_out_groups]
 
     def lacking(tags: Mapping[str, str]) -> dict[str, int]:
         """Return the classes that a part has no row of, with their numbers of rows."""
@@ -257,7 +259,7 @@ def _read(labels: Mapping[str, str], folder: Path, options: SplitOptions) -> Div
     settled = settle_rare(used, options.rare, lacking)
     kept = {name: [guid for guid in guids if guid in settled.labels] for name, guids in parts.items()}
     _check_parts(folder, kept, settled.labels)
-    counts: dict[str, Any] = {"new_rows": len(new), "new_rows_go_to": options.new}
+    counts: dict[str, Any] = {"new_rows": len(new), "new_rows_go_to": options.new, "new_copies": len(copies)}
     counts |= {"rows_gone": gone, "labels_changed": changed, "test_rows_unlabelled": len(unlabelled)}
     held_out = {settled.labels[guid] for name in ("val", "test") for guid in kept[name]}
     rare = settled.counts(None)

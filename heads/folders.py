@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 
-from ..cache.atomic import disk_full_is_clear, make_folder
+from ..cache.atomic import disk_full_is_clear, fsync_file, make_folder
 from ..cache.errors import CheckpointError
 
 LATEST = "latest"
@@ -100,6 +100,7 @@ def _point_latest(parent: Path, name: str) -> str | None:
             pointer.symlink_to(name, target_is_directory=True)
         except OSError:
             pointer.write_text(name + "\n", encoding="utf-8")
+            fsync_file(pointer)
         try:
             os.replace(pointer, latest)
         except (IsADirectoryError, PermissionError):
@@ -115,6 +116,22 @@ def _point_latest(parent: Path, name: str) -> str | None:
     return said
 
 
+def pointed_at(latest: Path) -> Path:
+    """Return the run folder that ``latest`` stands for: a link, a folder, or a file that names one.
+
+    Raises
+    ------
+    CheckpointError
+        It is a file that names none.
+    """
+    if not latest.is_file():
+        return latest
+    name = latest.read_text(encoding="utf-8", errors="replace").strip()
+    if not name or Path(name).name != name:
+        raise CheckpointError(f"{latest} names no run folder beside it: name the run with --from")
+    return latest.with_name(name)
+
+
 def find_best_pt(path: str | Path) -> Path:
     """Return the best.pt that ``path`` names: the file, or its run folder. Imports no PyTorch, and does not open it.
 
@@ -126,8 +143,7 @@ def find_best_pt(path: str | Path) -> Path:
     path = Path(path)
     for place in (path, path.parent):
         if place.name == LATEST and place.is_file():  # on a disk without links
-            name = place.read_text(encoding="utf-8", errors="replace").strip()
-            path = place.with_name(name) / path.relative_to(place)
+            path = pointed_at(place) / path.relative_to(place)
             break
     if path.is_dir():
         if not (path / "best.pt").is_file():

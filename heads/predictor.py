@@ -235,6 +235,8 @@ def _listed(ids: str | Path | Sequence[str]) -> list[str]:
 
 
 def _given(pairs: Sequence[tuple[str | Path, str]]) -> list[Pair]:
+    if not pairs:
+        raise DataError("no pair is given")
     names = [Path(image).stem for image, _ in pairs]
     if len(set(names)) < len(names):
         names = [str(number) for number in range(1, len(pairs) + 1)]

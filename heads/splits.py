@@ -110,7 +110,13 @@ def split_rows(
             return (np.concatenate([parts[0], np.flatnonzero(alone)]), parts[1], parts[2]), rare
         else:  # classes whose rows are mostly copies of rows of other classes: they cannot be strata
             largest = np.bincount(strata[group_of[standing]]).argmax()
-            strata = np.where(np.isin(strata, suspects), largest, strata)
+            merged = np.where(np.isin(strata, suspects), largest, strata)
+            fewer = len(np.unique(merged[group_of[standing]])) < len(np.unique(strata[group_of[standing]]))
+            if not fewer and not strata.any():
+                raise DataError(
+                    f"{len(standing)} rows, copies counted once, are too few for an 8:1:1 split: label more{remedy}"
+                )
+            strata = merged if fewer else np.zeros_like(strata)
 
 
 def _members(group_of: Indices, chosen: Indices) -> Indices:

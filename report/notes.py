@@ -25,7 +25,9 @@ def _about_rows(result: Mapping[str, Any]) -> Iterator[str]:
     if result.get("new_rows"):
         new = result["new_rows"]
         if result["new_rows_go_to"] == "train":
-            yield f"{new} labelled pairs are in no part of --split-dir: they train (--new none leaves them out)"
+            copies = result["new_copies"]
+            but = f", but for {copies} copies of validation and test pairs, which are left out" if copies else ""
+            yield f"{new} labelled pairs are in no part of --split-dir: they train{but} (--new none leaves them out)"
         else:
             yield f"{new} labelled pairs are in no part of --split-dir: left out (--new train trains on them)"
     for name, gone in result.get("rows_gone", {}).items():

@@ -1,3 +1,4 @@
+import shutil
 import subprocess
 import sys
 
@@ -198,7 +199,6 @@ def test_no_merge_is_begun_without_room(tmp_path, monkeypatch):
 HOLDER = """
 import sys
 from pathlib import Path
-from mmcli.cache.labels import guid_of
 from mmcli.cache.lock import writer_lock
 with writer_lock(Path(sys.argv[1])):
     print("held", flush=True)
@@ -283,3 +283,24 @@ def test_a_damaged_structure_is_no_traceback_when_it_is_opened(tmp_path, seed):
         except CacheError:
             refused += 1
     assert refused
+
+
+def test_rows_that_a_damaged_file_reads_as_zeros_are_no_features(tmp_path):
+    block = synthetic_block(["a", "b", "c"])
+    block.columns["text"][1] = 0
+    path = write_cache(tmp_path / "f.h5", block)
+    for most in (None, 1):
+        with FeatureCache.open(path) as cache, pytest.raises(CacheError, match="not finite or all zero"):
+            cache.features(["a", "b", "c"], max_bytes=most).load()
+
+
+def test_a_cache_that_lost_rows_is_damaged(tmp_path):
+    path = write_cache(tmp_path / "f.h5", synthetic_block(["a", "b", "c"]))
+    for name in ("image", "row/codec", "guid"):
+        shutil.copy(path, tmp_path / "short.h5")
+        with h5py.File(tmp_path / "short.h5", "a") as file:
+            kept = file[name][:2]
+            del file[name]
+            file[name] = kept
+        with pytest.raises(CacheError, match=f"is damaged: {name}.*2 rows instead of 3"):
+            FeatureCache.open(tmp_path / "short.h5")

@@ -425,3 +425,25 @@ def test_finetune_of_a_head_without_test_rows_with_rare_classes_and_pairs_that_a
     assert result["rows_gone"] == {"train": 1, "val": 0}
     code, _, err = cli("evaluate", "--from", tmp_path / "runs" / "latest")
     assert (code, "the split has no labelled test row: not scored" in err) == (0, True)
+
+
+def test_new_rows_that_are_copies_of_held_out_rows_do_not_train(learnable, tmp_path):
+    path, labels = learnable
+
+    def same_picture(columns):
+        columns["row/image_sha256"] = np.random.default_rng(1).integers(0, 256, (400, 32), dtype=np.uint8)
+        columns["row/image_sha256"][399] = columns["row/image_sha256"][0]
+
+    rewrite(path, same_picture)
+    run = train_head(path, labels, QUICK, runs=tmp_path / "runs")
+    splits = Path(run["run"]) / "splits"
+    parts = {name: read_labels(splits / f"{name}_split.csv") for name in ("train", "val", "test")}
+    tags = read_labels(labels)
+    for name, part in parts.items():
+        write_tags(splits / f"{name}_split.csv", {guid: tag for guid, tag in part.items() if guid not in ("0", "399")})
+    test = {guid: tag for guid, tag in parts["test"].items() if guid not in ("0", "399")} | {"0": tags["0"]}
+    write_tags(splits / "test_split.csv", test)
+    again = train_head(path, labels, QUICK, splits, runs=tmp_path / "runs")
+    assert (again["new_rows"], again["new_copies"]) == (1, 1)
+    assert again["train"]["n"] + again["val"]["n"] + again["test"]["n"] == 399
+    assert again["duplicates_separated"] == 0

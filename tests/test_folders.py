@@ -170,3 +170,10 @@ def test_a_best_pt_that_is_not_there_is_named(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(MmcliError, match="cannot be a folder, a file is in its place"):
         check_writable(tmp_path / "file")
+
+
+@pytest.mark.parametrize("content", ["", "../elsewhere", "a/b"])
+def test_a_latest_that_names_no_run_is_one_line(tmp_path, content):
+    (tmp_path / "latest").write_text(content)
+    with pytest.raises(CheckpointError, match="names no run folder beside it"):
+        find_best_pt(tmp_path / "latest" / "best.pt")

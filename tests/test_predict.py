@@ -180,7 +180,7 @@ def test_cached_rows_that_are_not_finite_are_not_predicted(learnable, tmp_path):
 
     rewrite(path, spoil)
     (tmp_path / "ids.csv").write_text("guid\n3\n119\n")
-    with pytest.raises(MmcliError, match="image embeddings that are not finite, the first is '119'"):
+    with pytest.raises(MmcliError, match="image embeddings that are not finite or all zero, the first is '119'"):
         predict(run["best_pt"], ids=tmp_path / "ids.csv")
 
 

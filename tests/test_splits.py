@@ -135,3 +135,28 @@ def test_copies_are_in_one_part_whatever_their_classes(seed, n_groups):
     if not len(rare) and np.bincount(classes[rows]).min() >= 10:
         train, _ = train_test_split(rows, train_size=0.8, random_state=seed, stratify=classes[rows])
         assert set(groups[train].tolist()) == held[0]  # the groups, in the order of their first rows
+
+
+@pytest.mark.parametrize(
+    ("classes", "groups"),
+    [
+        (
+            [1, 0, 0, 1, 0, 1, 1, 0, 0, 1, 1, 0, 0, 1, 1, 0, 0, 1, 0, 1, 0, 1, 0, 1, 1],
+            [0, 0, 1, 2, 2, 3, 4, 4, 5, 5, 6, 6, 7, 7, 8, 8, 9, 9, 10, 10, 11, 11, 12, 12, 13],
+        ),
+        (
+            [1, 0, 0, 1, 1, 0, 1, 1, 0, 0, 1, 0, 0, 1, 1, 0, 0, 1, 0, 0],
+            [0, 0, 1, 1, 2, 2, 3, 4, 4, 5, 5, 6, 7, 7, 8, 8, 9, 10, 10, 11],
+        ),
+    ],
+)
+def test_copies_with_other_labels_are_divided_or_refused_and_never_for_ever(classes, groups):
+    classes, groups = np.array(classes), np.array(groups)
+    for seed in range(100):
+        try:
+            parts, _ = split_rows(classes, groups, ["a", "b"], seed)
+        except DataError:
+            continue
+        assert sorted(np.concatenate(parts).tolist()) == list(range(len(classes)))
+        held = [set(groups[rows].tolist()) for rows in parts]
+        assert not (held[0] & held[1] | held[0] & held[2] | held[1] & held[2])

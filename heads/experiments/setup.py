@@ -1,18 +1,19 @@
 """Where an experiment reads and writes, how it makes folds, and the rows that it is about."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ...cache.errors import MmcliError
+from ...cache.errors import CheckpointError, MmcliError
 from ...cache.machine import cpu_count
 from ...cache.store import FeatureCache
 from ..division import SplitOptions, divide, settle_rare_in_folds
 from ..duplicates import Groups
+from ..folders import LATEST, pointed_at
 from ..folds import Fold, Indices
 from ..labelled import labels_of, left_for_features, rows_of, share_of
 from ..splits import Split
@@ -174,13 +175,18 @@ def scored_only(data: Data, folds: list[Fold], fits: list[FoldFit]) -> tuple[Dat
     )
 
 
-def with_split_of_latest(setup: Setup, runs: str | Path) -> Setup:
+def with_split_of_latest(setup: Setup, runs: str | Path, chosen: Collection[str] = ()) -> Setup:
     """Return ``setup`` with the split of the latest run in ``runs``, if that is of the same cache and labels file.
 
     A run on all rows (``--full``) stands for the run that it repeats.
+
+    Parameters
+    ----------
+    chosen
+        Which of ``new`` and ``rare`` stay as they are in ``setup``; the others are those of the run.
     """
-    folder = Path(runs) / "latest"
     try:
+        folder = pointed_at(Path(runs) / LATEST)
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         if config.get("full"):
             folder = Path(config["epochs_from"]).parent
@@ -188,13 +194,17 @@ def with_split_of_latest(setup: Setup, runs: str | Path) -> Setup:
         with FeatureCache.open(setup.cache) as cache:
             recorded = cache.header.dataset["labels"]
         of_run = [Path(config[name]).resolve() for name in ("cache", "labels")]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, CheckpointError):
         return setup  # no run, or none that says what it was made from
     labels = recorded if setup.labels is None else setup.labels
     if labels is None or of_run != [Path(setup.cache).resolve(), Path(labels).resolve()]:
         return setup
     splits = folder.resolve() / "splits"
-    return replace(setup, split_dir=splits) if (splits / "val_split.csv").is_file() else setup
+    if not (splits / "val_split.csv").is_file():
+        return setup
+    # As the run took them: what it left out stays out, what it merged stays merged.
+    taken = {name: config[name] for name in ("new", "rare") if name in config and name not in chosen}
+    return replace(setup, split_dir=splits, **taken)
 
 
 def focus_of(focus_class: str | None, about: Mapping[str, Any]) -> str:
