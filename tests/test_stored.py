@@ -132,7 +132,7 @@ def test_a_number_that_is_not_finite_is_found_when_it_is_read(cache_path, tmp_pa
         features = cache.features(["3", "7"], max_bytes=1)
         assert np.isfinite(features.image[np.array([1])]).all()
         with pytest.raises(
-            CacheError, match="has rows of text that are not finite or all zero: `mmcli cache verify` lists them"
+            CacheError, match="rows of text that are not finite or all zero: `mmcli cache verify` lists"
         ):
             features.load()
 
