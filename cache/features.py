@@ -336,7 +336,7 @@ def finite_rows(values: NDArray[Any]) -> NDArray[np.bool_]:
 
 def sound_rows(values: NDArray[Any]) -> NDArray[np.bool_]:
     """Return which rows of (n, ...) hold finite numbers, not all zero, (n,): HDF5 reads a lost chunk as zeros."""
-    return finite_rows(values) & values.reshape(len(values), -1).any(axis=1)
+    return finite_rows(values) & values.any(axis=tuple(range(1, values.ndim)))
 
 
 def text_offsets(texts: Sequence[NDArray[Any]]) -> NDArray[np.int64]:

@@ -292,6 +292,9 @@ def test_rows_that_a_damaged_file_reads_as_zeros_are_no_features(tmp_path):
     for most in (None, 1):
         with FeatureCache.open(path) as cache, pytest.raises(CacheError, match="not finite or all zero"):
             cache.features(["a", "b", "c"], max_bytes=most).load()
+    with FeatureCache.open(path) as cache:
+        assert len(cache.features(["a", "c"])) == 2
+        assert len(cache.features([])) == 0
 
 
 def test_a_cache_that_lost_rows_is_damaged(tmp_path):

@@ -168,7 +168,9 @@ def test_features_that_are_not_finite_are_named(setup, learnable):
         columns["text"][17, 3] = np.nan
 
     rewrite(learnable[0], spoil)
-    with pytest.raises(MmcliError, match=r"1 rows of .* have text embeddings that are not finite, the first is '17'"):
+    with pytest.raises(
+        MmcliError, match=r"1 rows of .* have text embeddings that are not finite or all zero, the first is '17'"
+    ):
         compare(setup, candidates_of(["concat"], QUICK), SMALL)
     with pytest.raises(MmcliError, match="not finite"):
         train_head(setup.cache, setup.labels, QUICK, runs=setup.out)
