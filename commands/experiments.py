@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Folds = Annotated[int, typer.Option(help="Folds of cross-validation.")]
 Repeats = Annotated[int, typer.Option(help="Times that the folds are dealt anew.")]
-FoldSeed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of the folds.")]
+FoldSeed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed for the folds.")]
 
 
 @dataclass(frozen=True)
@@ -94,12 +94,10 @@ def _finetuning_options(
     finetune: Annotated[
         list[str] | None, typer.Option(help="A setting of stage 2, name=value, as of `mmcli finetune`; repeatable.")
     ] = None,
-    data: Annotated[
-        Path | None, typer.Option(help="Of stage 2: where the raw pairs are now; default: as recorded.")
-    ] = (None),
-    backbone: Annotated[
-        str | None, typer.Option(help="Of stage 2: where the backbone is now, if it was moved.")
-    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Stage 2: where the raw pairs are now; default: as recorded.")] = (
+        None
+    ),
+    backbone: Annotated[str | None, typer.Option(help="Stage 2: where the backbone is now, if it was moved.")] = None,
 ) -> None:
     """List the options of stage 2 as a candidate."""
 

@@ -139,10 +139,8 @@ def evaluate(
     ] = "held-out",
     cache: Annotated[Path | None, typer.Option(help=Trained)] = None,
     labels: Annotated[Path | None, typer.Option(help=Trained)] = None,
-    data: Annotated[Path | None, typer.Option(help="Of stage 2: where the raw pairs are now, if they moved.")] = None,
-    backbone: Annotated[
-        str | None, typer.Option(help="Of stage 2: where the backbone is now, if it was moved.")
-    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Stage 2: where the raw pairs are now, if they moved.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="Stage 2: where the backbone is now, if it was moved.")] = None,
     max_memory: MaxMemory = "4GB",
     device: Device = "auto",
     as_json: Json = False,
@@ -270,7 +268,7 @@ def fusions(
 def demo(
     out: Annotated[Path, typer.Option(help="Where the sample dataset and the runs go.")] = Path("artifacts/demo"),
     pairs: Annotated[int, typer.Option(min=60, help="Size of the sample dataset.")] = 360,
-    seed: Annotated[int, typer.Option(min=0, help="Of the sample dataset.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed for the sample dataset.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Make a small dataset, featurize it, train on text, on image and on both, and show the scores.

@@ -42,7 +42,7 @@ RareClasses = Annotated[
     Literal["train-only", "merge", "drop"],
     typer.Option("--rare", help="Train on classes too rare to be scored, merge them into `other`, or drop them."),
 ]
-SplitSeed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of the 8:1:1 split.")]
+SplitSeed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed for the 8:1:1 split.")]
 GroupDuplicates = Annotated[
     bool,
     typer.Option(
@@ -52,7 +52,7 @@ GroupDuplicates = Annotated[
 ]
 Jobs = Annotated[int | None, typer.Option(help="Processes at once; default: one per core.")]
 MaxMemory = Annotated[str, typer.Option(help="Features that do not fit in it are read as they are needed.")]
-Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of weights, order and dropout.")]
+Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed for weights, order and dropout.")]
 
 
 def _recipe_options(
@@ -65,14 +65,14 @@ def _recipe_options(
     patience: Annotated[int, typer.Option(min=1, help="Epochs without a better validation macro-F1.")] = 8,
     batch_size: Annotated[int, typer.Option(min=2, help="Rows per step.")] = 64,
     lr: Annotated[float, typer.Option(help="Learning rate of AdamW.")] = 3e-4,
-    lr_attn: Annotated[float, typer.Option(help="That of the attention of cross_attn.")] = 1e-4,
-    weight_decay: Annotated[float, typer.Option(min=0, help="Of AdamW.")] = 0.05,
+    lr_attn: Annotated[float, typer.Option(help="Learning rate of the cross-attention.")] = 1e-4,
+    weight_decay: Annotated[float, typer.Option(min=0, help="Weight decay of AdamW.")] = 0.05,
     dropout: Annotated[float, typer.Option(min=0, max=0.99, help="After each hidden layer.")] = 0.5,
     class_weights: Annotated[
         Literal["none", "inverse", "sqrt", "effective"], typer.Option(help="Against imbalance.")
     ] = "sqrt",
     loss: Annotated[Literal["ce", "focal"], typer.Option(help="Cross-entropy, or focal loss.")] = "ce",
-    focal_gamma: Annotated[float, typer.Option(min=0, help="Of focal loss.")] = 2.0,
+    focal_gamma: Annotated[float, typer.Option(min=0, help="How much focal loss discounts what is right.")] = 2.0,
     label_smoothing: Annotated[float, typer.Option(min=0, max=0.99, help="Share spread over all classes.")] = 0.0,
     logit_adjustment: Annotated[float, typer.Option(min=0, help="tau: log class frequencies in the loss.")] = 0.0,
     offsets: Annotated[
