@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 SCHEMA = 1
+EMPTY_SHA256 = hashlib.sha256(b"").digest()  # of a text of which cleaning leaves nothing
 
 # Columns of a row, in the order in which they are written. text_tokens is ragged and handled by name.
 EMBEDDINGS = ("image", "text", "image_views", "image_tokens")

@@ -17,7 +17,7 @@ from ..cache.atomic import remove_leftovers, write_text
 from ..cache.errors import CacheError, DataError
 from ..cache.labels import table_text
 from ..cache.lock import writer_lock
-from ..cache.parts import merge, parts_folder, read_parts, remove_parts, write_part
+from ..cache.parts import merge, parts_folder, remove_parts, write_part
 from ..cache.schema import Header
 from ..cache.store import FeatureCache
 from .backbone import DEFAULT_BACKBONE, Backbone
@@ -161,7 +161,7 @@ def featurize(
             header = _header(dataset, backbone, options)
             how = _how(options, header, cached)
             plan = make_plan(out, dataset, header, how, cached, options.prune)
-            with _known(out, plan, header, how) as known:
+            with _known(out, plan, how) as known:
                 computed, rejects = _compute(out, plan, backbone, header, how, known, dataset, options, on_progress)
             rows = plan.rows()
             is_as_before = False
@@ -252,8 +252,7 @@ def _backbone(options: FeaturizeOptions, cached: FeatureCache | None) -> Backbon
 
 
 def _header(dataset: Dataset, backbone: Backbone, options: FeaturizeOptions) -> Header:
-    dtype = options.dtype
-    dtype = choose_dtype(dtype, choose_device(options.device)) if dtype == "auto" else dtype
+    dtype = choose_dtype(options.dtype, choose_device(options.device)) if options.dtype == "auto" else options.dtype
     labels = dataset.labels_path
     return Header(
         identity=identity_of(backbone, dtype, bool(options.clean), options.resize, options.encoding),
@@ -338,11 +337,11 @@ def _kept_though_unreadable(plan: Plan, dataset: Dataset, rejects: list[Reject])
     return [replace(each, reason=each.reason + stays) for each in found if each is not None]
 
 
-def _known(out: Path, plan: Plan, header: Header, how: How) -> Known:
+def _known(out: Path, plan: Plan, how: How) -> Known:
     """Return the embeddings that are in the cache and in parts already, whatever pairs they are of."""
     known = Known(how.clean)
     if plan.count_todo():
-        for path in [out, *read_parts(parts_folder(out, header.fingerprint), header)]:
+        for path in [out, *plan.parts]:
             if path.exists():
                 with FeatureCache.open(path) as cache:
                     # Views are of a pair, not of an image: where only they are missing, only they are computed.

@@ -36,6 +36,8 @@ class Plan:
         Cached rows that are kept though their pairs are no longer there.
     unreadable
         Guids of cached rows that are kept though their pairs cannot be read now.
+    parts
+        Usable parts of an interrupted run.
     reusable
         By tower, of which rows of the cache the embeddings may stand for equal images and texts of other pairs, (N,);
         None for all.
@@ -49,6 +51,7 @@ class Plan:
         self.kept: list[Row] = []
         self.gone = self.resumed = self.unchanged = self.pruned = 0
         self.unreadable: list[str] = []
+        self.parts: list[Path] = []
         self.reusable: dict[str, NDArray[np.bool_]] | None = None
         self._spare: dict[str, tuple[int, Path, int]] = {}  # rows of pairs that changed: number, file, row
         self._file = np.full(len(pairs), -1, np.int32)
@@ -208,7 +211,7 @@ def _refuse_other_dataset(cached: FeatureCache, dataset: Dataset, same: int) -> 
 
 def _resume(plan: Plan, out: Path, header: Header, how: How) -> None:
     """Take the finished rows of an interrupted run, of pairs that have not changed since."""
-    parts = read_parts(parts_folder(out, header.fingerprint), header)
+    parts = plan.parts = read_parts(parts_folder(out, header.fingerprint), header)
     number_of = {plan.pairs[number].guid: number for number in plan.numbers_todo().tolist()} if parts else {}
     for path in parts:
         with FeatureCache.open(path) as part:

@@ -160,7 +160,7 @@ def reject(pair: Pair, reason: str) -> Reject:
     suffix = os.path.splitext(path)[1]
     if reason == NOT_AN_IMAGE and suffix.lower() not in IMAGE_SUFFIXES:
         reason += f" that can be read: {suffix or 'no suffix'}"
-    return Reject(pair.guid, reason, path.encode(errors="surrogateescape").decode(errors="backslashreplace"))
+    return Reject(pair.guid, reason, path.encode(errors="backslashreplace").decode())
 
 
 def prefetch(function: Callable[[Any], Any], items: Iterable[Any], ahead: int) -> Generator[Any, None, None]:

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..cache.schema import EMPTY_SHA256
 from ..cache.store import FeatureCache
 from .dataset import Dataset
 from .spelling import alike_names
-from .text import EMPTY_SHA256
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,11 @@
 """From a text's bytes to the words that the backbone sees."""
 
 import codecs
-import hashlib
 import re
 import unicodedata
 
 # A codec's name is stored with each row. A change of what these functions return needs a new version in `steps.py`.
 UTF8, GBK, GB18030, WINDOWS, LATIN = "utf-8", "gbk", "gb18030", "cp1252", "latin-1"
-
-EMPTY_SHA256 = hashlib.sha256(b"").digest()  # of a text of which cleaning leaves nothing
 
 # What a URL is written with (RFC 3986), and Latin and Cyrillic letters, which browsers show in it unescaped. A sentence
 # in Chinese or Thai follows without a space, so it ends the URL; the rule is that of twitter-text.

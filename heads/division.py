@@ -122,10 +122,16 @@ def divide(labels: Mapping[str, str], groups: Mapping[str, int], options: SplitO
             {str(names[number]): int(counted[number]) for number in rare},
         )
 
-    settled = settle_rare(labels, options.rare, lambda tags: drawn(tags)[1])
-    split, _ = drawn(settled.labels)
+    splits: list[Split] = []
+
+    def rare_of(tags: Mapping[str, str]) -> dict[str, int]:
+        split, rare = drawn(tags)
+        splits.append(split)  # the last is of the labels as they are settled
+        return rare
+
+    settled = settle_rare(labels, options.rare, rare_of)
     counts = {"duplicates_together": copies, **settled.counts(NEEDED)}
-    return Division(split, settled.labels, settled.relabelled, counts)
+    return Division(splits[-1], settled.labels, settled.relabelled, counts)
 
 
 @dataclass(frozen=True)

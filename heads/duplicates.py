@@ -1,15 +1,15 @@
 """Pairs that are copies of each other: byte-identical images, or identical cleaned texts."""
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..cache.schema import EMPTY_SHA256
 from ..cache.store import FeatureCache
 from .splits import Split
 
-_NOTHING = np.array([hashlib.sha256(b"").digest(), bytes(32)], dtype="V32")  # an empty side, and one that is missing
+_NOTHING = np.array([EMPTY_SHA256, bytes(32)], dtype="V32")  # an empty side, and one that is missing
 
 
 def duplicate_groups(cache: FeatureCache, guids: Sequence[str]) -> NDArray[np.int64]:

@@ -321,6 +321,16 @@ def test_odd_values_of_a_manifest_are_rejects_and_not_words(tmp_path, row, probl
     assert unreadable(pair).reason == problem
 
 
+def test_a_path_that_cannot_be_encoded_is_a_reject(tmp_path):
+    from mmcli.featurize.reading import unreadable
+
+    row = {"guid": "1", "image": "a\ud800.jpg", "text": "t"}
+    (pair,) = Dataset.open(write(tmp_path / "m.jsonl", json.dumps(row))).pairs
+    found = unreadable(pair)
+    assert found.reason.startswith("image cannot be read: 'utf-8' codec can't encode character '\\ud800'")
+    assert found.path == str(tmp_path / "a\\ud800.jpg")
+
+
 def test_what_is_no_file_is_not_read(tmp_path):
     import os
 
