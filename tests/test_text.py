@@ -79,7 +79,7 @@ def test_every_byte_string_decodes(raw):
     assert isinstance(text, str)
 
 
-@given(st.text())
+@given(st.text(st.characters(exclude_characters="\x00")))  # with zero bytes it may be UTF-16: "0\\x00" is "0" in both
 def test_utf8_is_taken_as_it_is(text):
     if not text.startswith("\ufeff"):
         assert decode_text(text.encode("utf-8", "ignore"))[0] == text.encode("utf-8", "ignore").decode()
