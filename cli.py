@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from . import __version__
-from .commands import experiments, features, finetune, heads
+from .commands import comparisons, features, stage2, train
 from .report.streams import prepare_streams
 
 app = typer.Typer(
@@ -27,15 +27,15 @@ app.add_typer(cache_app, name="cache")
 cache_app.command("info")(features.info)
 cache_app.command("verify")(features.verify)
 cache_app.command("export")(features.export)
-app.command("train-head")(heads.train_head)
-app.command("finetune")(finetune.finetune)
-app.command("evaluate")(heads.evaluate)
-app.command("predict")(heads.predict)
-app.command("fusions")(heads.fusions)
-app.command("compare")(experiments.compare)
-app.command("ablate")(experiments.ablate)
-app.command("sweep")(experiments.sweep)
-app.command("demo")(heads.demo)
+app.command("train-head")(train.train_head)
+app.command("finetune")(stage2.finetune)
+app.command("evaluate")(train.evaluate)
+app.command("predict")(train.predict)
+app.command("fusions")(train.fusions)
+app.command("compare")(comparisons.compare)
+app.command("ablate")(comparisons.ablate)
+app.command("sweep")(comparisons.sweep)
+app.command("demo")(train.demo)
 
 
 def _version(wanted: bool) -> None:

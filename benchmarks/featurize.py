@@ -31,7 +31,7 @@ BATCH = 64
 def read(data, count):
     """Return image paths and cleaned texts of ``count`` pairs, evenly spread."""
     from mmcli.featurize import Dataset
-    from mmcli.featurize.reading import load_text
+    from mmcli.featurize.pairs.hashing import load_text
 
     pairs = Dataset.open(data).pairs
     pairs = pairs[:: max(1, len(pairs) // count)][:count]
@@ -131,9 +131,9 @@ def export(folder, made):
 
 def ours(folder):
     from mmcli.featurize import open_backbone
+    from mmcli.featurize.backbones.opening import choose_dtype
     from mmcli.featurize.encode import How, encode_blocks
-    from mmcli.featurize.loading import choose_dtype
-    from mmcli.featurize.pair import Pair
+    from mmcli.featurize.pairs.pair import Pair
 
     encoder = open_backbone(str(folder)).load("cpu", choose_dtype("auto", "cpu"), None)
 
@@ -166,7 +166,7 @@ def gemm(data, folder):
     """Return seconds that the operations needed for every pair of ``data`` take at this machine's bfloat16 rate."""
     import torch
     from mmcli.featurize import Dataset, open_backbone
-    from mmcli.featurize.reading import Reject, look
+    from mmcli.featurize.pairs.hashing import Reject, look
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder)

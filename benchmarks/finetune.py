@@ -29,7 +29,7 @@ TRAIN, HELD_OUT, EPOCHS, BATCH = 3200, 200, 5, 16
 def make_split(cache_path, folder):
     """Write a split of 3,200 training rows, stratified as the rows come."""
     from mmcli.cache import FeatureCache
-    from mmcli.heads.labelled import labels_of
+    from mmcli.heads.runs.labelled import labels_of
 
     with FeatureCache.open(cache_path) as cache:
         _, labels, _ = labels_of(cache, None)
@@ -67,10 +67,10 @@ def loop(best_pt, dtype, pad_to):
     import torch
     from mmcli.cache import FeatureCache, read_labels
     from mmcli.featurize import Dataset, open_backbone
-    from mmcli.featurize.image import decode_image
-    from mmcli.featurize.reading import load_text
+    from mmcli.featurize.pairs.hashing import load_text
+    from mmcli.featurize.pairs.image import decode_image
     from mmcli.heads import load_checkpoint
-    from mmcli.heads.inputs import Batch
+    from mmcli.heads.model.inputs import Batch
     from transformers import AutoModel, AutoTokenizer
 
     checkpoint = load_checkpoint(best_pt)

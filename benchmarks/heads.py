@@ -89,7 +89,7 @@ def clip_in_the_loop(cache_path, folder, pairs):
     import torch
     from mmcli.cache import FeatureCache, read_labels
     from mmcli.featurize import Dataset
-    from mmcli.featurize.reading import load_text
+    from mmcli.featurize.pairs.hashing import load_text
     from PIL import Image
     from torch import nn
     from transformers import CLIPModel, CLIPProcessor
@@ -130,7 +130,7 @@ def clip_in_the_loop(cache_path, folder, pairs):
 
 
 def our_fit(cache_path):
-    import mmcli.heads.run as run
+    import mmcli.heads.runs.trainer as run
     from mmcli.heads.recipe import PRESETS, Recipe
 
     fit, seconds = run.fit, []

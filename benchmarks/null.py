@@ -18,11 +18,11 @@ import numpy as np
 from joblib import Parallel, delayed
 from mmcli.cache import Features
 from mmcli.heads import Recipe, Rows
-from mmcli.heads.experiments.compare import out_of_fold, score_candidates
+from mmcli.heads.evaluation.folds import repeated_folds
+from mmcli.heads.evaluation.metrics import quick_scores
+from mmcli.heads.evaluation.statistics import FitSpread, bootstrap_p, fit_spread, influence, tail_p, with_fits
+from mmcli.heads.experiments.comparison import out_of_fold, score_candidates
 from mmcli.heads.experiments.fits import Candidate, Data, fit_all
-from mmcli.heads.experiments.statistics import FitSpread, bootstrap_p, fit_spread, influence, tail_p, with_fits
-from mmcli.heads.folds import repeated_folds
-from mmcli.heads.metrics import quick_scores
 
 ROWS, DIM = 400, 16
 RECIPE = Recipe(hidden=(16,), epochs=12, patience=12, lr=3e-3, dropout=0.3)

@@ -76,9 +76,9 @@ def step(name, cache, max_memory):
         with FeatureCache.open(cache) as opened:
             print(len(opened.guids))
     elif name == "split":
-        from mmcli.heads.division import SplitOptions, divide
-        from mmcli.heads.duplicates import Groups
-        from mmcli.heads.labelled import labels_of
+        from mmcli.heads.evaluation.division import SplitOptions, divide
+        from mmcli.heads.evaluation.duplicates import Groups
+        from mmcli.heads.runs.labelled import labels_of
 
         with FeatureCache.open(cache) as opened:
             _, labels, _ = labels_of(opened, None)
@@ -107,7 +107,7 @@ def train(cache, max_memory):
 def featurize_for_free(folder):
     """Featurize ``folder`` with a backbone that computes nothing."""
     import mmcli.featurize.pipeline as pipeline
-    from mmcli.featurize.backbone import Backbone, Encoded, Encoder
+    from mmcli.featurize.backbones.base import Backbone, Encoded, Encoder
 
     class Free(Encoder):
         def prepare_image(self, image):

@@ -22,7 +22,7 @@ def look_at_inputs(
         Naming the option, what it takes and what was found.
     """
     from ..cache import DataError, FeatureCache, MmcliError
-    from ..heads.folders import find_best_pt
+    from ..heads.runs.folders import find_best_pt
 
     for option, path, what in (
         ("--labels", labels, "a CSV with the header guid,tag"),

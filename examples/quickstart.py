@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mmcli.cache import FeatureCache
 from mmcli.featurize import FeaturizeOptions, featurize
-from mmcli.featurize.sample import make_sample
+from mmcli.featurize.pairs.sample import make_sample
 from mmcli.heads import Recipe, predict, train_head
 
 

@@ -3,12 +3,16 @@
 Imports ``cache`` only, and torch only when a model is loaded.
 """
 
-from .backbone import Backbone, Encoder
-from .dataset import Dataset
-from .loading import open_backbone
-from .pair import Pair
+import sys
+from types import ModuleType
+from typing import Any
+
+from .backbones.base import Backbone, Encoder
+from .backbones.opening import open_backbone
+from .pairs.dataset import Dataset
+from .pairs.pair import Pair
+from .pairs.text import clean_text, decode_text
 from .pipeline import FeaturizeOptions, FeaturizeSummary, featurize
-from .text import clean_text, decode_text
 
 __all__ = [
     "Backbone",
@@ -22,3 +26,11 @@ __all__ = [
     "featurize",
     "open_backbone",
 ]
+
+
+class _Callable(ModuleType):
+    def __call__(self, *arguments: Any, **options: Any) -> FeaturizeSummary:
+        return featurize(*arguments, **options)
+
+
+sys.modules[__name__].__class__ = _Callable  # `mmcli.featurize(...)` runs the function; the package stays in reach

@@ -11,13 +11,13 @@ from ..cache.features import Features, Tokens, text_offsets
 from ..cache.parts import Block
 from ..cache.schema import describe_difference, fingerprint_of
 from ..cache.store import FeatureCache
-from .backbone import Backbone, Encoder
+from .backbones.base import Backbone, Encoder
+from .backbones.opening import open_backbone
 from .encode import How, encode_blocks
-from .loading import open_backbone
-from .pair import Pair
+from .identity import identity_of, is_cleaned
+from .pairs.hashing import Reject, compare
+from .pairs.pair import Pair
 from .plan import BLOCK_ROWS
-from .reading import Reject, compare
-from .steps import identity_of, is_cleaned
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 from ..cache.errors import DataError
 from ..cache.parts import Block
-from .backbone import MAX_TOKENS, Encoder
-from .image import augment, decode_image
-from .known import Known, Row
-from .pair import Pair
-from .reading import TOWERS, Looked, Reject, digest_column, look, prefetch, reject
-from .steps import VIEW_SEED
+from .backbones.base import MAX_TOKENS, Encoder
+from .identity import VIEW_SEED
+from .index import Known, Row
+from .pairs.hashing import TOWERS, Looked, Reject, digest_column, look, prefetch, reject
+from .pairs.image import augment, decode_image
+from .pairs.pair import Pair
 
 _NOT_FINITE = "the embedding is not finite, or all zero"
 _TEXT_SHARE = 4  # smaller batches of texts, in order of length, are padded by less

@@ -20,15 +20,15 @@ from ..cache.lock import writer_lock
 from ..cache.parts import merge, parts_folder, remove_parts, write_part
 from ..cache.schema import Header
 from ..cache.store import FeatureCache
-from .backbone import DEFAULT_BACKBONE, Backbone
-from .dataset import Dataset
+from .backbones.base import DEFAULT_BACKBONE, Backbone
+from .backbones.opening import choose_device, choose_dtype, open_backbone
 from .encode import How, encode_blocks
-from .known import Known
-from .loading import choose_device, choose_dtype, open_backbone
-from .pair import Pair
+from .identity import identity_of, is_cleaned
+from .index import Known
+from .pairs.dataset import Dataset
+from .pairs.hashing import Reject, unreadable
+from .pairs.pair import Pair
 from .plan import Plan, make_plan
-from .reading import Reject, unreadable
-from .steps import identity_of, is_cleaned
 from .summary import LabelCounts, RowCounts, count_labels, count_rows
 
 _LIBRARIES = ("torch", "transformers", "numpy", "h5py", "pillow")

@@ -11,12 +11,12 @@ from ..cache.parts import parts_folder, read_parts
 from ..cache.schema import Header
 from ..cache.store import FeatureCache
 from ..cache.verify import soundness
-from .dataset import Dataset
 from .encode import How
-from .folder import MadeWhenAsked
-from .pair import Pair, natural_key
-from .reading import Comparison, compare
-from .steps import is_cleaned, is_earlier
+from .identity import is_cleaned, is_earlier
+from .pairs.dataset import Dataset
+from .pairs.folder import MadeWhenAsked
+from .pairs.hashing import Comparison, compare
+from .pairs.pair import Pair, natural_key
 
 BLOCK_ROWS = 256  # what a crash can cost at most, but for the blocks that are under way
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from ..cache.schema import EMPTY_SHA256
 from ..cache.store import FeatureCache
-from .dataset import Dataset
-from .spelling import alike_names
+from .pairs.dataset import Dataset
+from .pairs.spelling import alike_names
 
 
 @dataclass(frozen=True)

@@ -1,26 +1,21 @@
 """Stage 2: back to the raw pairs, to train the last layers of the backbone together with a head.
 
 ``run.py`` is where to begin: it computes once what enters the unfrozen layers (``store.py``), trains what is above
-(``training.py``), and keeps the better of both stages (``outcome.py``). Imports cache, featurize, heads, report. Names
-are imported when they are asked for, as in ``heads``.
+(``training.py``), and keeps the better of both stages (``outcome.py``). ``__init__.pyi`` lists the public names.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+import sys
+from types import ModuleType
+from typing import Any
 
-if TYPE_CHECKING:
-    from .recipe import FinetuneRecipe
-    from .run import Watch, finetune
-    from .use import open_best_pt
+import lazy_loader
 
-__all__ = ["FinetuneRecipe", "Watch", "finetune", "open_best_pt"]
-
-_MODULE_OF = {"FinetuneRecipe": "recipe", "Watch": "run", "finetune": "run", "open_best_pt": "use"}
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 
-def __getattr__(name: str) -> Any:
-    """Import a public name when it is first asked for (PEP 562)."""
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = found = getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
-    return found
+class _Callable(ModuleType):
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        return self.finetune(*arguments, **options)
+
+
+sys.modules[__name__].__class__ = _Callable  # `mmcli.finetune(...)` runs the function; the package stays in reach

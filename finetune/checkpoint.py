@@ -7,8 +7,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..heads.checkpoint import FINETUNED, Checkpoint, Stored, header_of, tensors_of, write_best_pt
-from ..heads.tensor_file import check_tensor
+from ..heads.runs.checkpoint import FINETUNED, Checkpoint, Stored, header_of, tensors_of, write_best_pt
+from ..heads.runs.tensor_file import check_tensor
 from .recipe import FinetuneRecipe, recipe_for
 
 

@@ -14,19 +14,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..cache.store import FeatureCache
-from ..featurize.loading import moved_to
-from ..featurize.tops import Top
+from ..featurize.backbones.opening import moved_to
+from ..featurize.backbones.towers import Top
+from ..heads.evaluation.folds import Fold
+from ..heads.evaluation.metrics import quick_scores
 from ..heads.experiments import candidates_of
 from ..heads.experiments.fits import Candidate, Continued, Data
-from ..heads.experiments.sweep import OF_STAGE_2
-from ..heads.folds import Fold
-from ..heads.inputs import Rows
-from ..heads.losses import fit_offsets
-from ..heads.metrics import quick_scores
-from ..heads.model import Head
+from ..heads.experiments.tuning import OF_STAGE_2
+from ..heads.model.head import Head
+from ..heads.model.inputs import Rows
+from ..heads.model.losses import fit_offsets
 from ..heads.recipe import Recipe
 from ..heads.recipe import parse_setting as parse_of_head
-from ..heads.training import predict_logits as predict_frozen
+from ..heads.training.loop import predict_logits as predict_frozen
 from .model import Finetuned, StateRows, predict_logits
 from .recipe import FinetuneRecipe, parse_setting, recipe_for
 from .source import Source

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..cache.features import Features
-from ..featurize.tops import Top
-from ..heads.checkpoint import tensors_of
-from ..heads.inputs import Batch, TokenBatch, token_batches
-from ..heads.model import Head
+from ..featurize.backbones.towers import Top
+from ..heads.model.head import Head
+from ..heads.model.inputs import Batch, TokenBatch, token_batches
+from ..heads.runs.checkpoint import tensors_of
 from .states import StateBatch, States
 
 _AT_ONCE = 64  # rows per batch in evaluation

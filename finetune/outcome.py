@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..heads.checkpoint import Checkpoint, save_checkpoint
-from ..heads.experiments.statistics import paired_bootstrap
-from ..heads.losses import fit_offsets
-from ..heads.metrics import interval, score
-from ..heads.model import Ensemble
-from ..heads.training import predict_logits as predict_frozen
+from ..heads.evaluation.metrics import interval, score
+from ..heads.evaluation.statistics import paired_bootstrap
+from ..heads.model.head import Ensemble
+from ..heads.model.losses import fit_offsets
+from ..heads.runs.checkpoint import Checkpoint, save_checkpoint
+from ..heads.training.loop import predict_logits as predict_frozen
 from .checkpoint import FinetunedCheckpoint
 from .model import predict_parts
 from .recipe import FinetuneRecipe

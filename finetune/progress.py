@@ -10,7 +10,7 @@ from typing import Any
 
 from ..cache.atomic import remove_leftovers
 from ..cache.errors import CheckpointError
-from ..heads.tensor_file import read_tensor_file, write_tensor_file
+from ..heads.runs.tensor_file import read_tensor_file, write_tensor_file
 
 _FORMAT = "mmcli finetune progress 2"
 _KEPT_DAYS = 30

@@ -15,16 +15,16 @@ import torch
 
 from ..cache.errors import CheckpointError, MmcliError
 from ..cache.store import FeatureCache
-from ..featurize.loading import moved_to
-from ..featurize.tops import Top
-from ..heads.checkpoint import Checkpoint, read_best_pt
-from ..heads.division import renamed
-from ..heads.duplicates import Groups, group_numbers, separated
-from ..heads.folders import check_writable
-from ..heads.labelled import changed_labels, class_numbers, labels_of, usable_rows
-from ..heads.model import Head
-from ..heads.run_folder import config_of, write_run
-from ..heads.splits import Split
+from ..featurize.backbones.opening import moved_to
+from ..featurize.backbones.towers import Top
+from ..heads.evaluation.division import renamed
+from ..heads.evaluation.duplicates import Groups, group_numbers, separated
+from ..heads.evaluation.splits import Split
+from ..heads.model.head import Head
+from ..heads.runs.checkpoint import Checkpoint, read_best_pt
+from ..heads.runs.folders import check_writable
+from ..heads.runs.labelled import changed_labels, class_numbers, labels_of, usable_rows
+from ..heads.runs.run_folder import config_of, write_run
 from .model import Finetuned, StateRows
 from .outcome import Outcome
 from .progress import Progress

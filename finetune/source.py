@@ -7,10 +7,10 @@ from typing import Any
 
 from ..cache.errors import DataError
 from ..cache.store import FeatureCache
-from ..featurize.backbone import Backbone, Encoder
-from ..featurize.dataset import Dataset
+from ..featurize.backbones.base import Backbone, Encoder
+from ..featurize.backbones.towers import Top, check_layers
 from ..featurize.embed import open_same
-from ..featurize.tops import Top, check_layers
+from ..featurize.pairs.dataset import Dataset
 from .recipe import ALL, TOWERS, FinetuneRecipe
 
 

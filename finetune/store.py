@@ -19,8 +19,8 @@ from ..cache.schema import Header
 from ..cache.store import FeatureCache
 from ..featurize.embed import how_of
 from ..featurize.encode import How, encode_blocks
-from ..featurize.pair import Pair
-from ..featurize.reading import Reject, prefetch
+from ..featurize.pairs.hashing import Reject, prefetch
+from ..featurize.pairs.pair import Pair
 from .source import Source
 from .states import Part, States
 

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..cache.errors import MmcliError
-from ..featurize.tensors import enough_memory
-from ..heads.losses import make_loss
-from ..heads.optimizer import AdamW
+from ..featurize.backbones.tensors import enough_memory
+from ..heads.model.losses import make_loss
 from ..heads.recipe import Recipe
-from ..heads.training import one_thread, own_random, scores_of_part
+from ..heads.training.loop import one_thread, own_random, scores_of_part
+from ..heads.training.optimizer import AdamW
 from .model import Finetuned, StateRows, predict_parts, state_batches
 from .recipe import FinetuneRecipe
 

@@ -16,13 +16,13 @@ from ..cache.errors import CheckpointError
 from ..cache.features import Features, Tokens, text_offsets
 from ..cache.parts import Block
 from ..cache.store import FeatureCache
+from ..featurize.backbones.opening import moved_to
 from ..featurize.embed import how_of, same_as_cached
 from ..featurize.encode import encode_blocks
-from ..featurize.loading import moved_to
-from ..featurize.pair import Pair
-from ..featurize.reading import TOWERS, Reject
-from ..heads.checkpoint import FINETUNED, read_best_pt
-from ..heads.trained import OnProgress, Scored, Trained
+from ..featurize.pairs.hashing import TOWERS, Reject
+from ..featurize.pairs.pair import Pair
+from ..heads.runs.checkpoint import FINETUNED, read_best_pt
+from ..heads.runs.trained import OnProgress, Scored, Trained
 from .checkpoint import FinetunedCheckpoint
 from .model import Finetuned, StateRows, predict_parts
 from .source import Source

@@ -14,12 +14,12 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ..cache.errors import MmcliError
 from ..cache.features import Features
-from .fusions import Fusion, Gated, fusion_class
-from .inputs import Batch, Rows
-from .losses import fit_offsets
-from .metrics import softmax
+from .evaluation.metrics import softmax
+from .model.fusions import Fusion, Gated, fusion_class
+from .model.inputs import Batch, Rows
+from .model.losses import fit_offsets
 from .recipe import Recipe
-from .training import fit
+from .training.loop import fit
 
 _NOT_RECIPE = ("validation_fraction", "random_state", "image_columns")
 

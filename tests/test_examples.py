@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from mmcli.cache import read_labels
-from mmcli.featurize.sample import make_sample
+from mmcli.featurize.pairs.sample import make_sample
 
 ROOT = Path(__file__).resolve().parent.parent
 

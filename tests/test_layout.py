@@ -6,9 +6,11 @@ import inspect
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from pathlib import Path
 from typing import get_args
 
+import mmcli
 import pytest
 import typer.main
 from mmcli.cli import app
@@ -23,27 +25,51 @@ MAY_IMPORT = {
     "finetune": {"cache", "featurize", "heads", "report"},
     "commands": {"cache", "featurize", "heads", "finetune", "report"},
 }
+MAY_IMPORT_WITHIN = {  # what is not listed here, files of its own, may import all of its folder
+    "featurize": {"backbones": set(), "identity": {"backbones"}, "pairs": {"identity"}},
+    "heads": {
+        "recipe": set(),
+        "evaluation": set(),
+        "model": {"recipe"},
+        "training": {"recipe", "evaluation", "model"},
+        "runs": {"recipe", "evaluation", "model", "training"},
+        "experiments": {"recipe", "evaluation", "model", "training", "runs"},
+    },
+}
+SOURCES = sorted(path.relative_to(ROOT) for folder in MAY_IMPORT for path in (ROOT / folder).rglob("*.py"))
 
 
-@pytest.mark.parametrize("folder", [name for name in MAY_IMPORT if (ROOT / name / "__init__.py").exists()])
-def test_imports_go_one_way(folder):
-    allowed = MAY_IMPORT[folder] | {folder}
-    for path in (ROOT / folder).rglob("*.py"):
-        depth = len(path.relative_to(ROOT).parts)
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and node.level == depth:
-                assert (node.module or "").split(".")[0] in allowed, f"{path}: {ast.unparse(node)}"
-            elif isinstance(node, ast.ImportFrom | ast.Import):
-                assert "mmcli" not in ast.unparse(node), f"{path}: imports inside the package are relative"
+def imports_of(path):
+    """Yield what a module imports from this package, as parts of a dotted name, with the statement."""
+    folder = path.parts[:-1]
+    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = folder[: len(folder) - node.level + 1]
+            for alias in node.names:
+                yield (*base, *(node.module or alias.name).split(".")), f"{path}: {ast.unparse(node)}"
+        elif isinstance(node, ast.ImportFrom | ast.Import):
+            assert "mmcli" not in ast.unparse(node), f"{path}: imports inside the package are relative"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=str)
+def test_imports_go_one_way(path):
+    top, within = path.parts[0], path.with_suffix("").parts[1]
+    for target, statement in imports_of(path):
+        assert target[0] in MAY_IMPORT[top] | {top}, statement
+        allowed = MAY_IMPORT_WITHIN.get(top, {}).get(within)
+        if target[0] == top and len(target) > 1 and allowed is not None:
+            assert target[1] in allowed | {within}, statement
+
+
+def test_no_two_modules_have_one_name():
+    names = [path.stem for path in SOURCES if path.stem != "__init__"]
+    names += {path.parent.name for path in SOURCES}
+    assert sorted(name for name, times in Counter(names).items() if times > 1) == []
 
 
 def test_pyproject_lists_every_package():
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    folders = [
-        path.parent.relative_to(ROOT) for pattern in ("*", "*/*") for path in ROOT.glob(f"{pattern}/__init__.py")
-    ]
-    there = {"mmcli"} | {".".join(["mmcli", *folder.parts]) for folder in folders if folder.parts[0][0] != "."}
-    assert set(listed) == there
+    assert set(listed) == {"mmcli"} | {".".join(["mmcli", *path.parts[:-1]]) for path in SOURCES}
 
 
 def test_help_imports_no_heavy_module():
@@ -100,8 +126,11 @@ def test_every_command_prints_json_on_demand(name):
 
 
 def test_choices_and_defaults_of_the_command_line_are_those_of_the_code():
-    from mmcli.commands import experiments, finetune, heads, options
-    from mmcli.featurize.backbone import DEFAULT_BACKBONE
+    from mmcli.commands import comparisons as experiments
+    from mmcli.commands import options
+    from mmcli.commands import stage2 as finetune
+    from mmcli.commands import train as heads
+    from mmcli.featurize.backbones.base import DEFAULT_BACKBONE
     from mmcli.finetune.recipe import SETTINGS
     from mmcli.finetune.recipe import parse_setting as parse_of_stage2
     from mmcli.heads import recipe
@@ -153,13 +182,28 @@ def test_a_recipe_needs_no_torch(words):
     assert done.stdout.strip() == "False"
 
 
-@pytest.mark.parametrize("name", ["heads", "finetune"])
+@pytest.mark.parametrize("name", ["mmcli", "mmcli.heads", "mmcli.finetune"])
 def test_every_public_name_can_be_imported_and_is_no_module(name):
     """Whatever was imported before: a module with the name of a function would take its place."""
-    package = importlib.import_module(f"mmcli.{name}")
-    for path in (ROOT / name).glob("*.py"):
-        importlib.import_module(f"mmcli.{name}.{path.stem}")
+    for path in SOURCES:
+        importlib.import_module(".".join(["mmcli", *path.with_suffix("").parts]).removesuffix(".__init__"))
+    package = importlib.import_module(name)
     for each in package.__all__:
-        assert not inspect.ismodule(getattr(package, each)), each
-    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        assert callable(getattr(package, each)) or each == "FUSIONS", each
+    with pytest.raises(AttributeError, match="nothing"):
         _ = package.nothing
+
+
+def test_a_package_is_called_like_its_function(tmp_path):
+    with pytest.raises(mmcli.MmcliError, match="no such folder or manifest"):
+        mmcli.featurize(tmp_path / "nothing")
+    with pytest.raises(mmcli.MmcliError, match="no such checkpoint"):
+        mmcli.finetune(tmp_path / "nothing")
+    assert inspect.ismodule(mmcli.featurize)
+    assert inspect.ismodule(mmcli.finetune)
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    code = "import sys, mmcli\ndir(mmcli)\nprint({'torch', 'numpy', 'h5py', 'sklearn'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from mmcli.cache import read_labels
 from mmcli.featurize import Dataset, decode_text
-from mmcli.featurize.image import decode_image
-from mmcli.featurize.pixels import Preparer
+from mmcli.featurize.backbones.pixels import Preparer
+from mmcli.featurize.pairs.image import decode_image
 from transformers import CLIPImageProcessorPil
 
 MVSA = Path(__file__).resolve().parent.parent.parent / "shared" / "mvsa"

@@ -4,12 +4,12 @@
 ``statistics.py`` which differences are real.
 """
 
-from .compare import all_fusions, candidates_of, compare, modalities_of
+from ..evaluation.statistics import bootstrap_p, corrected_t, holm, paired_bootstrap
+from .comparison import all_fusions, candidates_of, compare, modalities_of
 from .fits import Candidate
+from .one_split import single_split
 from .setup import Protocol, Setup
-from .single_split import single_split
-from .statistics import bootstrap_p, corrected_t, holm, paired_bootstrap
-from .sweep import grid_of, sweep
+from .tuning import grid_of, sweep
 
 __all__ = [
     "Candidate",

@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from ...cache.atomic import disk_full_is_clear, write_bytes
 from ...cache.errors import MmcliError
 from ...cache.features import Features
-from ..folds import Fold
-from ..inputs import Rows, stretches_per_block
-from ..losses import fit_offsets
-from ..model import Head
-from ..parallel import each_of
+from ..evaluation.folds import Fold
+from ..model.head import Head
+from ..model.inputs import Rows, stretches_per_block
+from ..model.losses import fit_offsets
 from ..recipe import Recipe
-from ..training import fit, predict_logits
+from ..runs.parallel import each_of
+from ..training.loop import fit, predict_logits
 
 _CODE = ("cache", "featurize", "finetune", "heads")  # folders whose code decides what a fit gives
 

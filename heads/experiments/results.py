@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from ...cache.atomic import atomic_path, write_json, write_text
 from ...cache.labels import table_text
-from ..folders import new_folder
-from ..folds import Fold, folds_of
-from ..metrics import softmax
+from ..evaluation.folds import Fold, folds_of
+from ..evaluation.metrics import softmax
+from ..runs.folders import new_folder
 from .fits import Data
 
 _ROWS_AT_ONCE = 4096

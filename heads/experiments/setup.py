@@ -11,12 +11,12 @@ import numpy as np
 from ...cache.errors import CheckpointError, MmcliError
 from ...cache.machine import cpu_count
 from ...cache.store import FeatureCache
-from ..division import SplitOptions, divide, settle_rare_in_folds
-from ..duplicates import Groups
-from ..folders import LATEST, pointed_at
-from ..folds import Fold, Indices
-from ..labelled import labels_of, left_for_features, rows_of, share_of
-from ..splits import Split
+from ..evaluation.division import SplitOptions, divide, settle_rare_in_folds
+from ..evaluation.duplicates import Groups
+from ..evaluation.folds import Fold, Indices
+from ..evaluation.splits import Split
+from ..runs.folders import LATEST, pointed_at
+from ..runs.labelled import labels_of, left_for_features, rows_of, share_of
 from .fits import Candidate, Data, FoldFit, OnFit, data_key
 
 KEPT = "fits"  # folder of finished fits, beside the folders of results

@@ -1,0 +1,225 @@
+"""The offline backbone, loaded. Importing this imports torch."""
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from efficientnet_lite_pytorch import EfficientNet
+from numpy.typing import NDArray
+from PIL.Image import Image
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from . import onednn
+from .base import MAX_TOKENS, Encoded
+from .pixels import Preparer
+from .tensors import TorchEncoder, computing, in_turn, pad, ready, to_device, to_float, to_half, tokenize
+from .towers import Top, check_layers, cut, entering, upper, with_children
+
+IMAGE_SIZE = 224
+# The normalisation with which the image weights were published.
+IMAGE_MEAN = (0.485, 0.456, 0.406)
+IMAGE_STD = (0.229, 0.224, 0.225)
+_NORM_OF = {
+    "_conv_stem": "_bn0",
+    "_conv_head": "_bn1",
+    "_expand_conv": "_bn0",
+    "_depthwise_conv": "_bn1",
+    "_project_conv": "_bn2",
+}
+
+
+def orthonormal_projection(rows: int, columns: int, seed: int) -> NDArray[np.float32]:
+    """Return a seeded random (rows, columns) matrix with orthonormal rows (or columns, whichever are fewer)."""
+    from threadpoolctl import threadpool_limits
+
+    gaussian = np.random.default_rng(seed).standard_normal((max(rows, columns), min(rows, columns)))
+    with threadpool_limits(1):  # on a busy machine, several threads wait for each other for seconds
+        q, r = np.linalg.qr(gaussian)
+    q = q * np.sign(np.diag(r))  # the sign convention of QR differs between libraries
+    return np.ascontiguousarray(q.T if rows < columns else q, dtype=np.float32)
+
+
+class OfflineEncoder(TorchEncoder):
+    """The two encoders, loaded; ``projection`` is (length of an embedding, seed)."""
+
+    def __init__(
+        self,
+        text_folder: Path,
+        image_weights: Path,
+        projection: tuple[int, int],
+        device: str,
+        dtype: str,
+        resize: int | None,
+    ) -> None:
+        super().__init__(device, dtype)
+        transformers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.set_verbosity_error()
+        safe = {"local_files_only": True, "trust_remote_code": False}
+        self.tokenizer = transformers.AutoTokenizer.from_pretrained(text_folder, **safe)
+        text = transformers.AutoModel.from_pretrained(text_folder, dtype="float32", **safe)
+        self.text_model = ready(text, device, dtype)
+        image = EfficientNet.from_name("efficientnet-lite0")
+        image.load_state_dict(torch.load(image_weights, map_location="cpu", weights_only=True))
+        # Depthwise convolutions are twice as fast on a CPU with channels last.
+        folded = fold_norms(image.eval())
+        if onednn.can_be_used(device, dtype):
+            fuse_activations(folded)
+        self.folded_image_model = ready(folded, device, dtype).to(memory_format=torch.channels_last)
+        self.image_model = ready(image, device, dtype).to(memory_format=torch.channels_last)
+        processor = transformers.CLIPImageProcessorPil(
+            size={"shortest_edge": IMAGE_SIZE},
+            crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+            image_mean=IMAGE_MEAN,
+            image_std=IMAGE_STD,
+        )
+        self.prepare = Preparer(processor, resize)
+        self.text_projection = torch.from_numpy(orthonormal_projection(384, *projection)).to(device)
+        self.image_projection = torch.from_numpy(orthonormal_projection(1280, *projection)).to(device)
+
+    def prepare_image(self, image: Image) -> NDArray[np.float32]:
+        """Short side to 224, bicubic, centre crop, normalise."""
+        return self.prepare(image)
+
+    def tokenize(self, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
+        """Tokenize with MiniLM's tokenizer."""
+        return tokenize(self.tokenizer, texts, MAX_TOKENS)
+
+    @in_turn
+    def encode_images(self, pixels: NDArray[np.float32], tokens: bool = False) -> Encoded:
+        """Encode prepared images; tokens are the 7 x 7 positions of the last feature map, (49, 1280)."""
+        features = self._run_images(self.folded_image_model, pixels)
+        with torch.inference_mode():
+            pooled, states = pool_map(features, self.image_projection)
+            return Encoded(to_float(pooled), list(to_half(states)) if tokens else None)
+
+    @in_turn
+    def encode_texts(self, ids: Sequence[Sequence[int]], tokens: bool = False) -> Encoded:
+        """Encode B token lists, padded to the longest of them; tokens are (L, 384)."""
+        states, mask = self._run_texts(ids)
+        with torch.inference_mode():
+            pooled = pool_tokens(states, mask, self.text_projection)
+            return Encoded(to_float(pooled), _own(to_half(states), ids) if tokens else None)
+
+    @in_turn
+    def images_below(self, pixels: NDArray[np.float32], layers: int) -> NDArray[np.float32]:
+        """Return the feature maps that enter the last ``layers`` layers, (B, channels, H, W)."""
+        return to_float(entering(self.vision_layers()[-layers], lambda: self._run_images(self.image_model, pixels)))
+
+    @in_turn
+    def texts_below(self, ids: Sequence[Sequence[int]], layers: int) -> list[NDArray[np.float32]]:
+        """Return what enters the last ``layers`` layers of MiniLM, (L, 384) each."""
+        return _own(to_float(entering(self.text_layers()[-layers], lambda: self._run_texts(ids))), ids)
+
+    def _run_images(self, model: Any, pixels: NDArray[np.float32]) -> Tensor:
+        with computing(self.device, self.dtype):
+            batch = to_device(pixels, self.device).contiguous(memory_format=torch.channels_last)
+            features: Tensor = model.extract_features(batch)
+            return features
+
+    def _run_texts(self, ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        padded, mask = pad(ids, self.tokenizer.pad_token_id, self.device)
+        with computing(self.device, self.dtype):
+            return self.text_model(input_ids=padded, attention_mask=mask).last_hidden_state, mask
+
+    def text_layers(self) -> list[nn.Module]:
+        """Return MiniLM's six layers."""
+        return list(self.text_model.encoder.layer)
+
+    def vision_layers(self) -> list[nn.Module]:
+        """Return EfficientNet's sixteen blocks and the convolution that follows them."""
+        return [*self.image_model._blocks, self.image_model._conv_head]
+
+    def image_top(self, layers: int) -> Top:
+        """Return the last layers of EfficientNet; with them, the scale and shift of its last norm are trained."""
+        check_layers(self.vision_layers(), layers, "image")
+        return _EfficientNetTop(self.image_model, layers, self.image_projection)
+
+    def text_top(self, layers: int) -> Top:
+        """Return the last layers of MiniLM, whose norms are inside them."""
+        check_layers(self.text_layers(), layers, "text")
+        return _MiniLMTop(self.text_model, layers, self.text_projection, self.tokenizer.pad_token_id)
+
+
+def fold_norms(model: nn.Module) -> nn.Module:
+    """Return a copy of an EfficientNet in which norms and paddings are part of the convolutions that they belong to.
+
+    A norm with fixed statistics is a scale and a shift per channel, which the convolution before it can do.
+    """
+    model = copy.deepcopy(model)
+    for module in list(model.modules()):
+        if isinstance(module, nn.ReLU6):
+            module.inplace = True
+        for name, norm in _NORM_OF.items():
+            if hasattr(module, name):
+                folded: Any = fuse_conv_bn_eval(getattr(module, name), getattr(module, norm))
+                left, right, top, bottom = getattr(folded.static_padding, "padding", (0, 0, 0, 0))
+                if left == right == top == bottom:
+                    folded.padding, folded.static_padding = (top, left), nn.Identity()
+                setattr(module, name, folded)
+                setattr(module, norm, nn.Identity())
+    return model
+
+
+def fuse_activations(model: nn.Module) -> None:
+    """Let the convolutions of an EfficientNet with folded norms do the activations that follow them."""
+    for module in list(model.modules()):
+        for name in _NORM_OF:
+            if hasattr(module, name) and name != "_project_conv":  # which no activation follows
+                setattr(module, name, onednn.ConvReLU6(getattr(module, name)))
+        if hasattr(module, "_swish"):
+            module._swish = nn.Identity()
+
+
+def _own(states: NDArray[Any], ids: Sequence[Sequence[int]]) -> list[NDArray[Any]]:
+    return [state[: len(row)] for state, row in zip(states, ids, strict=True)]
+
+
+def pool_tokens(states: Tensor, mask: Tensor, projection: Tensor) -> Tensor:
+    """Return the projected mean over a text's tokens, (B, d), of its last hidden states, (B, L, w)."""
+    weight = mask.unsqueeze(2).to(projection.dtype)
+    return (states.to(projection.dtype) * weight).sum(dim=1) / weight.sum(dim=1) @ projection
+
+
+def pool_map(features: Tensor, projection: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the projected mean over positions, (B, d), and each position, (B, P, w), of feature maps (B, w, H, W)."""
+    states = features.to(projection.dtype).flatten(2).transpose(1, 2)
+    return states.mean(dim=1) @ projection, states
+
+
+class _MiniLMTop(Top):
+    projection: Tensor
+
+    def __init__(self, model: nn.Module, layers: int, projection: Tensor, pad_id: int) -> None:
+        tower, unfrozen = cut(model, layers)
+        tower = with_children(tower, pooler=None)  # a layer of BERT that nothing here looks at
+        super().__init__(nn.ModuleDict({"text_model": tower}), unfrozen, pad_id)
+        self.register_buffer("projection", projection)
+
+    def forward(self, states: Tensor, ids: Tensor | None = None, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return embeddings and last hidden states of texts."""
+        assert mask is not None
+        model: Any = self.tower["text_model"]  # type: ignore[index]
+        out = self.run_from(states, lambda: model(input_ids=ids, attention_mask=mask)).last_hidden_state
+        return pool_tokens(out, mask, self.projection), out
+
+
+class _EfficientNetTop(Top):
+    projection: Tensor
+
+    def __init__(self, model: Any, layers: int, projection: Tensor) -> None:
+        blocks = upper(model._blocks, layers - 1)
+        tower = with_children(model, _blocks=blocks, _conv_stem=None, _bn0=None, _fc=None)
+        super().__init__(nn.ModuleDict({"image_model": tower}), [blocks, model._conv_head, model._bn1])
+        self.register_buffer("projection", projection)
+
+    def forward(self, states: Tensor, ids: Tensor | None = None, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return embeddings and the positions of the last feature map, as ``EfficientNet.extract_features`` goes on."""
+        model: Any = self.tower["image_model"]  # type: ignore[index]
+        for block in model._blocks:
+            states = block(states)
+        return pool_map(model._swish(model._bn1(model._conv_head(states))), self.projection)

@@ -1,0 +1,1 @@
+"""Pairs on disk: folders and manifests, text, images, digests."""

@@ -1,0 +1,135 @@
+"""Pairs in a folder: ``<guid>.jpg`` and ``<guid>.txt``."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar, overload
+
+import numpy as np
+
+from ...cache.labels import guid_of
+from .image import IMAGE_SUFFIXES, is_image_file
+from .pair import Pair, guid_problem, natural_key
+
+Item = TypeVar("Item")
+
+
+class Folder(dict[str, int]):
+    """What is in a folder: by guid, the number of its two suffixes."""
+
+    def __init__(self, folder: Path, labels_path: Path | None) -> None:
+        super().__init__()
+        self._folder = str(folder)
+        self._kinds: dict[tuple[str | None, str | None], int] = {}  # (image's suffix, text's suffix)
+        self._odd: dict[str, Pair] = {}
+        twice: dict[str, list[str]] = {}
+        for entry, name, suffix in self._files():
+            is_image, is_text = suffix.lower() in IMAGE_SUFFIXES, suffix.lower() == ".txt"
+            if not (is_image or is_text):
+                continue
+            if labels_path is not None and is_text and _is_same_file(entry, labels_path):
+                continue
+            guid = guid_of(name)
+            image, text = self._suffixes(guid)
+            known = image if is_image else text
+            if known is not None:
+                twice.setdefault(guid, [guid + known]).append(entry.name)
+            elif guid != name or guid in self._odd:  # the file's name is the decomposed form of the guid
+                pair = self._odd.get(guid) or (self._pair(guid) if guid in self else Pair(guid))
+                self._odd[guid] = replace(pair, **{"image" if is_image else "text_path": entry.path})
+            self._set(guid, suffix if is_image else image, suffix if is_text else text)
+        for guid, names in twice.items():
+            self._odd[guid] = replace(self._pair(guid), problem="guid given twice: " + ", ".join(sorted(names)))
+        self._take_other_suffixes()
+        for guid in [guid for guid in self if not guid.isprintable()]:
+            self._check_name(guid)
+
+    def _files(self) -> Iterator[tuple[os.DirEntry[str], str, str]]:
+        """Yield each file with its name's two halves."""
+        with os.scandir(self._folder) as entries:
+            for entry in entries:
+                name, suffix = os.path.splitext(entry.name)
+                if not name.startswith(".") and entry.is_file():
+                    yield entry, name, suffix
+
+    def _take_other_suffixes(self) -> None:
+        """Give texts without an image the file of the same name: as their image if it is one, else as the reason."""
+        alone = {guid for guid in self if self._suffixes(guid)[0] is None}
+        if not alone:
+            return
+        for entry, name, suffix in self._files():
+            guid = guid_of(name)
+            if guid in alone and suffix.lower() != ".txt" and self._suffixes(guid)[0] is None:
+                problem = None if is_image_file(entry.path) else f"{entry.name} is no image that can be read"
+                self._odd[guid] = replace(self._pair(guid), image=entry.path, problem=problem)
+                if problem is None:
+                    self._set(guid, suffix, self._suffixes(guid)[1])
+
+    def _check_name(self, guid: str) -> None:
+        readable = os.fsencode(guid).decode(errors="backslashreplace")
+        problem = "the file's name is not UTF-8" if readable != guid else guid_problem(guid)
+        if problem is not None:
+            pair = replace(self._pair(guid), guid=readable, problem=problem)
+            self._odd.pop(guid, None)
+            del self[guid]
+            self._set(readable, None, None)
+            self._odd[readable] = pair
+
+    def _suffixes(self, guid: str) -> tuple[str | None, str | None]:
+        kind = self.get(guid)
+        return (None, None) if kind is None else list(self._kinds)[kind]
+
+    def _set(self, guid: str, image: str | None, text: str | None) -> None:
+        self[guid] = self._kinds.setdefault((image, text), len(self._kinds))
+
+    def _pair(self, guid: str) -> Pair:
+        return self._odd.get(guid) or _pair(self._folder, guid, self._suffixes(guid))
+
+    def expect(self, guid: str) -> None:
+        """Note a pair that a label names."""
+        if guid not in self:
+            self._set(guid, None, None)
+
+    def in_order(self) -> Sequence[Pair]:
+        """Return the pairs in natural order, each made when it is asked for: a million would take half a gigabyte."""
+        guids = sorted(self, key=natural_key)
+        kinds = np.fromiter((self[guid] for guid in guids), np.uint16, len(guids))
+        folder, odd, suffixes = self._folder, self._odd, list(self._kinds)
+
+        def make(number: int) -> Pair:
+            guid = guids[number]
+            return odd.get(guid) or _pair(folder, guid, suffixes[kinds[number]])
+
+        return MadeWhenAsked(len(guids), make)
+
+
+class MadeWhenAsked(Sequence[Item]):
+    """A sequence of ``length`` items, each made by ``make(number)`` when it is asked for."""
+
+    def __init__(self, length: int, make: Callable[[int], Item]) -> None:
+        self._numbers, self._make = range(length), make
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> Item: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Item]: ...
+
+    def __getitem__(self, index: int | slice) -> Item | list[Item]:
+        chosen = self._numbers[index]
+        return self._make(chosen) if isinstance(chosen, int) else [self._make(each) for each in chosen]
+
+
+def _pair(folder: str, guid: str, suffixes: tuple[str | None, str | None]) -> Pair:
+    image, text = (None if suffix is None else os.path.join(folder, guid + suffix) for suffix in suffixes)
+    return Pair.named_by_label(guid) if image is None and text is None else Pair(guid, image, text)
+
+
+def _is_same_file(entry: os.DirEntry[str], path: Path) -> bool:
+    if entry.name != path.name and not entry.is_symlink() and not path.is_symlink():
+        return False
+    return os.path.realpath(entry.path) == os.path.realpath(path)

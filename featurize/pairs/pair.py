@@ -1,0 +1,102 @@
+"""One raw pair: where its bytes are, and reading them."""
+
+import hashlib
+import os
+import re
+import stat
+import unicodedata
+from dataclasses import dataclass
+
+from ...cache.errors import DataError
+
+LONGEST_GUID = 1000  # bytes in UTF-8; the cache has room for the longest in every row
+_LARGEST = {"image": 1 << 30, "text": 100 << 20}  # bytes of a file
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Where one pair's raw bytes are.
+
+    ``image`` and ``text_path`` are paths; ``text`` is a manifest's inline text. ``problem`` says why the pair cannot
+    be read, where that is known before reading.
+    """
+
+    guid: str
+    image: str | None = None
+    text_path: str | None = None
+    text: str | None = None
+    problem: str | None = None
+
+    @classmethod
+    def named_by_label(cls, guid: str) -> "Pair":
+        """Return a pair that only a label names."""
+        return cls(guid, problem="labelled, but neither image nor text is there")
+
+    @property
+    def absent(self) -> bool:
+        """Whether nothing of the pair is there, only a label that names it."""
+        return self.image is None and self.text_path is None and self.text is None
+
+    def cannot_be_whole(self) -> bool:
+        """Whether a look at the names is enough to know that the pair cannot be read."""
+        return self.problem is not None or self.image is None or (self.text is None and self.text_path is None)
+
+    def read_image(self) -> bytes:
+        """Return the image file's bytes; DataError where there is none or it cannot be read."""
+        if self.image is None:
+            raise DataError("image missing")
+        return _read(self.image, "image")
+
+    def read_text(self) -> bytes:
+        """Return the text's bytes; DataError where there is none or it cannot be read."""
+        if self.text is not None:
+            return self.text.encode(errors="replace")  # half an emoji, as JSON can hold it
+        if self.text_path is None:
+            raise DataError("text missing")
+        return _read(self.text_path, "text")
+
+    def digests(self) -> tuple[bytes, bytes] | None:
+        """Return (sha256 of image bytes, sha256 of text bytes), or None where the pair cannot be read."""
+        if self.problem is not None:
+            return None
+        try:
+            return hashlib.sha256(self.read_image()).digest(), hashlib.sha256(self.read_text()).digest()
+        except DataError:
+            return None
+
+
+def _read(path: str, what: str) -> bytes:
+    try:
+        # Not blocking: a named pipe would keep the command waiting for somebody who writes into it.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        with open(descriptor, "rb") as file:
+            about = os.fstat(descriptor)
+            if not stat.S_ISREG(about.st_mode):
+                raise DataError(f"{what} is not a file")
+            if about.st_size > _LARGEST[what]:
+                raise DataError(f"{what} too large: {about.st_size / 1e6:,.0f} MB")
+            return file.read()
+    except FileNotFoundError as error:
+        hint = "; its path has backslashes" if "\\" in path else ""
+        raise DataError(f"{what} missing{hint}") from error
+    except (OSError, ValueError) as error:  # ValueError: a path that holds a NUL or half a character
+        raise DataError(f"{what} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
+def guid_problem(guid: str) -> str | None:
+    """Say what keeps a name from being a guid; None where nothing does."""
+    if any(unicodedata.category(letter) == "Cc" for letter in guid):
+        return "the guid holds a control character"
+    if len(guid) * 4 > LONGEST_GUID and len(guid.encode()) > LONGEST_GUID:
+        return f"the guid is longer than {LONGEST_GUID} bytes"
+    return None
+
+
+def natural_key(guid: str) -> str:
+    """Sort key in which ``8`` comes before ``26``."""
+    # Texts and digits alternate, text first. Digits compare by length first; a prefix sorts before what it begins.
+    key = []
+    for index, part in enumerate(re.split(r"([0-9]+)", guid)):
+        digits = part.lstrip("0")
+        key.append(chr(min(len(digits) + 1, 0xD7FF)) + digits if index % 2 else part)
+    return "\0".join([*key, "", guid])

@@ -1,0 +1,1 @@
+"""Scores and what they are scores of: metrics, statistics, splits, folds, copies."""

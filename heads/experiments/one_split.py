@@ -1,0 +1,63 @@
+"""One split, as the published report has it: its own tables, which a single test part of a few hundred rows fills."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...cache.atomic import write_json
+from ...cache.errors import MmcliError
+from ..evaluation.duplicates import separated
+from ..evaluation.folds import Fold
+from ..evaluation.metrics import score
+from ..evaluation.splits import SPLITS
+from ..runs.folders import check_writable, new_folder
+from .fits import Candidate, fit_all
+from .setup import KEPT, Setup, focus_of, open_data
+
+
+def single_split(setup: Setup, candidates: Sequence[Candidate], focus_class: str | None = None) -> dict[str, Any]:
+    """Train each candidate on one 8:1:1 split, stop it on the validation part, score it on both others.
+
+    Returns
+    -------
+    dict
+        ``classes``, ``rows`` (by part), ``focus_class`` and ``candidates``: name, ``val`` and ``test`` (see
+        ``metrics.score``), ``gap`` (validation less test macro-F1), parameters. Also written to ``results.json`` in the
+        new folder ``folder``.
+    """
+    check_writable(Path(setup.out))
+    data, about, made = open_data(setup, candidates, SPLITS)
+    assert made is not None
+    if not made.test:
+        raise MmcliError(
+            f"--single-split scores the test part, and {setup.split_dir} has no labelled test row: take "
+            "--without-test, which scores folds of the training and validation rows"
+        )
+    split = made.named()
+    group_of = dict(zip(data.guids, data.groups.tolist(), strict=True))
+    place = {guid: index for index, guid in enumerate(data.guids)}
+    train, val, test = (np.array([place[guid] for guid in guids], dtype=np.int64) for guids in split.values())
+    counts = np.bincount(data.rows.classes[test], minlength=len(data.classes)).tolist()
+    focus = focus_of(focus_class, about | {"counts": counts})
+    fold = Fold(0, 0, train, val, np.concatenate([val, test]))
+    true, groups, n_val = data.rows.classes[fold.test], data.groups[fold.test], len(val)
+    listed = []
+    for each in fit_all(data, candidates, [fold], Path(setup.out) / KEPT, setup.jobs, setup.on_fit):
+        predicted = each.logits.argmax(axis=1)
+        val_scores = score(true[:n_val], predicted[:n_val], data.classes, groups[:n_val])
+        test_scores = score(true[n_val:], predicted[n_val:], data.classes, groups[n_val:])
+        gap = val_scores["macro_f1"] - test_scores["macro_f1"]
+        entry = {"name": each.candidate, "val": val_scores, "test": test_scores, "gap": gap}
+        listed.append(entry | {"parameters": each.parameters})
+    sizes = {name: len(guids) for name, guids in split.items()}
+    found = {
+        "duplicates_separated": separated(made, group_of),
+        "offsets": any(each.recipe.offsets for each in candidates),
+    }
+    with new_folder(Path(setup.out), "single-split") as (draft, folder):
+        about |= {"folder": str(folder.absolute()), "rows": sizes, "focus_class": focus}
+        result = {**about, **found, "candidates": listed}
+        write_json(draft / "results.json", result)
+    return result

@@ -1,0 +1,1 @@
+"""The head as a module: its inputs, fusions, attention, MLPs and losses."""

@@ -1,0 +1,1 @@
+"""From a cache and labels to a run folder, and from its best.pt to scores and predictions."""

@@ -1,0 +1,1 @@
+"""Training a head: the loop, the optimizer, the linear head."""

@@ -1,0 +1,310 @@
+"""`mmcli finetune`, and what is done with its best.pt."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from mmcli.cache import CheckpointError, FeatureCache
+from mmcli.finetune import FinetuneRecipe, Watch, finetune, open_best_pt, outcome
+from mmcli.finetune.outcome import overfitting
+from mmcli.finetune.use import TrainedStage2
+from mmcli.heads import evaluate, load_checkpoint, predict
+from mmcli.heads.evaluation.statistics import paired_bootstrap
+from mmcli.heads.runs.checkpoint import read_best_pt
+from mmcli.report.stage2_tables import stages_tables
+from small_finetune import LEARNS
+
+
+def test_the_run_folder(tuned):
+    result = tuned()
+    folder = Path(result["run"])
+    names = {"best.pt", "metrics.json", "config.json", "history.csv", "curves.png", "confusion.png", "splits"}
+    assert {path.name for path in folder.iterdir()} == names
+    assert json.loads((folder / "metrics.json").read_text()) == result
+    assert (folder.parent / "latest").resolve() == folder
+    config = json.loads((folder / "config.json").read_text())
+    assert config["finetune"] == FinetuneRecipe().changed(**LEARNS).to_dict()
+    with (folder / "history.csv").open() as file:
+        history = list(csv.DictReader(file))
+    assert [row["epoch"] for row in history] == ["1", "2"]
+    assert {"train_loss", "train_macro_f1", "val_loss", "val_macro_f1", "lr"} <= history[0].keys()
+
+
+def test_both_stages_stand_side_by_side(tuned):
+    result = tuned()
+    alone = evaluate(result["stage1"]["best_pt"], on=("train", "val", "test"))
+    for part in ("train", "val", "test"):
+        assert result["stage1"][part] == alone[part]
+    kept = {"stage 1": "stage1", "stage 2": "stage2"}[result["kept"]]
+    assert result["val"] == result[kept]["val"]
+    better = result["stage2"]["val"]["macro_f1"] > result["stage1"]["val"]["macro_f1"]
+    assert (result["kept"] == "stage 2") == better
+    for part in ("val", "test"):
+        found = result["difference"][part]
+        assert found["macro_f1"] == result["stage2"][part]["macro_f1"] - result["stage1"][part]["macro_f1"]
+        assert found["low"] <= found["high"]
+    for stage in ("stage1", "stage2"):
+        gap = result[stage]["train"]["macro_f1"] - result[stage]["val"]["macro_f1"]
+        assert result[stage]["gap"] == gap
+
+
+def test_intervals_of_both_stages_and_of_their_difference_draw_copies_together(tuned, sixty, monkeypatch):
+    with h5py.File(sixty, "r+") as file:  # guids 0 to 11 are one text, as are 12 to 23, ...
+        sixes = np.array([int(guid) // 12 for guid in file["guid"][:]])
+        file["row/cleaned_sha256"][:] = np.repeat(sixes[:, None] + 1, 32, axis=1)
+    groups_drawn = []
+
+    def spy(*arguments, groups, **more):
+        groups_drawn.append(groups)
+        return paired_bootstrap(*arguments, groups=groups, **more)
+
+    monkeypatch.setattr(outcome, "paired_bootstrap", spy)
+    result = tuned()
+    parts = load_checkpoint(Path(result["stage1"]["best_pt"])).split.named()
+    for part, guids in parts.items():
+        expected = len({int(guid) // 12 for guid in guids})
+        assert [result[stage][part]["n_groups"] for stage in ("stage1", "stage2")] == [expected] * 2
+        assert expected < len(guids)
+    for drawn, part in zip(groups_drawn, ("val", "test"), strict=True):
+        twelve = [int(guid) // 12 for guid in parts[part]]
+        assert [[one == other for other in drawn] for one in drawn] == [[a == b for b in twelve] for a in twelve]
+    assert "copies drawn together" in stages_tables(result)[0].title
+
+
+def test_where_stage_2_is_no_better_best_pt_holds_stage_1(stage1, tmp_path):
+    best_pt = stage1(epochs=60, patience=30)
+    ruined = {"lr_backbone": 1.0, "lr_head": 1.0}
+    result = finetune(best_pt, LEARNS | ruined, runs=tmp_path / "runs")
+    assert result["kept"] == "stage 1"
+    before, after = load_checkpoint(best_pt), load_checkpoint(result["best_pt"])
+    for name, tensor in before.head.state_dict().items():
+        assert torch.equal(after.head.state_dict()[name], tensor)
+    assert result["test"] == result["stage1"]["test"]
+    assert result["parameters"] == before.head.n_parameters()
+
+
+@pytest.mark.usefixtures("kept_whatever")
+def test_best_pt_holds_the_changed_layers_only(tuned, tiny_clip):
+    result = tuned()
+    stored = read_best_pt(result["best_pt"])
+    (changed,) = stored.content["changed"]
+    assert sorted(changed) == result["unfrozen"]["names"]
+    assert all(name.startswith(("text_model.encoder.layers.2.", "text_model.final_layer_norm.")) for name in changed)
+    assert result["unfrozen"]["parameters"] == sum(tensor.numel() for tensor in changed.values())
+    assert Path(result["best_pt"]).stat().st_size < (tiny_clip / "model.safetensors").stat().st_size / 2
+    assert stored.header()["backbone"]["name"] == str(tiny_clip)
+    from transformers import AutoModel
+
+    weights = AutoModel.from_pretrained(tiny_clip).state_dict()
+    assert any(not torch.equal(weights[name], tensor) for name, tensor in changed.items())
+
+
+CASES = {
+    "concat": ({}, {}),
+    "both towers": ({}, {"unfreeze_text_layers": 2, "unfreeze_vision_layers": 1}),
+    "late": ({"fusion": "late"}, {}),
+    "gated": ({"fusion": "gated"}, {"unfreeze_text_layers": 0, "unfreeze_vision_layers": 2}),
+    "film": ({"fusion": "film"}, {}),
+    "product": ({"fusion": "product"}, {}),
+    "cross_attn": ({"fusion": "cross_attn"}, {}),
+    "cross_attn, vision": ({"fusion": "cross_attn"}, {"unfreeze_text_layers": 0, "unfreeze_vision_layers": 1}),
+    "cross_attn, both towers": ({"fusion": "cross_attn"}, {"unfreeze_vision_layers": 1}),
+    "text": ({"modality": "text"}, {}),
+    "image": ({"modality": "image"}, {}),
+    "linear": ({"head": "linear"}, {}),
+    "offsets": ({"offsets": True}, {}),
+}
+
+
+@pytest.mark.usefixtures("kept_whatever")
+@pytest.mark.parametrize("case", CASES)
+def test_scores_predictions_of_cached_pairs_and_of_raw_pairs_agree(tuned, case, sixty, raw_sixty, tmp_path):
+    """The scores of the run, of `evaluate`, and probabilities from cache, from folder, and of a single pair."""
+    recipe, settings = CASES[case]
+    result = tuned(settings, **recipe)
+    again = evaluate(open_best_pt(result["best_pt"]), on=("val", "test"))
+    assert again["val"] == result["stage2"]["val"]
+    assert again["test"] == result["stage2"]["test"]
+    ids = tmp_path / "ids.csv"
+    guids = [str(guid) for guid in range(0, 60, 7)]
+    ids.write_text("guid\n" + "\n".join(guids) + "\n")
+    of_cache = predict(open_best_pt(result["best_pt"]), ids=ids, device="cpu")
+    same = predict(open_best_pt(result["best_pt"]), ids=ids, data=raw_sixty[0], device="cpu")
+    np.testing.assert_allclose(of_cache.probs, same.probs, atol=2e-3)  # tokens in the cache are in half precision
+    elsewhere = shutil.copytree(raw_sixty[0], tmp_path / "elsewhere")
+    for guid in guids:
+        for suffix in (".jpg", ".txt"):
+            (elsewhere / f"{guid}{suffix}").rename(elsewhere / f"new-{guid}{suffix}")
+    ids.write_text("guid\n" + "\n".join(f"new-{guid}" for guid in guids) + "\n")
+    of_raw = predict(open_best_pt(result["best_pt"]), ids=ids, data=elsewhere, device="cpu")
+    np.testing.assert_allclose(of_cache.probs, of_raw.probs, atol=2e-3)
+    mixed = predict(open_best_pt(result["best_pt"]), data=elsewhere, device="cpu")  # some cached, some new
+    assert len(mixed.guids) == 60
+    of_new = [mixed.guids.index(f"new-{guid}") for guid in guids]
+    np.testing.assert_allclose(mixed.probs[of_new], of_raw.probs, atol=2e-3)
+    pair = (elsewhere / "new-7.jpg", (elsewhere / "new-7.txt").read_text())
+    alone = predict(open_best_pt(result["best_pt"]), pair=pair, device="cpu")
+    np.testing.assert_allclose(alone.probs[0], of_cache.probs[1], atol=2e-3)
+
+
+@pytest.mark.usefixtures("kept_whatever")
+def test_it_differs_from_stage_1_and_is_what_the_whole_model_would_say(tuned, raw_sixty, tiny_clip):
+    from small_finetune import whole_clip
+
+    result = tuned({"lr_backbone": 3e-3})
+    whole = whole_clip(tiny_clip, raw_sixty[0], 1, 0)
+    (changed,) = read_best_pt(result["best_pt"]).content["changed"]
+    with torch.no_grad():
+        for name, tensor in changed.items():
+            whole.unfrozen[name].copy_(tensor)
+        model = open_best_pt(result["best_pt"])
+        guids = model.checkpoint.split.test
+        expected = model.checkpoint.head(whole.embed(guids))
+    with FeatureCache.open(model.checkpoint.made_from["cache"]) as cache:
+        np.testing.assert_allclose(model.of_rows(cache, guids), expected, atol=1e-4)
+        before = load_checkpoint(result["stage1"]["best_pt"])
+        features = cache.features(guids)
+        assert np.abs(before.head(_batch(features)).detach().numpy() - expected.numpy()).max() > 0.05
+
+
+def _batch(features):
+    from mmcli.heads.model.inputs import Batch
+
+    return Batch(torch.from_numpy(features.image), torch.from_numpy(features.text))
+
+
+@pytest.mark.usefixtures("kept_whatever")
+def test_a_backbone_that_was_moved_is_found_where_it_is_now(tuned, tiny_clip, sixty, cli, tmp_path):
+    result = tuned()
+    shutil.rmtree(f"{sixty}.states")
+    there = shutil.copytree(tiny_clip, tmp_path / "moved")
+    stored = read_best_pt(result["best_pt"])
+    header = stored.header() | {"backbone": {"name": str(tmp_path / "gone"), "revision": None}}
+    best_pt = tmp_path / "best.pt"
+    torch.save(stored.content | {"header": json.dumps(header)}, best_pt)
+    code, _, err = cli("evaluate", "--from", best_pt, "--device", "cpu")
+    assert (code, "no such backbone folder" in err) == (1, True)
+    code, out, err = cli("evaluate", "--from", best_pt, "--backbone", there, "--device", "cpu", "--json")
+    assert code == 0, err
+    assert json.loads(out)["test"]["macro_f1"] == result["stage2"]["test"]["macro_f1"]
+
+
+@pytest.mark.usefixtures("kept_whatever")
+def test_several_seeds_are_an_ensemble(tuned):
+    result = tuned(seeds=2)
+    assert [each["seed"] for each in result["seeds"]] == [42, 43]
+    model = open_best_pt(result["best_pt"])
+    assert len(model.found.changed) == 2
+    assert evaluate(model, on="test")["test"] == result["stage2"]["test"]
+    of_two = tuned(of_stage1=2)
+    assert [each["seed"] for each in of_two["seeds"]] == [42, 43]
+
+
+@pytest.mark.usefixtures("kept_whatever")
+def test_rows_of_a_folder_that_cannot_be_read_are_left_out(tuned, raw_sixty, tmp_path):
+    folder = shutil.copytree(raw_sixty[0], tmp_path / "some")
+    (folder / "3.jpg").write_bytes(b"no picture")
+    (folder / "4.txt").unlink()
+    model = open_best_pt(tuned()["best_pt"])
+    assert isinstance(model, TrainedStage2)
+    found = predict(model, data=folder, device="cpu")
+    assert {reject.guid for reject in found.rejects} == {"3", "4"}
+    assert len(found.guids) == 58
+
+
+@pytest.mark.usefixtures("kept_whatever")
+def test_finetune_of_a_finetuned_best_pt_begins_again_from_stage_1(tuned, tmp_path):
+    first = tuned()
+    notes = []
+    second = finetune(first["best_pt"], LEARNS, runs=tmp_path / "runs", watch=Watch(on_note=notes.append))
+    assert "beginning again from its stage 1" in notes[0]
+    assert second["stage1"] == first["stage1"]
+    assert second["stage2"] == first["stage2"]
+    with pytest.raises(CheckpointError, match=r"is of stage 2 .* give the best.pt that it was made from"):
+        load_checkpoint(first["best_pt"])
+    Path(first["stage1"]["best_pt"]).unlink()
+    with pytest.raises(CheckpointError, match="is gone: give a best"):
+        finetune(first["best_pt"], LEARNS, runs=tmp_path / "runs")
+
+
+def test_all_layers_can_be_asked_for(cli, stage1):
+    options = ["--unfreeze-text-layers", "all", "--unfreeze-vision-layers", "all", "--epochs", "1", "--device", "cpu"]
+    code, out, err = cli("finetune", "--from", stage1(), *options, "--json")
+    assert code == 0, err
+    assert json.loads(out)["unfrozen"]["layers"] == {"text": 3, "image": 3}
+
+
+@pytest.mark.parametrize("better", [True, False])
+def test_all_rows_after_stage_2_is_the_head_of_its_stage_1(stage1, tmp_path, decide, better):
+    """`train-head --full` from the latest run: whichever stage that holds, what is repeated is stage 1."""
+    from mmcli.heads import train_full
+
+    decide(better)
+    best_pt = stage1(seeds=2)
+    result = finetune(best_pt, LEARNS, runs=tmp_path / "runs", seeds=1)
+    expected = train_full(best_pt, runs=tmp_path / "one", jobs=1)
+    found = train_full(result["best_pt"], runs=tmp_path / "two", jobs=1)
+    assert found["train"] == expected["train"]
+    assert found["stage2_left_out"]
+    assert not expected["stage2_left_out"]
+    one, two = (load_checkpoint(each["best_pt"]).head.state_dict() for each in (expected, found))
+    assert all(torch.equal(two[name], tensor) for name, tensor in one.items())
+
+
+@pytest.mark.usefixtures("kept_whatever")
+def test_where_raw_pairs_and_backbone_were_moved_to_is_remembered(stage1, raw_sixty, tiny_clip, tmp_path):
+    data, there = shutil.copytree(raw_sixty[0], tmp_path / "data"), shutil.copytree(tiny_clip, tmp_path / "clip")
+    result = finetune(stage1(), LEARNS, data=data, backbone=str(there), runs=tmp_path / "runs")
+    header = read_best_pt(result["best_pt"]).header()
+    assert header["backbone"]["name"] == str(there)
+    assert header["made_from"]["data"] == str(data)
+
+
+def test_the_rates_rise_then_fall():
+    recipe = FinetuneRecipe(warmup=0.2)
+    factors = [recipe.factor(step, 10) for step in range(10)]
+    assert factors == [0.5, 1.0, 1.0, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8]
+    assert FinetuneRecipe(warmup=0.0).factor(0, 10) == 1.0
+
+
+def test_overfitting_is_called_so():
+    def history(*losses):
+        return [
+            {"epoch": number, "train_loss": train, "val_loss": val} for number, (train, val) in enumerate(losses, 1)
+        ]
+
+    found = overfitting(history((1.0, 0.9), (0.8, 0.8), (0.6, 0.85), (0.5, 0.9)))
+    assert found == {"since": 2, "val_loss": 0.8, "train_loss": 0.8, "val_loss_end": 0.9, "train_loss_end": 0.5}
+    assert overfitting(history((1.0, 0.9), (0.8, 0.8), (0.7, 0.805))) is None  # hardly a rise
+    assert overfitting(history((0.5, 0.8), (0.6, 0.9))) is None  # both rise: that is another trouble
+    assert overfitting(history((1.0, 0.9))) is None
+
+
+def test_on_the_command_line(cli, stage1):
+    best_pt = stage1()
+    options = ["--epochs", "2", "--lr-backbone", "3e-4", "--lr-head", "1e-3", "--device", "cpu"]
+    code, out, err = cli("finetune", "--from", best_pt, *options, "--json")
+    assert code == 0, err
+    result = json.loads(out)
+    assert {"run", "best_pt", "train", "val", "test", "seconds", "kept", "stage1", "stage2"} <= result.keys()
+    assert "frozen part: 60/60 pairs" in err
+    code, out, err = cli("finetune", "--from", best_pt, *options)
+    assert code == 0, err
+    assert "frozen part" not in err  # it is kept
+    for text in (
+        "macro-F1, stage 1",
+        "macro-F1, stage 2",
+        "Macro-F1 of training less validation rows",
+        "best.pt holds",
+    ):
+        assert text in out
+    assert cli("evaluate", "--on", "test")[0] == 0
+    code, _, err = cli("finetune", "--from", best_pt, "--unfreeze-text-layers", "7")
+    assert (code, err.count("\n")) == (1, 1)
+    assert "has 3 layers" in err
+    assert cli("finetune", "--batch-size", "1")[0] == 2

@@ -1,0 +1,185 @@
+"""Stage 2 as a candidate of `compare` and `sweep`, on the same folds as stage 1."""
+
+import json
+
+import numpy as np
+import pytest
+from mmcli.cache import FeatureCache, MmcliError
+from mmcli.finetune.experiments import Stage2, parse_grid_setting
+from mmcli.heads import Recipe
+from mmcli.heads.experiments import Protocol, Setup, compare, grid_of, sweep
+from mmcli.heads.experiments.fits import Candidate
+from small_experiments import SMALL, out_of_fold
+
+HEAD = Recipe(epochs=3, hidden=(16,), lr=5e-3)
+QUICK = {"epochs": 1, "lr_backbone": 1e-3, "lr_head": 1e-3}
+
+
+@pytest.fixture
+def setup(sixty, tmp_path):
+    return Setup(sixty, out=tmp_path / "experiments", jobs=1)
+
+
+def both(setup, recipe=HEAD, **settings):
+    return Stage2(setup.cache, QUICK | settings).candidates_of(["concat", "concat:finetune"], recipe)
+
+
+def test_stage_2_is_scored_on_the_same_folds(setup, fitted):
+    result = compare(setup, both(setup), SMALL)
+    entries = {entry["name"]: entry for entry in result["candidates"]}
+    assert set(entries) == {"concat", "concat:finetune"}
+    rows = {name: [row for row in out_of_fold(result) if row["candidate"] == name] for name in entries}
+    of_fold = {name: [(row["repeat"], row["fold"], row["guid"]) for row in each] for name, each in rows.items()}
+    assert of_fold["concat"] == of_fold["concat:finetune"]
+    assert entries["concat:finetune"]["parameters"] > entries["concat"]["parameters"]
+    difference = next(entry["difference"] for entry in result["candidates"] if entry["difference"])
+    assert difference["low"] <= difference["macro_f1"] <= difference["high"]
+    assert fitted == ["concat:finetune"] * 6 + ["concat"] * 6  # the long ones first
+
+
+def test_finished_fits_of_stage_2_are_kept(setup, fitted, monkeypatch):
+    first = compare(setup, both(setup), SMALL)
+    fitted.clear()
+    monkeypatch.setattr(Stage2, "get", lambda *_: pytest.fail("nothing is to be fitted"))
+    again = compare(setup, both(setup), SMALL)
+    assert fitted == []
+    assert [each["macro_f1"] for each in again["candidates"]] == [each["macro_f1"] for each in first["candidates"]]
+
+
+def test_other_settings_are_other_fits(setup, fitted):
+    compare(setup, both(setup), Protocol(2, 1))
+    fitted.clear()
+    compare(setup, both(setup, warmup=0.5), Protocol(2, 1))
+    assert fitted == ["concat:finetune"] * 2
+
+
+def test_processes_give_what_one_gives(setup, tmp_path):
+    alone = compare(setup, both(setup), Protocol(2, 1))
+    spread = Setup(setup.cache, out=tmp_path / "spread", jobs=2)
+    together = compare(spread, both(spread), Protocol(2, 1))
+    for one, other in zip(out_of_fold(alone), out_of_fold(together), strict=True):
+        assert one["guid"] == other["guid"]
+        for name in alone["classes"]:
+            assert abs(float(one[name]) - float(other[name])) < 1e-3
+
+
+@pytest.mark.parametrize(
+    "recipe", [HEAD.changed(offsets=True), HEAD.changed(modality="image"), HEAD.changed(head="linear")]
+)
+def test_heads_of_all_kinds_go_on(setup, recipe):
+    result = compare(setup, both(setup, recipe), Protocol(2, 1))
+    assert all(np.isfinite(entry["macro_f1"]) for entry in result["candidates"])
+
+
+def test_where_it_is_no_better_stage_1_is_kept(setup):
+    """Ruined by its rates, stage 2 is not better on the rows to stop by, and every row is predicted by stage 1."""
+    result = compare(setup, both(setup, lr_backbone=1.0, lr_head=1.0), Protocol(2, 1))
+    rows = {
+        name: [row for row in out_of_fold(result) if row["candidate"] == name] for name in ("concat", "concat:finetune")
+    }
+    same = [
+        one["positive"] == other["positive"] for one, other in zip(rows["concat"], rows["concat:finetune"], strict=True)
+    ]
+    assert np.mean(same) >= 0.5  # at least one of two folds
+
+
+def test_a_sweep_over_rates_of_stage_2(setup):
+    stage2 = Stage2(setup.cache, QUICK)
+    grid = grid_of(["finetune.lr_backbone=1e-4,1e-3"], parse_grid_setting)
+    result = sweep(setup, HEAD, grid, protocol=Protocol(2, 1), then=lambda settings: stage2.after("both", settings))
+    names = {entry["name"] for entry in result["candidates"]}
+    # 1e-3 is what `QUICK` has, so it is the same candidate as stage 2 as it is.
+    assert names == {"as it is", "finetune", "finetune.lr_backbone=0.0001"}
+    assert result["against"] == "as it is"
+    assert result["without_test"]
+    winner = result["candidates"][0]["name"]
+    assert result["best_goes_on"] == (winner != "as it is")
+    assert result["best"] == ({"finetune.lr_backbone": 1e-4} if winner.endswith("0.0001") else {})
+
+
+def test_the_test_rows_choose_nothing(setup, sixty, tmp_path, fitted):
+    """With other labels of the test rows, no fit of a sweep is made anew: none depends on them."""
+    from mmcli.heads.evaluation.splits import stratified_split
+    from mmcli.heads.runs.labelled import labels_of
+
+    with FeatureCache.open(sixty) as cache:
+        _, labels, _ = labels_of(cache, None)
+    split = stratified_split(list(labels), list(labels.values()))
+
+    def run(chosen):
+        path = tmp_path / "labels.csv"
+        path.write_text("guid,tag\n" + "".join(f"{guid},{tag}\n" for guid, tag in chosen.items()))
+        parts = tmp_path / "parts"
+        parts.mkdir(exist_ok=True)
+        for name, guids in split.named().items():
+            rows = "".join(f"{guid},{chosen[guid]}\n" for guid in guids)
+            (parts / f"{name}_split.csv").write_text("guid,tag\n" + rows)
+        own = Setup(sixty, path, parts, out=setup.out, jobs=1)
+        stage2 = Stage2(sixty, QUICK)
+        return sweep(own, HEAD, {}, protocol=Protocol(2, 1), then=lambda settings: stage2.after("both", settings))
+
+    first = run(labels)
+    assert sorted(fitted) == ["as it is"] * 2 + ["finetune"] * 2
+    fitted.clear()
+    turned = {"negative": "neutral", "neutral": "positive", "positive": "negative"}
+    second = run(labels | {guid: turned[labels[guid]] for guid in split.test})
+    assert fitted == []
+    assert [each["macro_f1"] for each in first["candidates"]] == [each["macro_f1"] for each in second["candidates"]]
+
+
+def test_settings_that_only_stage_2_of_a_linear_head_depends_on_are_other_fits(setup, fitted):
+    linear = HEAD.changed(head="linear")
+    compare(setup, both(setup, linear)[1:], Protocol(2, 1))
+    for changes in ({"weight_decay": 50.0}, {"loss": "focal"}):
+        fitted.clear()
+        compare(setup, both(setup, linear.changed(**changes))[1:], Protocol(2, 1))
+        assert fitted == ["concat:finetune"] * 2
+    fitted.clear()
+    compare(setup, both(setup, linear.changed(epochs=9))[1:], Protocol(2, 1))
+    assert fitted == []  # that is of the training loop of an MLP, which a linear head has not
+
+
+def test_states_are_those_of_the_rows_asked_for(setup):
+    stage2 = Stage2(setup.cache, QUICK)
+    with FeatureCache.open(setup.cache) as cache:
+        guids = cache.guids
+    _, all_of_them = stage2.get({"text": 1}, guids)
+    _, some = stage2.get({"text": 1}, guids[10:15])
+    assert len(some["text"]) == 5
+    expected, found = all_of_them["text"].take(np.arange(10, 15)).load(0, "cpu"), some["text"].load(0, "cpu")
+    np.testing.assert_array_equal(expected.states, found.states)
+
+
+def test_settings_of_stage_2_need_stage_2(setup):
+    with pytest.raises(MmcliError, match=r"finetune\.warmup is a setting of stage 2: add --with-finetune"):
+        sweep(setup, HEAD, {"finetune.warmup": [0.1]}, protocol=Protocol(2, 1))
+    with pytest.raises(MmcliError, match="no setting of stage 2 is called 'rate'"):
+        parse_grid_setting("finetune.rate", "1")
+    with pytest.raises(MmcliError, match="epochs cannot be 'many'"):
+        parse_grid_setting("finetune.epochs", "many")
+
+
+def test_a_candidate_without_stage_2_has_the_key_that_it_had():
+    assert Candidate("concat", HEAD).that_matter() == HEAD.that_matter()
+
+
+def test_on_the_command_line(cli, sixty, tmp_path):
+    options = ["--cache", sixty, "--epochs", "2", "--folds", "2", "--jobs", "1"]
+    stage2 = ["--finetune", "epochs=1", "--finetune", "lr-backbone=1e-3"]
+    code, out, err = cli(
+        "compare", *options, "--repeats", "1", "--fusions", "film,concat", "--with-finetune", *stage2, "--json"
+    )
+    assert code == 0, err
+    result = json.loads(out)
+    assert {entry["name"] for entry in result["candidates"]} == {"film", "concat", "film:finetune"}
+    assert result["recipes"]["film:finetune"]["then"]["epochs"] == 1
+    code, out, err = cli("sweep", *options, "--with-finetune", *stage2, "--grid", "finetune.lr_head=1e-3")
+    assert code == 0, err
+    assert "finetune.lr_head=0.001" in out
+    assert cli("compare", *options, "--finetune", "epochs")[0] == 2
+    code, _, err = cli("compare", *options, *stage2)
+    assert (code, "--finetune has no effect without --with-finetune" in err) == (2, True)
+    code, _, err = cli("sweep", *options, "--backbone", "x", "--grid", "lr=1e-3")
+    assert (code, "--backbone has no effect without --with-finetune" in err) == (2, True)
+    code, _, err = cli("compare", *options, "--finetune", "epochs=x")
+    assert (code, err.strip()) == (1, "error: epochs cannot be 'x': it is a whole number")

@@ -1,0 +1,97 @@
+"""An interrupted stage 2 goes on after its last finished epoch, and ends as if it had never stopped."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from mmcli.cache import CheckpointError
+from mmcli.featurize import featurize
+from mmcli.finetune import Watch, finetune
+from mmcli.heads import load_checkpoint
+from mmcli.heads.runs.checkpoint import FINETUNED, read_best_pt
+from small_finetune import LEARNS, interrupt_at
+
+
+@pytest.mark.usefixtures("kept_whatever")
+@pytest.mark.parametrize("killed_in", [2, 3, 5])
+def test_resumed_equals_uninterrupted(stage1, tmp_path, killed_in):
+    """Two models of three epochs, killed in the middle of an epoch: of the first model, of the second."""
+    settings, best_pt = LEARNS | {"epochs": 3}, stage1(seeds=2)
+    whole = finetune(best_pt, settings, runs=tmp_path / "whole")
+
+    steps = 3 * (killed_in - 1) + 2
+
+    def killer(done, total):
+        if done == steps:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        finetune(best_pt, settings, runs=tmp_path / "runs", watch=Watch(on_step=killer))
+    assert list((tmp_path / "runs").glob(".finetune-*.pt"))
+    notes, seen = [], []
+    watch = Watch(on_note=notes.append, on_step=lambda done, _: seen.append(done))
+    result = finetune(best_pt, settings, runs=tmp_path / "runs", resume=True, watch=watch)
+    assert "going on" in notes[0]
+    assert seen[0] == 3 * (killed_in - 1) + 1
+    assert not list((tmp_path / "runs").glob(".finetune-*.pt"))
+    for name in ("history.csv", "best.pt"):
+        assert (Path(result["run"]) / name).exists()
+    assert (Path(result["run"]) / "history.csv").read_text() == (Path(whole["run"]) / "history.csv").read_text()
+    assert result["test"] == whole["test"]
+    one, other = (read_best_pt(each["best_pt"]).content for each in (whole, result))
+    assert one["format"] == other["format"] == FINETUNED
+    assert len(one["changed"]) == 2
+    for name, tensor in one["tensors"].items():
+        assert torch.equal(other["tensors"][name], tensor), name
+    for mine, theirs in zip(one["changed"], other["changed"], strict=True):
+        assert all(torch.equal(theirs[name], tensor) for name, tensor in mine.items())
+
+
+@pytest.fixture
+def interrupted(stage1, tmp_path):
+    """Train stage 1, interrupt stage 2 in its fifth step, and return stage 1's best.pt."""
+    best_pt = stage1()
+    with pytest.raises(KeyboardInterrupt):
+        finetune(best_pt, LEARNS, runs=tmp_path / "runs", watch=Watch(on_step=interrupt_at(5)))
+    return best_pt
+
+
+def test_resume_with_nothing_there_begins_anew(stage1, tmp_path):
+    notes = []
+    best_pt = stage1()
+    finetune(best_pt, LEARNS, runs=tmp_path / "runs", resume=True, watch=Watch(on_note=notes.append))
+    assert "nothing to resume" in notes[0]
+
+
+def test_a_damaged_record_of_progress(interrupted, tmp_path):
+    best_pt = interrupted
+    (left,) = (tmp_path / "runs").glob(".finetune-*.pt")
+    left.write_bytes(left.read_bytes()[:300])
+    with pytest.raises(CheckpointError, match="leave --resume out"):
+        finetune(best_pt, LEARNS, runs=tmp_path / "runs", resume=True)
+    notes = []
+    finetune(best_pt, LEARNS, runs=tmp_path / "runs", watch=Watch(on_note=notes.append))
+    assert "--resume would go on" in notes[0]
+
+
+def test_an_edited_pair_makes_another_run_of_it(interrupted, sixty, raw_sixty, tmp_path):
+    """Interrupted, then featurized again with another text: there is nothing to go on with."""
+    best_pt = interrupted
+    shutil.copytree(raw_sixty[0], tmp_path / "data")
+    guid = load_checkpoint(best_pt).split.train[0]
+    (tmp_path / "data" / f"{guid}.txt").write_text("something else")
+    featurize(tmp_path / "data", raw_sixty[1], sixty)
+    notes = []
+    finetune(best_pt, LEARNS, runs=tmp_path / "runs", resume=True, watch=Watch(on_note=notes.append))
+    assert "nothing to resume" in notes[0]
+
+
+def test_old_progress_is_not_thrown_away_before_it_is_asked_for(interrupted, tmp_path):
+    best_pt = interrupted
+    (left,) = (tmp_path / "runs").glob(".finetune-*.pt")
+    os.utime(left, (0, 0))
+    notes = []
+    finetune(best_pt, LEARNS, runs=tmp_path / "runs", resume=True, watch=Watch(on_note=notes.append))
+    assert "going on" in notes[0]

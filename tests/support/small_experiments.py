@@ -1,0 +1,18 @@
+"""What tests of experiments share: quick recipes, and the probabilities that a result folder holds."""
+
+import csv
+from pathlib import Path
+
+from mmcli.heads import Recipe
+from mmcli.heads.experiments import Protocol
+from mmcli.heads.model.fusions import FUSIONS
+
+QUICK = Recipe(epochs=3, hidden=(8,), lr=5e-3)
+POOLED = [name for name, fusion in FUSIONS.items() if not fusion.needs_tokens]
+SMALL = Protocol(folds=3, repeats=2)
+
+
+def out_of_fold(result):
+    """Return the rows of ``out_of_fold.csv``."""
+    with (Path(result["folder"]) / "out_of_fold.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
