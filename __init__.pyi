@@ -7,7 +7,7 @@ from .heads.experiments.comparison import compare as compare
 from .heads.recipe import Recipe as Recipe
 from .heads.runs.predictor import Predictor as Predictor
 from .heads.runs.predictor import predict as predict
-from .heads.runs.trainer import evaluate as evaluate
+from .heads.runs.scorer import evaluate as evaluate
 from .heads.runs.trainer import train_head as train_head
 
 __version__: str

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from .errors import CacheError
 from .hdf5 import DAMAGE, damaged, open_hdf5
+from .states import States
 
 _WINDOW_ROWS, _WINDOW_BYTES = 4096, 16 << 20  # read in one go, at most
 
@@ -227,12 +228,15 @@ class Features:
         Last hidden states; None unless asked for.
     views
         (n, K, d), embeddings of augmented images; None unless asked for.
+    states
+        By tower (``text``, ``image``): what enters its unfrozen layers, where there are any.
     """
 
     image: Column
     text: Column
     tokens: Tokens | StoredTokens | None = None
     views: Column | None = None
+    states: dict[str, States] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.image)
@@ -244,6 +248,7 @@ class Features:
             _take(self.text, rows),
             None if self.tokens is None else self.tokens.take(rows),
             None if self.views is None else _take(self.views, rows),
+            {tower: states.take(rows) for tower, states in self.states.items()},
         )
 
     @property
@@ -263,7 +268,7 @@ class Features:
         """Return these rows with their embeddings in memory."""
         everything = slice(None)
         views = None if self.views is None else self.views[everything]
-        return Features(self.image[everything], self.text[everything], self.tokens, views)
+        return Features(self.image[everything], self.text[everything], self.tokens, views, self.states)
 
     def hash_into(self, digest: Hash) -> None:
         """Add the numbers of the embeddings, in the order of the rows, to a digest."""
@@ -271,11 +276,18 @@ class Features:
             for start in range(0, len(self), self.at_once):
                 digest.update(np.ascontiguousarray(column[start : start + self.at_once]).tobytes())
 
-    def in_file_order(self) -> tuple[Features, NDArray[np.int64]]:
-        """Return these rows in an order in which they are read fast, and which of them each of these rows is, (n,)."""
-        if self.places is None:
-            return self, np.arange(len(self))
-        order = np.argsort(self.places, kind="stable")
+    def in_fast_order(self) -> tuple[Features, NDArray[np.int64] | None]:
+        """Return these rows in an order in which they are read or computed fast, and where each row went, (n,).
+
+        The order is that of the file; where texts go through layers, texts of like length are together. None where the
+        rows stay where they are.
+        """
+        if "text" in self.states:
+            order = np.argsort(self.states["text"].lengths(), kind="stable")
+        elif self.places is not None:
+            order = np.argsort(self.places, kind="stable")
+        else:
+            return self, None
         return self.take(order), np.argsort(order)
 
 

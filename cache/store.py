@@ -244,11 +244,11 @@ class FeatureCache:
                 kept = read_tokens(self.file, self.path, rows)
         if max_bytes is not None and len(rows) * self.row_bytes(views) > max_bytes:
             stored = [StoredRows(file, name, rows, max_bytes) for name in names]
-            return Features(stored[0], stored[1], kept, *stored[2:])
+            return Features(stored[0], stored[1], kept, stored[2] if views else None)
         columns = [self.read(name, rows) for name in names]
         for name, values in zip(names, columns, strict=True):
             check_finite(self.path, name.replace("image_views", "image view"), values, guids)
-        return Features(columns[0], columns[1], kept, *columns[2:])
+        return Features(columns[0], columns[1], kept, columns[2] if views else None)
 
     def read(self, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
         """Return dataset ``name`` at ``rows`` (any order, repeats allowed), first axis (n,).

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -11,9 +10,8 @@ import typer
 from .options import MAX_SEED, RECIPE, RUNS, SETUP, Group, Json, Settings, typed, with_options
 
 if TYPE_CHECKING:
-    from ..finetune.experiments import Stage2
     from ..heads.experiments import Candidate, Protocol, Setup
-    from ..heads.experiments.fits import OnFit
+    from ..heads.runs.fitting import OnFit
 
 Folds = Annotated[int, typer.Option(help="Folds of cross-validation.")]
 Repeats = Annotated[int, typer.Option(help="Times that the folds are dealt anew.")]
@@ -77,19 +75,18 @@ class Finetuning:
         """Raise a usage error where settings of stage 2 were typed, and no candidate goes on with it."""
         typed = {"finetune": self.settings, "data": self.data, "backbone": self.backbone}
         for name, value in typed.items():
-            if value and all(each.then is None for each in candidates):
+            if value and all(each.recipe.finetune is None for each in candidates):
                 raise typer.BadParameter(f"--{name} has no effect without --with-finetune: add it, or leave this out")
 
-    def stage2(self, setup: "Setup", on_states: "OnFit") -> "Stage2":
-        """Return stage 2 for the cache of ``setup``."""
-        from ..finetune.experiments import Stage2
-
-        return Stage2(setup.cache, self.settings, self.data, self.backbone, on_states)
+    def places(self, on_states: "OnFit") -> dict[str, Any]:
+        """Return the fields of ``Setup`` that say where stage 2 finds its pairs and backbone."""
+        return {"data": self.data, "backbone": self.backbone, "on_states": on_states}
 
 
 def _finetuning_options(
     with_finetune: Annotated[
-        bool, typer.Option("--with-finetune", help="Stage 2 of the (first) fusion as one more candidate.")
+        bool,
+        typer.Option("--with-finetune", help="Add stage 2: of the first fusion, of each modality, of each setting."),
     ] = False,
     finetune: Annotated[
         list[str] | None, typer.Option(help="A setting of stage 2, name=value, as of `mmcli finetune`; repeatable.")
@@ -103,7 +100,7 @@ def _finetuning_options(
 
 
 def _finetuning(context: typer.Context, values: dict[str, Any]) -> Finetuning:
-    from ..finetune.recipe import parse_setting
+    from ..heads.finetune_recipe import parse_finetune_setting
 
     settings = {}
     for each in values["finetune"] or []:
@@ -111,7 +108,7 @@ def _finetuning(context: typer.Context, values: dict[str, Any]) -> Finetuning:
         if not equals:
             raise typer.BadParameter(f"--finetune takes name=value, found {each!r}")
         name = name.strip().replace("-", "_")
-        settings[name] = parse_setting(name, text)
+        settings[name] = parse_finetune_setting(name, text)
     return Finetuning(values["with_finetune"], settings, values["data"], values["backbone"])
 
 
@@ -138,24 +135,26 @@ def compare(
 
     Example: mmcli compare --fusions concat,gated,film,product,late,linear
     """
-    from ..finetune.experiments import SUFFIX
-    from ..heads.experiments import all_fusions
+    from ..heads.experiments import all_fusions, candidates_of
+    from ..heads.experiments.candidates import FINETUNE
     from ..report.progress import ProgressLine
 
     recipe = settings.recipe()
     names = all_fusions(setup.cache, recipe) if fusions is None else [name.strip() for name in fusions.split(",")]
-    if finetuning.wanted and not any(name.endswith(SUFFIX) for name in names):
-        names.append(names[0] + SUFFIX)
+    if finetuning.wanted and not any(name.endswith(FINETUNE) for name in names):
+        names.append(names[0] + FINETUNE)
     with ProgressLine("frozen part") as on_states:
-        candidates = finetuning.stage2(setup, on_states).candidates_of(names, recipe)
-        settings.check_used(candidates)
+        setup = replace(setup, **finetuning.places(on_states))
+        candidates = candidates_of(names, recipe, finetuning.settings)
+        settings.check_used([candidate.recipe for candidate in candidates])
         finetuning.check_used(candidates)
         _score(context, setup, candidates, scoring, "best", "compare", as_json)
 
 
-@with_options(SCORING, RECIPE, SETUP)
+@with_options(SCORING, FINETUNING, RECIPE, SETUP)
 def ablate(
     scoring: Scoring,
+    finetuning: Finetuning,
     settings: Settings,
     setup: "Setup",
     context: typer.Context,
@@ -167,10 +166,14 @@ def ablate(
     Example: mmcli ablate --focus-class neutral
     """
     from ..heads.experiments import modalities_of
+    from ..report.progress import ProgressLine
 
-    candidates = modalities_of(settings.recipe(fusion=fusion))
-    settings.check_used(candidates)
-    _score(context, setup, candidates, scoring, "both", "ablate", as_json)
+    candidates = modalities_of(settings.recipe(fusion=fusion), finetuning.settings if finetuning.wanted else None)
+    settings.check_used([candidate.recipe for candidate in candidates])
+    finetuning.check_used(candidates)
+    with ProgressLine("frozen part") as on_states:
+        setup = replace(setup, **finetuning.places(on_states))
+        _score(context, setup, candidates, scoring, "both", "ablate", as_json)
 
 
 @with_options(FINETUNING, RECIPE, SETUP)
@@ -202,11 +205,10 @@ def sweep(
 
     Example: mmcli sweep --fusion film --grid lr=1e-4,3e-4,1e-3 --grid dropout=0.3,0.5
     """
-    from ..finetune.experiments import parse_grid_setting
     from ..heads.experiments import Protocol, grid_of
     from ..heads.experiments import sweep as run
-    from ..heads.experiments.tuning import OF_STAGE_2
-    from ..heads.recipe import setting_text
+    from ..heads.recipe import OF_STAGE_2
+    from ..heads.settings import setting_text
     from ..report.comparison_tables import comparison_tables
     from ..report.notes import note_about
     from ..report.progress import ProgressLine
@@ -219,11 +221,10 @@ def sweep(
             raise typer.BadParameter("--grid is needed: name=a,b,c")
     setup = _with_split(context, setup)
     with ProgressLine("frozen part") as on_states, ProgressLine("fit", "fits") as progress:
-        stage2 = finetuning.stage2(setup, on_states)
-        then = partial(stage2.after, modality) if finetuning.wanted else None
-        tried = grid_of(grid or [], parse_grid_setting)
-        protocol = Protocol(folds, repeats, fold_seed)
-        result = run(replace(setup, on_fit=progress), recipe, tried, trials, protocol, then)
+        if finetuning.wanted:
+            recipe = recipe.with_finetune(finetuning.settings)
+        setup = replace(setup, on_fit=progress, **finetuning.places(on_states))
+        result = run(setup, recipe, grid_of(grid or []), trials, Protocol(folds, repeats, fold_seed))
     note_about(result)
     if as_json:
         print_json(result)

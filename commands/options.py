@@ -12,7 +12,7 @@ import typer
 from .paths import look_at_inputs
 
 if TYPE_CHECKING:
-    from ..heads.experiments import Candidate, Setup
+    from ..heads.experiments import Setup
     from ..heads.recipe import Recipe
 
 CACHE = Path("artifacts/features.h5")
@@ -128,9 +128,9 @@ class Settings:
             typed["hidden"] = parse_setting("hidden", typed["hidden"])
         return Recipe().changed(**(PRESETS[self.preset] | typed))
 
-    def check_used(self, heads: "Sequence[Recipe | Candidate]") -> None:
-        """Raise a usage error where a setting was typed on which none of ``heads`` depends."""
-        used = {name for head in heads for name in head.that_matter()}
+    def check_used(self, recipes: "Sequence[Recipe]") -> None:
+        """Raise a usage error where a setting was typed on which none of ``recipes`` depends."""
+        used = {name for recipe in recipes for name in recipe.that_matter()}
         for name in self.typed:
             if name not in used:
                 raise typer.BadParameter(f"--{name.replace('_', '-')} has no effect here: leave it out")

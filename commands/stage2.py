@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .options import BEST, RUNS, Device, From, Json, MaxMemory, parse_bytes, typed
+from .options import BEST, INTERRUPTED, RUNS, Device, From, Json, MaxMemory, parse_bytes, typed
 from .paths import look_at_inputs
 
 _SETTINGS = (
@@ -40,8 +40,8 @@ def finetune(
     seeds: Annotated[
         int | None, typer.Option(min=1, help="Train this many models; default: one for each head in best.pt.")
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on after the last finished epoch of an interrupted run.")
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Begin anew, where an interrupted run of the same would go on.")
     ] = False,
     cache: Annotated[Path | None, typer.Option(help="Default: what the head was trained with.")] = None,
     labels: Annotated[Path | None, typer.Option(help="Default: what the head was trained with.")] = None,
@@ -61,24 +61,26 @@ def finetune(
     from ..featurize.backbones.opening import choose_device
     from ..finetune import Watch
     from ..finetune import finetune as run
-    from ..finetune.recipe import parse_setting
+    from ..heads.finetune_recipe import parse_finetune_setting
     from ..report.notes import note_about
     from ..report.progress import ProgressLine
     from ..report.stage2_tables import stages_tables, stages_verdict
     from ..report.tables import run_table
     from ..report.terminal import note, print_json, print_parts
 
-    settings = {name: parse_setting(name, str(context.params[name])) for name in _SETTINGS if typed(context, name)}
+    settings = {
+        name: parse_finetune_setting(name, str(context.params[name])) for name in _SETTINGS if typed(context, name)
+    }
     keep_freed_memory()
     where, max_bytes = choose_device(device), parse_bytes(max_memory)
     try:
         with ProgressLine("frozen part") as of_states, ProgressLine("train", "steps") as of_steps:
             watch = Watch(of_states, of_steps, note)
             result = run(
-                source, settings, cache, labels, data, backbone, runs, seeds, resume, where, max_bytes, watch=watch
+                source, settings, cache, labels, data, backbone, runs, seeds, restart, where, max_bytes, watch=watch
             )
     except KeyboardInterrupt:
-        note("interrupted: the same command with --resume goes on after the last finished epoch, if there is one")
+        note(INTERRUPTED)
         raise typer.Exit(130) from None
     note_about(result)
     if as_json:

@@ -74,21 +74,19 @@ def train_head(
         settings.check_used([recipe])
     best_pt, own_cache = (source or runs / "latest", cache) if full else (None, cache or CACHE)
     look_at_inputs(best_pt=best_pt, cache=own_cache, labels=labels, split_dir=split_dir, result_folder=runs)
-    from ..report.drawing import Pencil
     from ..report.notes import note_about
     from ..report.progress import ProgressLine
     from ..report.tables import run_table, score_tables, seeds_table
     from ..report.terminal import print_json, print_parts
 
-    with Pencil() as pencil, ProgressLine("train", "epochs" if seeds == 1 and not full else "heads") as progress:
-        # Here, so that it loads matplotlib while this process loads PyTorch.
+    with ProgressLine("train", "epochs" if seeds == 1 and not full else "heads") as progress:
         from ..featurize.backbones.opening import choose_device
         from ..heads import train_full as run_full
         from ..heads import train_head as run
 
         where = choose_device("cpu" if device == "auto" else device)  # a head is too small for an accelerator
         if recipe is None:
-            result = run_full(source or runs / "latest", cache, labels, runs, where, max_bytes, jobs, None, pencil)
+            result = run_full(source or runs / "latest", cache, labels, runs, where, max_bytes, jobs, progress)
         else:
             result = run(
                 cache or CACHE,
@@ -103,7 +101,6 @@ def train_head(
                 max_bytes=max_bytes,
                 jobs=jobs,
                 on_fit=None if recipe.head == "linear" and seeds == 1 else progress,
-                draw=pencil,
                 new=new,
                 rare=rare,
             )
@@ -151,8 +148,8 @@ def evaluate(
     """
     look_at_inputs(best_pt=source, cache=cache, labels=labels, data=data)
     from ..featurize.backbones.opening import choose_device
-    from ..finetune.use import TrainedStage2, open_best_pt
     from ..heads import evaluate as run
+    from ..heads import open_best_pt
     from ..report.notes import note_about
     from ..report.progress import ProgressLine
     from ..report.tables import score_tables, shown_path
@@ -161,7 +158,7 @@ def evaluate(
     parts: list[str] = ["val", "test"] if on == "held-out" else [on]
     where = choose_device(device)
     model = open_best_pt(source, where, data, backbone)
-    if not isinstance(model, TrainedStage2) and "stage1" not in model.checkpoint.made_from:
+    if not model.layers and "stage1" not in model.checkpoint.made_from:
         for name in ("data", "backbone"):
             if typed(context, name):
                 raise typer.BadParameter(f"--{name} has no effect: {model.checkpoint.path} needs no raw pairs")
@@ -207,7 +204,7 @@ def predict(
         refuse_to_overwrite(out, b"guid", [source, *(path for path in (ids, data, image, cache) if path)])
         make_folder(out.parent)
     from ..featurize.backbones.opening import choose_device
-    from ..finetune import open_best_pt
+    from ..heads import open_best_pt
     from ..heads import predict as run
 
     keep_freed_memory()

@@ -4,6 +4,7 @@ from .evaluation.splits import Split as Split
 from .evaluation.splits import read_split as read_split
 from .evaluation.splits import stratified_split as stratified_split
 from .evaluation.splits import write_split as write_split
+from .finetune_recipe import FinetuneRecipe as FinetuneRecipe
 from .model.fusions import FUSIONS as FUSIONS
 from .model.head import Ensemble as Ensemble
 from .model.head import Head as Head
@@ -15,7 +16,8 @@ from .runs.checkpoint import save_checkpoint as save_checkpoint
 from .runs.predictor import Predictions as Predictions
 from .runs.predictor import Predictor as Predictor
 from .runs.predictor import predict as predict
-from .runs.trainer import evaluate as evaluate
+from .runs.scorer import evaluate as evaluate
+from .runs.trained import open_best_pt as open_best_pt
 from .runs.trainer import train_full as train_full
 from .runs.trainer import train_head as train_head
 from .training.loop import Fit as Fit

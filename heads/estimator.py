@@ -19,7 +19,7 @@ from .model.fusions import Fusion, Gated, fusion_class
 from .model.inputs import Batch, Rows
 from .model.losses import fit_offsets
 from .recipe import Recipe
-from .training.loop import fit
+from .training.loop import FitOptions, fit
 
 _NOT_RECIPE = ("validation_fraction", "random_state", "image_columns")
 
@@ -133,8 +133,7 @@ class FusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             settings["hidden"] = tuple(self.hidden)
             recipe = Recipe(**settings, seed=int(random.randint(2**31)))
             val = None if stop is None else rows.take(stop)
-            schedule = [recipe.lr] * recipe.epochs if val is None else None
-            done = fit(recipe, len(self.classes_), rows.take(train), val, schedule, score_train=False)
+            done = fit(recipe, len(self.classes_), rows.take(train), val, FitOptions(score_train=False))
         except MmcliError as error:
             raise ValueError(str(error)) from error
         # In float64, so that a row alone and a row among others give the same to the last digits.

@@ -6,6 +6,10 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 from ..cache.errors import MmcliError
+from .finetune_recipe import FinetuneRecipe, parse_finetune_setting, recipe_for
+from .settings import check_name, parse_as
+
+OF_STAGE_2 = "finetune."  # begins the name of a setting of stage 2 in a grid
 
 Modality = Literal["both", "text", "image"]
 HeadKind = Literal["mlp", "linear"]
@@ -51,7 +55,9 @@ class Recipe:
     normalize
         Whether each embedding is scaled to length 1 before it is standardised.
     seed
-        Of initial weights, order of rows and dropout.
+        Seed for initial weights, the order of rows and dropout.
+    finetune
+        How stage 2 goes on with the trained head; None for a head on frozen embeddings alone.
     """
 
     fusion: str = "concat"
@@ -76,6 +82,7 @@ class Recipe:
     views: bool = False
     normalize: bool = True
     seed: int = 42
+    finetune: FinetuneRecipe | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("lr", 0), ("lr_attn", 0), ("batch_size", 1), ("epochs", 0), ("patience", 0)):
@@ -100,6 +107,8 @@ class Recipe:
                 raise MmcliError(
                     f"unknown {what} {getattr(self, name)!r}: choose one of {', '.join(get_args(choices))}"
                 )
+        if self.finetune is not None:
+            recipe_for(self.modality, self.finetune.to_dict())  # raises where it asks for layers of an unseen tower
         if self.head == "linear" and self.views:
             raise MmcliError(
                 "the linear head sees each row once, so views have no meaning for it: leave one of them out"
@@ -112,7 +121,10 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as plain data."""
-        return asdict(self) | {"hidden": list(self.hidden)}
+        plain = asdict(self) | {"hidden": list(self.hidden)}
+        if self.finetune is None:
+            del plain["finetune"]
+        return plain
 
     def that_matter(self) -> dict[str, Any]:
         """Return, as plain data, the settings that a fit by this recipe depends on.
@@ -124,6 +136,8 @@ class Recipe:
             without.add("fusion")
         if self.sees != "cross_attn":
             without.add("lr_attn")
+        if self.finetune is not None:
+            without -= set(_OF_STAGE_2)
         if self.loss != "focal":
             without.add("focal_gamma")
         return {name: value for name, value in self.to_dict().items() if name not in without}
@@ -131,19 +145,40 @@ class Recipe:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Recipe":
         """Return the recipe that ``to_dict`` described."""
-        return cls(**{**values, "hidden": tuple(values["hidden"])})
+        finetune = values.get("finetune")
+        return cls(
+            **{
+                **values,
+                "hidden": tuple(values["hidden"]),
+                "finetune": None if finetune is None else FinetuneRecipe(**finetune),
+            }
+        )
 
     def changed(self, **settings: Any) -> "Recipe":
-        """Return a copy with other settings.
+        """Return a copy with other settings; ``finetune.<name>`` is a setting of stage 2.
 
         Raises
         ------
         MmcliError
-            Naming a setting that does not exist, and those that do.
+            Naming a setting that does not exist, and those that do; or a setting of stage 2 without stage 2.
         """
+        in_stage2 = {name.removeprefix(OF_STAGE_2): settings.pop(name) for name in list(settings) if OF_STAGE_2 in name}
         for name in settings:
-            check_name(name)
-        return replace(self, **settings)
+            check_name(name, SETTINGS, "a head")
+        changed = replace(self, **settings)
+        if not in_stage2:
+            return changed
+        if self.finetune is None:
+            raise MmcliError(f"{OF_STAGE_2}{min(in_stage2)} is a setting of stage 2: add --with-finetune")
+        return replace(changed, finetune=recipe_for(self.modality, self.finetune.to_dict() | in_stage2))
+
+    def with_finetune(self, settings: Mapping[str, Any] | None = None) -> "Recipe":
+        """Return a copy that goes on with stage 2, whose ``settings`` differ from the defaults for this modality."""
+        return replace(self, finetune=recipe_for(self.modality, settings or {}))
+
+    def without_finetune(self) -> "Recipe":
+        """Return a copy that stops after stage 1."""
+        return replace(self, finetune=None)
 
     def reseeded(self, number: int) -> "Recipe":
         """Return a copy with the ``number``-th seed after this one's, beginning anew beyond the largest."""
@@ -151,53 +186,23 @@ class Recipe:
 
 
 _OF_LINEAR = ("fusion", "modality", "head", "class_weights", "offsets", "normalize", "seed")
-SETTINGS: dict[str, Any] = {field.name: field.default for field in fields(Recipe)}
-
-
-def check_name(name: str, settings: Mapping[str, Any] = SETTINGS, of: str = "a head") -> None:
-    """Raise an MmcliError where no setting is called ``name``."""
-    if name not in settings:
-        raise MmcliError(f"no setting of {of} is called {name!r}: choose among {', '.join(settings)}")
+# What stage 2 takes from the head's recipe, also where a linear head does not: the loss and the optimizer.
+_OF_STAGE_2 = ("class_weights", "focal_gamma", "label_smoothing", "logit_adjustment", "loss", "weight_decay")
+SETTINGS: dict[str, Any] = {field.name: field.default for field in fields(Recipe) if field.name != "finetune"}
 
 
 def parse_setting(name: str, text: str) -> Any:
-    """Read a setting as it is typed: a number, a name, true or false, or widths such as ``256x64``.
+    """Read a setting as it is typed: of a head, or as ``finetune.<name>`` of stage 2.
 
     Raises
     ------
     MmcliError
-        No such setting, or it cannot be that.
+        No setting has that name, or the text is no value for it.
     """
-    check_name(name)
+    if name.startswith(OF_STAGE_2):
+        return parse_finetune_setting(name.removeprefix(OF_STAGE_2), text)
+    check_name(name, SETTINGS, "a head")
     return parse_as(name, text, SETTINGS[name])
-
-
-def parse_as(name: str, text: str, default: Any) -> Any:
-    """Read the value of a setting as the type of ``default``; an MmcliError says what it must be."""
-    text = text.strip()
-    try:
-        if isinstance(default, bool):
-            return {"true": True, "false": False}[text.lower()]
-        if isinstance(default, tuple):
-            widths = tuple(int(part) for part in text.split("x"))
-            if min(widths) < 1:
-                raise ValueError
-            return widths
-        if isinstance(default, int):
-            return int(text)
-        if isinstance(default, float):
-            return float(text)
-    except (ValueError, KeyError) as error:
-        shapes: dict[type, str] = {bool: "true or false", tuple: "widths such as 256x64", int: "a whole number"}
-        raise MmcliError(f"{name} cannot be {text!r}: it is {shapes.get(type(default), 'a number')}") from error
-    return text
-
-
-def setting_text(value: Any) -> str:
-    """Return a setting as it is typed."""
-    if isinstance(value, tuple):
-        return "x".join(map(str, value))
-    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 # The recipe of the published report (docs/results.md): twelve epochs in batches of 16, all of them, no class weights.

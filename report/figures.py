@@ -1,13 +1,8 @@
-"""Figures as PNG files, from plain data: lists and dicts as they stand in ``history.csv`` and ``metrics.json``.
+"""Figures as PNG files, from plain data: lists and dicts as they stand in ``history.csv`` and ``metrics.json``."""
 
-As a script, it draws what it is told line by line: see ``drawing``.
-"""
-
-import json
 import re
-import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,16 +99,3 @@ def _drawable(names: Sequence[str]) -> list[str]:
 def _dot(axes: Axes, place: float, value: float, bounds: Sequence[float], color: str) -> None:
     axes.plot(bounds, [place, place], color=color, linewidth=2, alpha=0.6)
     axes.plot(value, place, "o", color=color)
-
-
-def _serve() -> None:
-    """Draw a figure for each line of standard input, [name, arguments, path] in JSON, and say so."""
-    functions: dict[str, Callable[..., None]] = {"curves": curves, "confusion": confusion}
-    for line in sys.stdin:
-        name, arguments, path = json.loads(line)
-        functions[name](*arguments, Path(path))
-        print("drawn", flush=True)
-
-
-if __name__ == "__main__":
-    _serve()

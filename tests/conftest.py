@@ -223,13 +223,13 @@ def fitted(monkeypatch):
     from mmcli.heads.experiments import fits
 
     names = []
-    original = fits._fit_one
+    original = fits._fit_and_keep
 
-    def spy(name, *rest):
-        names.append(name)
-        return original(name, *rest)
+    def spy(task, store):
+        names.append(task.candidate.name)
+        return original(task, store)
 
-    monkeypatch.setattr(fits, "_fit_one", spy)
+    monkeypatch.setattr(fits, "_fit_and_keep", spy)
     return names
 
 
@@ -296,16 +296,7 @@ def decide(monkeypatch):
     """Return a function that says which stage is to be kept, whatever the scores."""
     from mmcli.finetune.outcome import Outcome
 
-    def keep(stage_2):
-        original = Outcome.__init__
-
-        def decided(self, *arguments):
-            original(self, *arguments)
-            self.is_better = stage_2
-
-        monkeypatch.setattr(Outcome, "__init__", decided)
-
-    return keep
+    return lambda stage_2: monkeypatch.setattr(Outcome, "is_better", property(lambda outcome: stage_2))
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@
 """
 
 from ..evaluation.statistics import bootstrap_p, corrected_t, holm, paired_bootstrap
-from .comparison import all_fusions, candidates_of, compare, modalities_of
-from .fits import Candidate
+from .candidates import Candidate, all_fusions, candidates_of, modalities_of
+from .comparison import compare
 from .one_split import single_split
 from .setup import Protocol, Setup
 from .tuning import grid_of, sweep

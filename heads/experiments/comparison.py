@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...cache.errors import MmcliError
-from ...cache.store import FeatureCache
 from ..evaluation.folds import Fold, folds_of, repeated_folds
 from ..evaluation.metrics import accuracy, confusion_matrix, f1_per_class, interval, macro_f1
 from ..evaluation.statistics import (
@@ -24,44 +23,11 @@ from ..evaluation.statistics import (
     tail_p,
     with_fits,
 )
-from ..model.fusions import FUSIONS, fusion_class, refuse_weights
-from ..recipe import Recipe
 from ..runs.folders import check_writable
-from .fits import Candidate, Data, FoldFit, by_candidate, fit_all
+from .candidates import Candidate, Data, FoldFit
+from .fits import by_candidate, fit_all
 from .results import write_results
-from .setup import KEPT, Protocol, Setup, focus_of, open_data, scored_counts, scored_only
-
-
-def all_fusions(cache_path: str | Path, recipe: Recipe) -> list[str]:
-    """Return every fusion that a cache and the rest of a recipe allow, and ``linear`` beside MLPs."""
-    with FeatureCache.open(cache_path) as cache:
-        names = [name for name, fusion in FUSIONS.items() if cache.has_tokens or not fusion.needs_tokens]
-    if recipe.head == "linear":
-        return [name for name in names if not FUSIONS[name].has_weights]
-    return names if recipe.views else [*names, "linear"]
-
-
-def candidates_of(names: Sequence[str], recipe: Recipe) -> list[Candidate]:
-    """Return a candidate per name: a fusion, ``linear`` (the linear head on concat), or ``<fusion>:linear``.
-
-    Raises
-    ------
-    MmcliError
-        There is no such fusion, or it has weights that a linear head cannot learn.
-    """
-    candidates = []
-    for name in names:
-        fusion, _, head = ("concat", ":", "linear") if name == "linear" else name.partition(":")
-        chosen, changed = fusion_class(fusion, recipe.modality), recipe.changed(fusion=fusion, head=head or recipe.head)
-        if changed.head == "linear":
-            refuse_weights(chosen, fusion)
-        candidates.append(Candidate(name, changed))
-    return candidates
-
-
-def modalities_of(recipe: Recipe) -> list[Candidate]:
-    """Return the candidates of a modality ablation: both, text alone, image alone."""
-    return [Candidate(name, recipe.changed(modality=name)) for name in ("both", "text", "image")]
+from .setup import Protocol, Setup, focus_of, open_data, scored_counts, scored_only
 
 
 def compare(
@@ -107,14 +73,11 @@ def compare(
     made = repeated_folds(data.rows.classes, data.groups, data.classes, protocol.folds, protocol.repeats, protocol.seed)
     about |= scored_counts(data, made)
     about["focus_class"] = focus_of(focus_class, about)
-    fits = fit_all(data, candidates, made, Path(setup.out) / KEPT, setup.jobs, setup.on_fit)
+    fits = fit_all(data, candidates, made, setup)
     data, made, fits = scored_only(data, made, fits)
     logits = out_of_fold(fits, len(data.guids), len(data.classes), protocol.repeats)
     scored = score_candidates(data, logits, fits, against)
-    recipes = {
-        candidate.name: candidate.recipe.to_dict() | ({} if candidate.then is None else {"then": candidate.then.key()})
-        for candidate in candidates
-    }
+    recipes = {candidate.name: candidate.recipe.to_dict() for candidate in candidates}
     result = {"what": what, **about, **asdict(protocol), **scored, "recipes": recipes}
     return write_results(Path(setup.out), what, result, data, logits, made)
 

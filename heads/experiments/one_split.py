@@ -13,8 +13,9 @@ from ..evaluation.folds import Fold
 from ..evaluation.metrics import score
 from ..evaluation.splits import SPLITS
 from ..runs.folders import check_writable, new_folder
-from .fits import Candidate, fit_all
-from .setup import KEPT, Setup, focus_of, open_data
+from .candidates import Candidate
+from .fits import fit_all
+from .setup import Setup, focus_of, open_data
 
 
 def single_split(setup: Setup, candidates: Sequence[Candidate], focus_class: str | None = None) -> dict[str, Any]:
@@ -44,7 +45,7 @@ def single_split(setup: Setup, candidates: Sequence[Candidate], focus_class: str
     fold = Fold(0, 0, train, val, np.concatenate([val, test]))
     true, groups, n_val = data.rows.classes[fold.test], data.groups[fold.test], len(val)
     listed = []
-    for each in fit_all(data, candidates, [fold], Path(setup.out) / KEPT, setup.jobs, setup.on_fit):
+    for each in fit_all(data, candidates, [fold], setup):
         predicted = each.logits.argmax(axis=1)
         val_scores = score(true[:n_val], predicted[:n_val], data.classes, groups[:n_val])
         test_scores = score(true[n_val:], predicted[n_val:], data.classes, groups[n_val:])

@@ -13,7 +13,7 @@ from ...cache.labels import table_text
 from ..evaluation.folds import Fold, folds_of
 from ..evaluation.metrics import softmax
 from ..runs.folders import new_folder
-from .fits import Data
+from .candidates import Data
 
 _ROWS_AT_ONCE = 4096
 

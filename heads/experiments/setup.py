@@ -15,11 +15,11 @@ from ..evaluation.division import SplitOptions, divide, settle_rare_in_folds
 from ..evaluation.duplicates import Groups
 from ..evaluation.folds import Fold, Indices
 from ..evaluation.splits import Split
+from ..runs.fit_store import data_key
+from ..runs.fitting import OnFit
 from ..runs.folders import LATEST, pointed_at
 from ..runs.labelled import labels_of, left_for_features, rows_of, share_of
-from .fits import Candidate, Data, FoldFit, OnFit, data_key
-
-KEPT = "fits"  # folder of finished fits, beside the folders of results
+from .candidates import Candidate, Data, FoldFit
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,10 @@ class Setup:
         What all processes may take: embeddings and token states that do not fit are read as they are needed.
     on_fit
         Called with (fits finished, fits there are).
+    data, backbone
+        For candidates with a stage 2: where the raw pairs and the backbone are now; default: as recorded in the cache.
+    on_states
+        Called with (pairs computed, pairs to compute) while the frozen part of stage 2 is computed.
     """
 
     cache: str | Path = "artifacts/features.h5"
@@ -55,6 +59,14 @@ class Setup:
     on_fit: OnFit | None = None
     new: str = "train"
     rare: str = "train-only"
+    data: str | Path | None = None
+    backbone: str | None = None
+    on_states: OnFit | None = None
+
+    @property
+    def kept(self) -> Path:
+        """The folder of finished fits, beside the folders of results."""
+        return Path(self.out) / "fits"
 
     def split_options(self) -> SplitOptions:
         """Return how its split is made."""

@@ -6,13 +6,13 @@ from dataclasses import replace
 from typing import Any
 
 from ...cache.errors import MmcliError
-from ..recipe import Recipe, parse_setting, setting_text
+from ..recipe import OF_STAGE_2, Recipe, parse_setting
+from ..settings import setting_text
+from .candidates import Candidate
 from .comparison import compare
-from .fits import Candidate, Continuation
 from .setup import Protocol, Setup
 
 _BASE = "as it is"
-OF_STAGE_2 = "finetune."  # what names of its settings begin with in a grid
 
 
 def _is_logarithmic(name: str) -> bool:
@@ -109,7 +109,6 @@ def sweep(
     grid: Mapping[str, Any],
     trials: int | None = None,
     protocol: Protocol | None = None,
-    then: Callable[[Mapping[str, Any]], Continuation] | None = None,
 ) -> dict[str, Any]:
     """Compare ``recipe`` with changes of its settings, on folds of the training and validation rows only.
 
@@ -117,44 +116,40 @@ def sweep(
     ----------
     setup
         The test rows of its split are left out.
+    recipe
+        Where it has a stage 2, every change is tried with both stages, and the baseline is its stage 1 alone.
     grid
-        What ``grid_of`` returns. Names that begin with ``finetune.`` are settings of ``then``.
+        What ``grid_of`` returns. Names that begin with ``finetune.`` are settings of stage 2.
     trials
         Draw that many random combinations; default: all of them.
     protocol
         Folds, one repeat by default.
-    then
-        What goes on after the fits of all but ``recipe`` as it is, made from settings. It is also tried as it is.
 
     Returns
     -------
     dict
-        As ``compare`` returns, differences taken from ``recipe`` as it is; also ``best`` (settings of the best
-        candidate) and ``best_goes_on`` (whether it is one with ``then``).
+        As ``compare`` returns, differences taken from the baseline; also ``best`` (settings of the best candidate) and
+        ``best_goes_on`` (whether it has a stage 2).
     """
-    if not grid and then is None:
+    if not grid and recipe.finetune is None:
         raise MmcliError("nothing to sweep over: name settings with --grid name=a,b,c")
     protocol = replace(protocol or Protocol(repeats=1), without_test=True)
-    candidates, used = [Candidate(_BASE, recipe)], set(recipe.that_matter())
+    base = recipe.without_finetune()
+    candidates, used = [Candidate(_BASE, base)], set(base.that_matter())
     tried: dict[str, dict[str, Any]] = {_BASE: {}}
-    as_it_is: list[dict[str, Any]] = [] if then is None else [{}]
-    for changes in as_it_is + settings_to_try(grid, trials, protocol.seed):
-        of_head = {name: value for name, value in changes.items() if not name.startswith(OF_STAGE_2)}
-        of_then = {name.removeprefix(OF_STAGE_2): changes[name] for name in changes.keys() - of_head.keys()}
-        if of_then and then is None:
-            raise MmcliError(f"{OF_STAGE_2}{min(of_then)} is a setting of stage 2: add --with-finetune")
-        name = describe(changes) or "finetune"
-        changed = Candidate(name, recipe.changed(**of_head), None if then is None else then(of_then))
-        used |= set(changed.that_matter()) | {OF_STAGE_2 + each for each in of_then}
-        if all(changed.that_matter() != each.that_matter() for each in candidates):
-            tried[name] = changes
+    unchanged: list[dict[str, Any]] = [] if recipe.finetune is None else [{}]
+    for changes in unchanged + settings_to_try(grid, trials, protocol.seed):
+        changed = Candidate(describe(changes) or "finetune", recipe.changed(**changes))
+        used |= set(changed.recipe.that_matter()) | {name for name in changes if name.startswith(OF_STAGE_2)}
+        if all(changed.recipe.that_matter() != other.recipe.that_matter() for other in candidates):
+            tried[changed.name] = changes
             candidates.append(changed)
     for name in grid:
         if name not in used:
             raise MmcliError(f"{name} has no effect on this head ({recipe.sees}, {recipe.head}): leave it out")
     result = compare(setup, candidates, protocol, against=_BASE, what="sweep")
     best = result["candidates"][0]["name"]
-    return result | {"best": tried[best], "best_goes_on": then is not None and best != _BASE}
+    return result | {"best": tried[best], "best_goes_on": recipe.finetune is not None and best != _BASE}
 
 
 def describe(changes: Mapping[str, Any]) -> str:

@@ -1,6 +1,8 @@
 """The head: embeddings to logits. And several heads as one."""
 
-from collections.abc import Iterable, Sequence
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,6 +11,7 @@ from torch.nn import functional
 
 from ...cache.errors import MmcliError
 from ...cache.features import Features
+from ...featurize.backbones.towers import Top
 from ..recipe import Recipe
 from .attention import CrossAttention
 from .fusions import FUSIONS, Sizes, fusion_class
@@ -136,16 +139,88 @@ class Head(nn.Module):
     n_classes
         C.
     recipe
-        Of it ``fusion``, ``modality``, ``head``, ``hidden``, ``dropout`` and ``normalize``.
+        Its ``fusion``, ``modality``, ``head``, ``hidden``, ``dropout`` and ``normalize`` are looked at.
+
+    Attributes
+    ----------
+    tops
+        By tower (``text``, ``image``), the last layers of the backbone that are trained with the head in stage 2; none
+        in stage 1. A tower with a top gives its embedding from ``Batch.states``.
     """
 
     def __init__(self, sizes: Sizes, n_classes: int, recipe: Recipe) -> None:
         super().__init__()
+        self.sizes, self.n_classes = sizes, n_classes
         self.fusion = fusion_class(recipe.fusion, recipe.modality)(sizes)
         self.image_input = None if recipe.modality == "text" else Standardise(sizes.image, recipe.normalize)
         self.text_input = None if recipe.modality == "image" else Standardise(sizes.text, recipe.normalize)
         hidden = recipe.hidden if recipe.head == "mlp" else ()
         self.mlps = nn.ModuleList(_mlp(width, hidden, n_classes, recipe.dropout) for width in self.fusion.out_sizes)
+        self.tops = nn.ModuleDict()
+
+    def top(self, tower: str) -> Top:
+        """Return the last layers of a tower."""
+        top = self.tops[tower]
+        assert isinstance(top, Top)
+        return top
+
+    def attach(self, tops: Mapping[str, Top], changed: Mapping[str, Tensor] | None = None) -> None:
+        """Go on from copies of the last layers of towers, with the weights in ``changed`` by their names.
+
+        Raises
+        ------
+        KeyError, ValueError
+            Names or shapes in ``changed`` are not those of the layers.
+        """
+        for tower, top in tops.items():
+            self.tops[tower] = copy.deepcopy(top)
+        if changed is not None:
+            self.load_changed(changed)
+
+    @property
+    def is_small(self) -> bool:
+        """Whether a step is so little work that one thread takes it faster than several."""
+        return not self.tops or (not self.needs_tokens and all(self.top(tower).is_small for tower in self.tops))
+
+    def unfrozen(self) -> dict[str, nn.Parameter]:
+        """Return the parameters of the backbone that are trained, by their names in the whole model."""
+        return {name: weight for tower in self.tops for name, weight in self.top(tower).unfrozen().items()}
+
+    def own_parameters(self) -> dict[str, nn.Parameter]:
+        """Return the parameters of the head itself, by name."""
+        return {name: weight for name, weight in self.named_parameters() if not name.startswith("tops.")}
+
+    def weights(self) -> dict[str, dict[str, Tensor]]:
+        """Return copies in main memory of what was learned: ``head``, and ``changed`` (layers of the backbone)."""
+        return {
+            "head": {name: tensor.clone() for name, tensor in tensors_of(self).items()},
+            "changed": {name: weight.detach().cpu().clone() for name, weight in self.unfrozen().items()},
+        }
+
+    def load_weights(self, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Take what ``weights`` returned.
+
+        Raises
+        ------
+        KeyError, ValueError
+            Names or shapes do not match.
+        """
+        self.load_changed(weights["changed"])
+        mine = self.state_dict()
+        if {name for name in mine if not name.startswith("tops.")} != weights["head"].keys():
+            raise KeyError("the tensors of the head do not match")
+        self.load_state_dict(weights["head"], strict=False)
+
+    @torch.no_grad()
+    def load_changed(self, changed: Mapping[str, Tensor]) -> None:
+        """Take the weights of layers of the backbone that ``weights`` returned as ``changed``."""
+        mine = self.unfrozen()
+        if mine.keys() != changed.keys():
+            raise KeyError(f"layers {', '.join(sorted(mine.keys() ^ changed.keys())[:3])} do not match")
+        for name, weight in mine.items():
+            if weight.shape != changed[name].shape:
+                raise ValueError(f"{name} has the shape {tuple(changed[name].shape)}, not {tuple(weight.shape)}")
+            weight.copy_(changed[name])
 
     @property
     def needs_tokens(self) -> bool:
@@ -155,7 +230,7 @@ class Head(nn.Module):
     def learn_inputs(self, features: Features) -> None:
         """Take the standardisation from the training rows."""
         device = str(next(self.parameters()).device)
-        ordered, _ = features.in_file_order()
+        ordered, _ = replace(features, states={}).in_fast_order()
         for module, side in ((self.image_input, "image"), (self.text_input, "text")):
             if module is not None:
                 module.learn(getattr(batch, side) for batch in batches(ordered, False, device))
@@ -164,8 +239,24 @@ class Head(nn.Module):
             assert isinstance(attention, CrossAttention)
             attention.learn_inputs(*_token_moments(features))
 
+    def embedded(self, batch: Batch) -> Batch:
+        """Return ``batch`` with the embeddings and tokens that the tops compute in place of the frozen ones."""
+        for tower in self.tops:
+            top, (states, ids, mask) = self.top(tower), batch.states[tower]
+            if ids is not None and mask is not None:
+                ids = ids.masked_fill(mask == 0, top.pad_id)
+            if batch.tokens is None:
+                pooled, tokens = top.pooled(states, ids, mask), None
+            else:
+                pooled, hidden = top(states, ids, mask)
+                tokens = _replaced(batch.tokens, tower, hidden, mask)
+            image, text = (pooled, batch.text) if tower == "image" else (batch.image, pooled)
+            batch = Batch(image, text, tokens, batch.states)
+        return batch
+
     def standardised(self, batch: Batch) -> Batch:
         """Return what the fusion sees; an input that the head does not use is returned as it is."""
+        batch = self.embedded(batch)
         return Batch(
             batch.image if self.image_input is None else self.image_input(batch.image),
             batch.text if self.text_input is None else self.text_input(batch.text),
@@ -187,6 +278,18 @@ class Head(nn.Module):
     def n_parameters(self) -> int:
         """Count the trainable parameters."""
         return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
+
+
+def _replaced(tokens: TokenBatch, tower: str, hidden: Tensor, mask: Tensor | None) -> TokenBatch:
+    if tower == "image":
+        return tokens._replace(image=hidden)
+    assert mask is not None
+    return tokens._replace(text=hidden, mask=mask.bool())
+
+
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors of a head, or of several, in main memory, without the layers of the backbone."""
+    return {name: tensor.detach().cpu() for name, tensor in module.state_dict().items() if "tops." not in name}
 
 
 def _mlp(width: int, hidden: Sequence[int], n_classes: int, dropout: float) -> nn.Sequential:
@@ -241,6 +344,18 @@ class Ensemble(nn.Module):
     def needs_tokens(self) -> bool:
         """Whether the heads look at token states."""
         return bool(self.heads[0].needs_tokens)
+
+    @property
+    def tops(self) -> nn.ModuleDict:
+        """The last layers of the backbone that belong to the first head; every head has its own."""
+        tops = self.heads[0].tops
+        assert isinstance(tops, nn.ModuleDict)
+        return tops
+
+    @property
+    def is_small(self) -> bool:
+        """Whether one thread predicts faster than several."""
+        return bool(self.heads[0].is_small)
 
     def forward(self, batch: Batch) -> Tensor:
         """Return logits, (n, C): of several heads, the log of their mean probabilities."""

@@ -1,7 +1,8 @@
 """Rows to learn from, and batches of them as tensors."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from ...cache.features import Features
 
-_POOLED_ROWS, _TOKEN_ROWS = 1024, 256  # per batch in evaluation
+_POOLED_ROWS, _TOKEN_ROWS, _STATE_ROWS = 1024, 256, 64  # per batch in evaluation
 _STRETCH_ROWS = 1024
 
 
@@ -23,12 +24,31 @@ class TokenBatch(NamedTuple):
     mask: Tensor
 
 
+class StateBatch(NamedTuple):
+    """States of b rows, float32: (b, L, w) of texts, with token ids and mask, (b, L) int64; (b, ...) of images."""
+
+    states: Tensor
+    ids: Tensor | None = None
+    mask: Tensor | None = None
+
+
 class Batch(NamedTuple):
-    """What a head sees of b pairs: image and text embeddings, (b, d) each, and token states where it needs them."""
+    """What a head sees of b pairs.
+
+    Attributes
+    ----------
+    image, text
+        Embeddings, (b, d) each.
+    tokens
+        Token states, where the head needs them.
+    states
+        By tower, what enters its unfrozen layers: the head computes the embedding of this tower from them.
+    """
 
     image: Tensor
     text: Tensor
     tokens: TokenBatch | None = None
+    states: Mapping[str, StateBatch] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -67,16 +87,32 @@ def token_batches(
             yield TokenBatch(*(torch.from_numpy(array).to(device) for array in padded))
 
 
+def state_batch(features: Features, rows: NDArray[np.int64], device: str) -> dict[str, StateBatch]:
+    """Return the states of the rows numbered ``rows``, by tower."""
+    batch = {}
+    for tower, states in features.states.items():
+        padded = states.take(rows).padded()
+        text = (None if array is None else torch.from_numpy(array).to(device) for array in (padded.ids, padded.mask))
+        batch[tower] = StateBatch(torch.from_numpy(padded.states).to(device), *text)
+    return batch
+
+
 def batches(features: Features, with_tokens: bool, device: str) -> Iterator[Batch]:
-    """Yield all rows in order, a few hundred at a time where token states are looked at, else thousands."""
-    order, size = np.arange(len(features)), _TOKEN_ROWS if with_tokens else _POOLED_ROWS
+    """Yield all rows in order: thousands at a time, or hundreds with token states, or tens with states of a tower."""
+    order = np.arange(len(features))
+    size = _STATE_ROWS if features.states else _TOKEN_ROWS if with_tokens else _POOLED_ROWS
     starts = range(0, max(len(order), 1), size)
     for start, tokens in zip(starts, token_batches(features, with_tokens, order, size, device), strict=True):
         image, text = (
-            torch.from_numpy(array[start : start + size]).to(device).float()
+            at_least_float32(torch.from_numpy(array[start : start + size]).to(device))
             for array in (features.image, features.text)
         )
-        yield Batch(image, text, tokens)
+        yield Batch(image, text, tokens, state_batch(features, order[start : start + size], device))
+
+
+def at_least_float32(rows: Tensor) -> Tensor:
+    """Return numbers stored in half precision as float32; float64 stays."""
+    return rows.to(torch.promote_types(rows.dtype, torch.float32))
 
 
 def shuffled_blocks(features: Features, generator: torch.Generator) -> Iterator[NDArray[np.int64]]:

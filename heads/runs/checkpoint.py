@@ -9,26 +9,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ...cache.errors import CacheError, CheckpointError, MmcliError
 from ...cache.schema import describe_difference, fingerprint_of
 from ...cache.store import FeatureCache
 from ..evaluation.splits import Split
 from ..model.fusions import Sizes
-from ..model.head import Ensemble, Head
+from ..model.head import Ensemble, Head, tensors_of
 from ..recipe import Recipe
 from .folders import find_best_pt
 from .tensor_file import (
     CodeInsideError,
     TensorFileError,
+    check_tensor,
     check_tensors,
     first_line,
     read_tensor_file,
     write_tensor_file,
 )
 
-FORMAT = "mmcli head 2"
-FINETUNED = "mmcli finetune 1"  # with layers of the backbone; read and used by ``finetune``
+FORMAT = "mmcli head 3"
+_EARLIER = ("mmcli head 2", "mmcli finetune 1")  # the same content under other names
 
 
 @dataclass
@@ -60,6 +62,9 @@ class Checkpoint:
         The file it was read from.
     relabelled
         What became of classes of the labels file: the name that the head knows them by, or None where it does not.
+    changed
+        After stage 2, for each head: the weights of the unfrozen layers by their names in the whole model. Empty after
+        stage 1. Nothing else of the backbone is kept.
     """
 
     head: Ensemble
@@ -74,6 +79,7 @@ class Checkpoint:
     made_from: dict[str, str]
     path: Path | None = None
     relabelled: dict[str, str | None] = field(default_factory=dict)
+    changed: list[dict[str, Tensor]] = field(default_factory=list)
 
     @property
     def fingerprint(self) -> str:
@@ -147,8 +153,10 @@ class Checkpoint:
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write ``path`` atomically."""
-    write_best_pt(path, FORMAT, header_of(checkpoint), {"tensors": tensors_of(checkpoint.head)})
+    """Write ``path`` atomically: a JSON header and named groups of tensors."""
+    header = json.dumps(header_of(checkpoint), sort_keys=True)
+    tensors = {"tensors": tensors_of(checkpoint.head), "changed": checkpoint.changed}
+    write_tensor_file(path, {"format": FORMAT, "header": header, **tensors})
 
 
 def header_of(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -169,32 +177,15 @@ def header_of(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def tensors_of(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Return what a module has learned, in main memory."""
-    return {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}
-
-
-def write_best_pt(path: Path, kind: str, header: dict[str, Any], tensors: dict[str, Any]) -> None:
-    """Write a file of format ``kind``: a JSON header and named groups of tensors."""
-    write_tensor_file(path, {"format": kind, "header": json.dumps(header, sort_keys=True), **tensors})
-
-
 def load_checkpoint(path: str | Path, device: str = "cpu") -> Checkpoint:
     """Read a best.pt, given by its name or by its run folder. No code in it is run: ``torch.load(weights_only=True)``.
 
     Raises
     ------
     CheckpointError
-        No such file; a pickle with code in it; not a checkpoint of mmcli; cut off; of stage 2.
+        No such file; a pickle with code in it; not a checkpoint of mmcli; cut off.
     """
-    stored = read_best_pt(path)
-    if stored.content["format"] != FORMAT:
-        earlier = stored.header()["made_from"].get("stage1", "that of `mmcli train-head`")
-        raise CheckpointError(
-            f"{stored.path} is of stage 2 (mmcli finetune), where a head on frozen features is asked for: open it with "
-            f"mmcli.finetune.open_best_pt, or give the best.pt that it was made from, {earlier}"
-        )
-    return stored.checkpoint(device)
+    return read_best_pt(path).checkpoint(device)
 
 
 @dataclass(frozen=True)
@@ -215,7 +206,7 @@ class Stored:
         """Return the head that is in it."""
         header, tensors = self.header(), self.content["tensors"]
         with self.must_fit():
-            recipe = Recipe.from_dict(header["recipe"])
+            recipe = Recipe.from_dict({"finetune": header.get("finetune"), **header["recipe"]})
             sizes, n_classes = Sizes(**header["sizes"]), len(header["classes"])
             if len(header["seeds"]) != len({name.split(".")[1] for name in tensors if name.startswith("heads.")}):
                 raise ValueError("it has not as many heads as seeds")
@@ -223,6 +214,8 @@ class Stored:
                 head = Ensemble([Head(sizes, n_classes, recipe) for _ in header["seeds"]], n_classes)
             check_tensors(tensors, head.state_dict())
             head.load_state_dict(tensors, assign=True)
+            changed = self.content.get("changed", [])
+            _check_changed(changed, len(header["seeds"]) if recipe.finetune is not None else 0)
             return Checkpoint(
                 head=head.eval().to(device),
                 classes=header["classes"],
@@ -236,25 +229,8 @@ class Stored:
                 made_from=header["made_from"],
                 path=self.path,
                 relabelled=header.get("relabelled", {}),
+                changed=changed,
             )
-
-    def of_stage1(self) -> "Stored":
-        """Return the best.pt of ``mmcli train-head`` that this one goes back to; itself, where it is one.
-
-        Raises
-        ------
-        CheckpointError
-            It is gone.
-        """
-        earlier = self.header().get("made_from", {}).get("stage1")
-        if earlier is None:
-            return self
-        if not Path(earlier).is_file():
-            raise CheckpointError(
-                f"{self.path} is of `mmcli finetune`, and the head that it went on from, {earlier}, is gone: give a "
-                "best.pt of `mmcli train-head`"
-            )
-        return read_best_pt(earlier).of_stage1()
 
     @contextlib.contextmanager
     def must_fit(self) -> Iterator[None]:
@@ -269,7 +245,7 @@ class Stored:
 
 
 def read_best_pt(path: str | Path) -> Stored:
-    """Read a best.pt of either stage; errors as ``load_checkpoint``."""
+    """Read a best.pt; errors as ``load_checkpoint``."""
     path = find_best_pt(path)
     try:
         content = read_tensor_file(path)
@@ -282,9 +258,38 @@ def read_best_pt(path: str | Path) -> Stored:
         ) from error
     if isinstance(content, dict) and content.get("format") == "mmcli head 1":
         raise CheckpointError(f"{path} was written by an older mmcli: train the head again with `mmcli train-head`")
-    if not isinstance(content, dict) or content.get("format") not in (FORMAT, FINETUNED):
+    if not isinstance(content, dict) or content.get("format") not in (FORMAT, *_EARLIER):
         raise CheckpointError(f"{path} is not a best.pt of mmcli: train one with `mmcli train-head`")
     return Stored(path.resolve(), content)
+
+
+def stage1_of(checkpoint: Checkpoint) -> Checkpoint:
+    """Return the stage 1 from which a checkpoint of `mmcli finetune` started; any other checkpoint as it is.
+
+    Raises
+    ------
+    CheckpointError
+        Its best.pt is gone.
+    """
+    earlier = checkpoint.made_from.get("stage1")
+    if earlier is None:
+        return checkpoint
+    if not Path(earlier).is_file():
+        raise CheckpointError(
+            f"{checkpoint.path} is of `mmcli finetune`, and the head that it went on from, {earlier}, is gone: give a "
+            "best.pt of `mmcli train-head`"
+        )
+    return stage1_of(load_checkpoint(earlier))
+
+
+def _check_changed(changed: Any, count: int) -> None:
+    """Raise a ValueError where the layers are not ``count`` groups of finite tensors."""
+    if not isinstance(changed, list) or len(changed) != count:
+        raise ValueError(f"it does not have a group of layers for each of {count} heads")
+    for name, tensor in (item for weights in changed for item in dict(weights).items()):
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"{name} is no tensor")
+        check_tensor(name, tensor)
 
 
 def _check_header(header: Any) -> None:

@@ -22,7 +22,7 @@ from ...featurize.pairs.hashing import Reject, prefetch
 from ...featurize.pairs.pair import Pair
 from ..evaluation.metrics import softmax
 from .checkpoint import Checkpoint
-from .trained import Trained, trained
+from .trained import Trained, open_best_pt
 
 # Rows, so that features of all pairs are never in memory together; with token states, and without.
 _TOKENS_AT_ONCE, _POOLED_AT_ONCE = 256, 8192
@@ -98,7 +98,7 @@ class Predictor:
         Parameters
         ----------
         best_pt
-            Its file or run folder; of stage 2, what ``finetune.open_best_pt`` returned.
+            Its file or run folder, or what ``open_best_pt`` returned.
         cache
             Default: the cache that the head was trained with, if it is still there.
         backbone
@@ -111,7 +111,7 @@ class Predictor:
         CheckpointError
             ``best_pt`` is not there, or cannot be used.
         """
-        return cls(trained(best_pt, choose_device(device)), cache, backbone)
+        return cls(open_best_pt(best_pt, choose_device(device)), cache, backbone)
 
     def predict(
         self,

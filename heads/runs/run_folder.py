@@ -3,32 +3,27 @@
 import csv
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ...cache.atomic import write_json, write_text
 from ...cache.errors import CheckpointError
 from ...cache.labels import table_text
 from ...cache.store import FeatureCache
-from ...report.drawing import draw
 from ..evaluation.splits import write_split
 from ..recipe import Recipe
+from ..training.loop import Fit
 from .checkpoint import Checkpoint, save_checkpoint
 from .folders import new_folder
 
 
-class Fitted(Protocol):
-    """What a run folder says of a fit of either stage."""
-
-    history: list[dict[str, float]]
-    best_epoch: int
-
-
-def read_schedules(source: Path, earlier: Checkpoint) -> list[list[float] | None]:
-    """Return, for each head of a run, the learning rates up to its best epoch; None for a linear head."""
-    if earlier.recipe.head == "linear":
+def read_schedules(earlier: Checkpoint) -> list[list[float] | None]:
+    """Return, for each head of a run, the learning rates up to its best epoch; None for a linear head of stage 1."""
+    if earlier.recipe.head == "linear" and earlier.recipe.finetune is None:
         return [None for _ in earlier.seeds]
+    source = earlier.path
+    assert source is not None
     history = source.parent / "history.csv"
     if not history.is_file():
         raise CheckpointError(f"no {history.name} beside {source}: give a best.pt inside its run folder")
@@ -56,14 +51,12 @@ def config_of(cache: FeatureCache, labels_file: Path, recipe: Recipe) -> dict[st
 def write_run(
     runs: Path,
     checkpoint: Checkpoint,
-    fits: Mapping[int, Fitted],
+    fits: Mapping[int, Fit],
     metrics: dict[str, Any],
     config: dict[str, Any],
     labels: dict[str, str],
     started: float,
     name: str | None = None,
-    save: Callable[[Path], None] | None = None,
-    draw: Callable[..., None] = draw,
 ) -> dict[str, Any]:
     """Write a run folder into ``runs``; return what its ``metrics.json`` holds, and ``notes`` where there are any.
 
@@ -75,30 +68,25 @@ def write_run(
         What goes into ``metrics.json``, beside what can be said of any run, and into ``config.json``.
     name
         Last part of the folder's name; default: what the head sees.
-    save
-        Writes best.pt; default: that of ``checkpoint``.
-    draw
-        Draws a figure: ``report.drawing.draw``, or a ``Pencil``.
     """
+    from ...report import figures  # here, because whoever draws nothing must not wait for matplotlib
+
     first = next(iter(fits.values()))
     notes: list[str] = []
     with new_folder(runs, name or checkpoint.recipe.sees, notes.append) as (draft, folder):
         for what in ("cache", "labels"):
             place = os.path.realpath(checkpoint.made_from[what])
             checkpoint.made_from[f"{what}_from_run"] = os.path.relpath(place, os.path.realpath(folder))
-        if save is None:
-            save_checkpoint(draft / "best.pt", checkpoint)
-        else:
-            save(draft / "best.pt")
+        save_checkpoint(draft / "best.pt", checkpoint)
         columns = list(first.history[0])
         rows = ([seed, *(record[each] for each in columns)] for seed, found in fits.items() for record in found.history)
         write_text(draft / "history.csv", table_text(["seed", *columns], rows))
         write_split(draft / "splits", checkpoint.split, labels)
         if "lr" in columns:  # a linear head has no epochs
             histories, best_epochs = zip(*((found.history, found.best_epoch) for found in fits.values()), strict=True)
-            draw("curves", histories, best_epochs, path=draft / "curves.png")
+            figures.curves(histories, best_epochs, draft / "curves.png")
         shown = next(part for part in ("test", "val", "train") if part in metrics)
-        draw("confusion", metrics[shown]["confusion"], checkpoint.classes, shown, path=draft / "confusion.png")
+        figures.confusion(metrics[shown]["confusion"], checkpoint.classes, shown, draft / "confusion.png")
         write_json(draft / "config.json", config)
         result = {
             "run": str(folder.absolute()),

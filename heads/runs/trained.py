@@ -1,7 +1,8 @@
-"""A trained head, ready for use: logits of rows of a cache, and of raw pairs."""
+"""A trained head, ready for use: logits of rows of a cache, and of raw pairs. Of either stage."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +10,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...cache.errors import CheckpointError
+from ...cache.features import Features
 from ...cache.store import FeatureCache
-from ...featurize.backbones.base import Encoder
-from ...featurize.embed import embed_pairs, open_same
+from ...featurize.backbones.opening import moved_to
+from ...featurize.embed import Embedded, embed_pairs
+from ...featurize.frozen.source import Source
+from ...featurize.frozen.store import StateStore, states_of_pairs
 from ...featurize.pairs.hashing import Reject
 from ...featurize.pairs.pair import Pair
+from ..model.head import Head
 from ..training.loop import predict_logits
 from .checkpoint import Checkpoint, load_checkpoint
+
+_AT_ONCE = 256  # pairs, so that the states of 100,000 are never in memory together
 
 OnProgress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Scored:
+class PairLogits:
     """Logits, (n, C) float32, of some of the pairs asked for, and those that could not be read."""
 
     guids: list[str]
@@ -30,19 +37,34 @@ class Scored:
 
 
 class Trained:
-    """A head on frozen features. ``finetune`` has its counterpart for heads whose backbone was trained on.
+    """A trained head with what it needs of the backbone, which is opened when it is first needed.
 
-    Attributes
+    Parameters
     ----------
     checkpoint
         What best.pt holds.
     device
-        A torch device, for what has to be encoded.
+        A torch device, for what has to be computed.
+    data
+        Where the raw pairs of the cache are now, to which a head of stage 2 goes back; default: as recorded.
+    backbone
+        Where the backbone is now; default: as recorded.
     """
 
-    def __init__(self, checkpoint: Checkpoint, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        device: str = "cpu",
+        data: str | Path | None = None,
+        backbone: str | None = None,
+    ) -> None:
         self.checkpoint, self.device = checkpoint, device
-        self._encoders: dict[str, Encoder] = {}  # by where the backbone is; kept, for the next pairs
+        self.data = data or checkpoint.made_from.get("data")
+        self.place = moved_to(checkpoint.backbone, backbone)
+        finetune = checkpoint.recipe.finetune
+        self.layers = {} if finetune is None else finetune.layers()
+        self._sources: dict[str, Source] = {}  # by where the backbone is; kept, for the next pairs
+        self._stores: list[StateStore] = []  # for the cache that was asked for last
 
     @property
     def needs_tokens(self) -> bool:
@@ -50,13 +72,18 @@ class Trained:
         return self.checkpoint.head.needs_tokens
 
     def get_ready(self, cache: FeatureCache, guids: Sequence[str], on_progress: OnProgress | None = None) -> None:
-        """Compute what is needed of rows of a cache beyond what it has; nothing is, here.
+        """Compute states that are not kept beside ``cache`` from the raw pairs, and keep them where that can be.
 
         Parameters
         ----------
         on_progress
-            Called with (pairs computed, pairs to compute).
+            Called with (pairs computed, pairs to compute); not at all where nothing is missing.
         """
+        if self.layers:
+            self._attach_tops(self._source(self.place))  # so that layers which do not fit are found before the work
+            if os.access(cache.path.parent, os.W_OK):
+                for store in self._stores_of(cache):
+                    store.states(guids, on_progress)
 
     def of_rows(self, cache: FeatureCache, guids: Sequence[str], max_bytes: int | None = None) -> NDArray[np.float32]:
         """Return the logits, (n, C), of rows of a cache with the checkpoint's fingerprint.
@@ -70,12 +97,65 @@ class Trained:
         ------
         CacheError
             Tokens are needed and not there, or a number is not finite.
+        DataError, BackboneError
+            Of stage 2: a raw pair is gone or has changed; the backbone cannot be had, or is another one.
         """
-        features = cache.features(guids, self.needs_tokens, max_bytes=max_bytes)
-        return self.finite(guids, predict_logits(self.checkpoint.head, features))
+        if not self.layers:
+            return self._logits(guids, cache.features(guids, self.needs_tokens, max_bytes=max_bytes))
+        self._attach_tops(self._source(self.place))
+        stores = self._stores_of(cache)
+        logits = []
+        for start in range(0, len(guids), _AT_ONCE):
+            some = guids[start : start + _AT_ONCE]
+            features = cache.features(some, self.needs_tokens, max_bytes=max_bytes)
+            states = {store.tower: store.states(some, keep=False) for store in stores}
+            logits.append(self._logits(some, replace(features, states=states)))
+        return np.concatenate(logits)
 
-    def finite(self, guids: Sequence[str], logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    def of_pairs(
+        self,
+        pairs: Sequence[Pair],
+        backbone: dict[str, Any],
+        cache: FeatureCache | None,
+        on_progress: OnProgress | None = None,
+    ) -> Iterator[PairLogits]:
+        """Yield the logits of raw pairs, some at a time. Rows of ``cache`` with the same raw bytes are taken from it.
+
+        Raises
+        ------
+        BackboneError
+            ``backbone`` cannot be had, or is not the one of the checkpoint.
+        """
+        source = self._source(backbone)
+        if self.layers:
+            self._attach_tops(source)
+        pair_of = {pair.guid: pair for pair in pairs}
+        size = _AT_ONCE if self.layers else max(len(pairs), 1)
+        done = 0
+        for start in range(0, len(pairs), size):
+            some = pairs[start : start + size]
+            progress = None if self.layers else on_progress
+            for embedded in embed_pairs(
+                some, self.checkpoint.identity, source.encoder, cache, self.needs_tokens, progress
+            ):
+                yield self._of_embedded(embedded, pair_of, source)
+            done += len(some)
+            if self.layers and on_progress is not None:
+                on_progress(done, len(pairs))
+
+    def _of_embedded(self, embedded: Embedded, pair_of: Mapping[str, Pair], source: Source) -> PairLogits:
+        if not embedded.guids:
+            none = np.zeros((0, len(self.checkpoint.classes)), np.float32)
+            return PairLogits([], none, embedded.rejects)
+        features = embedded.features
+        if self.layers:
+            pairs = [pair_of[guid] for guid in embedded.guids]
+            features = replace(features, states=states_of_pairs(pairs, source, self.layers))
+        return PairLogits(embedded.guids, self._logits(embedded.guids, features), embedded.rejects)
+
+    def _logits(self, guids: Sequence[str], features: Features) -> NDArray[np.float32]:
         """Return the logits, (n, C), of ``guids``; a CheckpointError names the first that is not finite."""
+        logits = predict_logits(self.checkpoint.head, features)
         fine = np.isfinite(logits).all(axis=1)
         if not fine.all():
             raise CheckpointError(
@@ -84,36 +164,42 @@ class Trained:
             )
         return logits
 
-    def of_pairs(
-        self,
-        pairs: Sequence[Pair],
-        backbone: dict[str, Any],
-        cache: FeatureCache | None,
-        on_progress: OnProgress | None = None,
-    ) -> Iterator[Scored]:
-        """Yield the logits of raw pairs, some at a time. Rows of ``cache`` with the same raw bytes are taken from it.
+    def _source(self, backbone: dict[str, Any]) -> Source:
+        place = f"{backbone['name']}@{backbone['revision']}"
+        if place not in self._sources:
+            self._sources[place] = Source(self.checkpoint.identity, backbone, self.device, self.data)
+        return self._sources[place]
 
-        Raises
-        ------
-        BackboneError
-            ``backbone`` cannot be had, or is not the one of the checkpoint.
-        """
-        identity, head = self.checkpoint.identity, self.checkpoint.head
+    def _stores_of(self, cache: FeatureCache) -> list[StateStore]:
+        if not self._stores or self._stores[0].cache is not cache:
+            source = self._source(self.place)
+            self._stores = [StateStore(cache, tower, count, source) for tower, count in self.layers.items()]
+        return self._stores
 
-        def load() -> Encoder:
-            place = f"{backbone['name']}@{backbone['revision']}"
-            if place not in self._encoders:
-                source = open_same(identity, backbone)
-                resize = identity["image"]["resize"]
-                self._encoders[place] = source.load(self.device, identity["dtype"], resize)
-            return self._encoders[place]
+    def _attach_tops(self, source: Source) -> None:
+        """Give each head its layers of the backbone, with the weights that stage 2 gave them."""
+        if self.checkpoint.head.tops:
+            return
+        tops = source.tops(self.layers)
+        for head, changed in zip(self.checkpoint.head.heads, self.checkpoint.changed, strict=True):
+            assert isinstance(head, Head)
+            try:
+                head.attach(tops, changed)
+            except (KeyError, ValueError) as error:
+                head.tops.clear()
+                raise CheckpointError(
+                    f"the layers in {self.checkpoint.path} are not those of {source.place['name']} ({error})"
+                ) from error
+        self.checkpoint.head.to(self.device).eval()
 
-        for found in embed_pairs(pairs, identity, load, cache, self.needs_tokens, on_progress):
-            none = np.zeros((0, len(self.checkpoint.classes)), np.float32)
-            logits = self.finite(found.guids, predict_logits(head, found.features)) if found.guids else none
-            yield Scored(found.guids, logits, found.rejects)
 
-
-def trained(best_pt: "str | Path | Trained", device: str = "cpu") -> Trained:
-    """Return what ``best_pt`` names, with its head on ``device``; a ``Trained`` is returned as it is."""
-    return best_pt if isinstance(best_pt, Trained) else Trained(load_checkpoint(best_pt, device), device)
+def open_best_pt(
+    best_pt: "str | Path | Trained",
+    device: str = "cpu",
+    data: str | Path | None = None,
+    backbone: str | None = None,
+) -> Trained:
+    """Return the head in a best.pt or its run folder, on ``device``; a ``Trained`` is returned as it is."""
+    if isinstance(best_pt, Trained):
+        return best_pt
+    return Trained(load_checkpoint(best_pt, device), device, data, backbone)

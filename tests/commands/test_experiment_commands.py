@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import interrupt_at_third, rewrite
 from mmcli.heads.experiments import fits as fits_module
-from mmcli.heads.runs import trainer as run
+from mmcli.heads.runs import fitting
 from small_experiments import POOLED
 
 
@@ -74,7 +74,7 @@ def test_what_compare_takes_by_default_fits_the_rest_of_the_recipe(cli, learnabl
 
 def test_an_interrupted_experiment_says_so_and_exits_with_130(cli, learnable, monkeypatch):
     path, labels = learnable
-    restore = interrupt_at_third(monkeypatch, fits_module, "_fit_one")
+    restore = interrupt_at_third(monkeypatch, fits_module, "_fit_and_keep")
     shared = ("--cache", path, "--labels", labels, "--epochs", "2", "--hidden", "8", "--jobs", "1")
     code, out, err = cli("compare", "--fusions", "concat", "--folds", "2", *shared)
     assert (code, out) == (130, "")
@@ -88,7 +88,7 @@ def test_interrupted_train_head_does_not_say_that_anything_was_kept(cli, learnab
     def interrupt(*task):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run, "_fit_one", interrupt)
+    monkeypatch.setattr(fitting, "_fit_and_keep", interrupt)
     code, out, err = cli("train-head", "--cache", learnable[0], "--labels", learnable[1])
     assert (code, out, err.splitlines()[-1]) == (130, "", "interrupted: nothing was written")
 

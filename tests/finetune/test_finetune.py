@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 import torch
 from mmcli.cache import CheckpointError, FeatureCache
-from mmcli.finetune import FinetuneRecipe, Watch, finetune, open_best_pt, outcome
+from mmcli.finetune import Watch, finetune, outcome
 from mmcli.finetune.outcome import overfitting
-from mmcli.finetune.use import TrainedStage2
-from mmcli.heads import evaluate, load_checkpoint, predict
+from mmcli.heads import FinetuneRecipe, evaluate, load_checkpoint, open_best_pt, predict
 from mmcli.heads.evaluation.statistics import paired_bootstrap
 from mmcli.heads.runs.checkpoint import read_best_pt
 from mmcli.report.stage2_tables import stages_tables
@@ -28,7 +27,7 @@ def test_the_run_folder(tuned):
     assert json.loads((folder / "metrics.json").read_text()) == result
     assert (folder.parent / "latest").resolve() == folder
     config = json.loads((folder / "config.json").read_text())
-    assert config["finetune"] == FinetuneRecipe().changed(**LEARNS).to_dict()
+    assert config["recipe"]["finetune"] == FinetuneRecipe().changed(**LEARNS).to_dict()
     with (folder / "history.csv").open() as file:
         history = list(csv.DictReader(file))
     assert [row["epoch"] for row in history] == ["1", "2"]
@@ -199,7 +198,10 @@ def test_several_seeds_are_an_ensemble(tuned):
     result = tuned(seeds=2)
     assert [each["seed"] for each in result["seeds"]] == [42, 43]
     model = open_best_pt(result["best_pt"])
-    assert len(model.found.changed) == 2
+    assert len(model.checkpoint.changed) == 2
+    for part in ("val", "test"):  # each model alone, and both together
+        scores = [each[part]["macro_f1"] for each in result["seeds"]]
+        assert result["over_seeds"][part]["macro_f1"]["mean"] == pytest.approx(np.mean(scores))
     assert evaluate(model, on="test")["test"] == result["stage2"]["test"]
     of_two = tuned(of_stage1=2)
     assert [each["seed"] for each in of_two["seeds"]] == [42, 43]
@@ -211,7 +213,6 @@ def test_rows_of_a_folder_that_cannot_be_read_are_left_out(tuned, raw_sixty, tmp
     (folder / "3.jpg").write_bytes(b"no picture")
     (folder / "4.txt").unlink()
     model = open_best_pt(tuned()["best_pt"])
-    assert isinstance(model, TrainedStage2)
     found = predict(model, data=folder, device="cpu")
     assert {reject.guid for reject in found.rejects} == {"3", "4"}
     assert len(found.guids) == 58
@@ -225,8 +226,6 @@ def test_finetune_of_a_finetuned_best_pt_begins_again_from_stage_1(tuned, tmp_pa
     assert "beginning again from its stage 1" in notes[0]
     assert second["stage1"] == first["stage1"]
     assert second["stage2"] == first["stage2"]
-    with pytest.raises(CheckpointError, match=r"is of stage 2 .* give the best.pt that it was made from"):
-        load_checkpoint(first["best_pt"])
     Path(first["stage1"]["best_pt"]).unlink()
     with pytest.raises(CheckpointError, match="is gone: give a best"):
         finetune(first["best_pt"], LEARNS, runs=tmp_path / "runs")
@@ -239,21 +238,50 @@ def test_all_layers_can_be_asked_for(cli, stage1):
     assert json.loads(out)["unfrozen"]["layers"] == {"text": 3, "image": 3}
 
 
-@pytest.mark.parametrize("better", [True, False])
-def test_all_rows_after_stage_2_is_the_head_of_its_stage_1(stage1, tmp_path, decide, better):
-    """`train-head --full` from the latest run: whichever stage that holds, what is repeated is stage 1."""
+def test_all_rows_where_stage_1_was_kept_is_the_head_of_stage_1(stage1, tmp_path, decide):
     from mmcli.heads import train_full
 
-    decide(better)
+    decide(False)
     best_pt = stage1(seeds=2)
     result = finetune(best_pt, LEARNS, runs=tmp_path / "runs", seeds=1)
     expected = train_full(best_pt, runs=tmp_path / "one", jobs=1)
-    found = train_full(result["best_pt"], runs=tmp_path / "two", jobs=1)
-    assert found["train"] == expected["train"]
-    assert found["stage2_left_out"]
-    assert not expected["stage2_left_out"]
-    one, two = (load_checkpoint(each["best_pt"]).head.state_dict() for each in (expected, found))
+    repeated = train_full(result["best_pt"], runs=tmp_path / "two", jobs=1)
+    assert repeated["train"] == expected["train"]
+    one, two = (load_checkpoint(each["best_pt"]).head.state_dict() for each in (expected, repeated))
     assert all(torch.equal(two[name], tensor) for name, tensor in one.items())
+
+
+@pytest.mark.usefixtures("kept_whatever")
+def test_all_rows_after_stage_2_repeats_both_stages(stage1, tmp_path, raw_sixty):
+    """Two models from one head of stage 1, each for the epochs that were found best; the result predicts raw pairs."""
+    from mmcli.heads import train_full
+
+    result = finetune(stage1(), LEARNS | {"epochs": 3}, runs=tmp_path / "runs", seeds=2)
+    full = train_full(result["best_pt"], runs=tmp_path / "full", jobs=1)
+    model = open_best_pt(full["best_pt"])
+    assert model.checkpoint.recipe.finetune == load_checkpoint(result["best_pt"]).recipe.finetune
+    assert len(model.checkpoint.split.train) == 60
+    assert [each["epochs"] for each in full["seeds"]] == [each["best_epoch"] for each in result["seeds"]]
+    assert model.layers == {"text": 1}
+    first = load_checkpoint(train_full(result["stage1"]["best_pt"], runs=tmp_path / "first", jobs=1)["best_pt"])
+    own = first.head.heads[0].state_dict()
+    assert any(not torch.equal(model.checkpoint.head.heads[0].state_dict()[name], each) for name, each in own.items())
+    predictions = predict(full["best_pt"], data=raw_sixty[0], device="cpu")
+    with FeatureCache.open(model.checkpoint.made_from["cache"]) as cache:
+        logits = model.of_rows(cache, predictions.guids)
+    assert [model.checkpoint.classes[number] for number in logits.argmax(axis=1)] == predictions.labels
+
+
+@pytest.mark.usefixtures("kept_whatever")
+def test_the_epochs_of_a_repeated_stage_2_are_those_of_the_whole_schedule(stage1, tmp_path):
+    """Repeated on the rows of the run itself, the same rates in the same epochs give the same losses."""
+    from mmcli.heads.runs.run_folder import read_schedules
+
+    result = finetune(stage1(), LEARNS | {"epochs": 3}, runs=tmp_path / "runs")
+    with (Path(result["run"]) / "history.csv").open() as file:
+        rates = [float(row["lr"]) for row in csv.DictReader(file)]
+    (schedule,) = read_schedules(load_checkpoint(result["best_pt"]))
+    assert schedule == rates[: result["best_epoch"]]
 
 
 @pytest.mark.usefixtures("kept_whatever")

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from mmcli.featurize import FeaturizeOptions, featurize
-from mmcli.finetune.training import finetune_fit
 from mmcli.heads import Recipe, train_head
 from small_finetune import Naive, Ready, whole_clip, whole_offline
 from tolerances import EXACT
@@ -20,14 +19,14 @@ def compare_with_naive(ready, whole, steps):
     """
     ready = ready.in_float64(whole)
     model, naive, unfrozen = ready.model, Naive(ready, whole), whole.unfrozen
-    assert set(model.changed()) == set(unfrozen)
+    assert set(model.unfrozen()) == set(unfrozen)
     model.eval()
-    batch, states, classes = ready.first_batch()
-    logits, expected = model(batch, states), naive.head.eval()(whole.embed(ready.checkpoint.split.train[:16]))
+    batch, classes = ready.first_batch()
+    logits, expected = model(batch), naive.head.eval()(whole.embed(ready.checkpoint.split.train[:16]))
     torch.testing.assert_close(logits, expected, **EXACT)
     naive.loss(logits, classes).backward()
     naive.loss(expected, classes).backward()
-    mine = {name: each for tower in model.tops for name, each in model.top(tower).unfrozen().items()}
+    mine = model.unfrozen()
     for name, each in unfrozen.items():
         torch.testing.assert_close(mine[name].grad, each.grad, **EXACT, msg=name)
     for module in (model, naive.head):
@@ -36,15 +35,7 @@ def compare_with_naive(ready, whole, steps):
     for name, each in unfrozen.items():
         each.grad, before[name] = None, each.detach().clone()
 
-    found = finetune_fit(
-        model,
-        ready.checkpoint.recipe,
-        ready.settings,
-        len(ready.checkpoint.classes),
-        ready.labelled["train"],
-        ready.labelled["val"],
-    )
-    assert found.best_epoch == 1
+    assert ready.fit().best_epoch == 1
     assert naive.train_one_epoch() == steps
     after = model.weights()
     moved = max(float((after["changed"][name] - each).abs().max()) for name, each in before.items())
@@ -84,8 +75,7 @@ def test_what_is_frozen_stays_equal_to_the_bit(stage1):
     model = ready.model
     before = {name: each.clone() for name, each in model.tops.state_dict().items()}
     unfrozen = {f"text.tower.{name}" for name in model.top("text").unfrozen()}
-    recipe, n_classes = ready.checkpoint.recipe, len(ready.checkpoint.classes)
-    finetune_fit(model, recipe, ready.settings, n_classes, ready.labelled["train"], ready.labelled["val"])
+    ready.fit()
     after = model.tops.state_dict()
     changed = {name for name, each in before.items() if not torch.equal(after[name], each)}
     assert changed == unfrozen

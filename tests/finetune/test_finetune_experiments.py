@@ -5,10 +5,9 @@ import json
 import numpy as np
 import pytest
 from mmcli.cache import FeatureCache, MmcliError
-from mmcli.finetune.experiments import Stage2, parse_grid_setting
 from mmcli.heads import Recipe
-from mmcli.heads.experiments import Protocol, Setup, compare, grid_of, sweep
-from mmcli.heads.experiments.fits import Candidate
+from mmcli.heads.experiments import Protocol, Setup, candidates_of, compare, fits, grid_of, modalities_of, sweep
+from mmcli.heads.recipe import parse_setting
 from small_experiments import SMALL, out_of_fold
 
 HEAD = Recipe(epochs=3, hidden=(16,), lr=5e-3)
@@ -21,7 +20,7 @@ def setup(sixty, tmp_path):
 
 
 def both(setup, recipe=HEAD, **settings):
-    return Stage2(setup.cache, QUICK | settings).candidates_of(["concat", "concat:finetune"], recipe)
+    return candidates_of(["concat", "concat:finetune"], recipe, QUICK | settings)
 
 
 def test_stage_2_is_scored_on_the_same_folds(setup, fitted):
@@ -40,7 +39,7 @@ def test_stage_2_is_scored_on_the_same_folds(setup, fitted):
 def test_finished_fits_of_stage_2_are_kept(setup, fitted, monkeypatch):
     first = compare(setup, both(setup), SMALL)
     fitted.clear()
-    monkeypatch.setattr(Stage2, "get", lambda *_: pytest.fail("nothing is to be fitted"))
+    monkeypatch.setattr(fits, "last_layers", lambda *_: pytest.fail("nothing is to be fitted"))
     again = compare(setup, both(setup), SMALL)
     assert fitted == []
     assert [each["macro_f1"] for each in again["candidates"]] == [each["macro_f1"] for each in first["candidates"]]
@@ -84,9 +83,8 @@ def test_where_it_is_no_better_stage_1_is_kept(setup):
 
 
 def test_a_sweep_over_rates_of_stage_2(setup):
-    stage2 = Stage2(setup.cache, QUICK)
-    grid = grid_of(["finetune.lr_backbone=1e-4,1e-3"], parse_grid_setting)
-    result = sweep(setup, HEAD, grid, protocol=Protocol(2, 1), then=lambda settings: stage2.after("both", settings))
+    grid = grid_of(["finetune.lr_backbone=1e-4,1e-3"])
+    result = sweep(setup, HEAD.with_finetune(QUICK), grid, protocol=Protocol(2, 1))
     names = {entry["name"] for entry in result["candidates"]}
     # 1e-3 is what `QUICK` has, so it is the same candidate as stage 2 as it is.
     assert names == {"as it is", "finetune", "finetune.lr_backbone=0.0001"}
@@ -115,8 +113,7 @@ def test_the_test_rows_choose_nothing(setup, sixty, tmp_path, fitted):
             rows = "".join(f"{guid},{chosen[guid]}\n" for guid in guids)
             (parts / f"{name}_split.csv").write_text("guid,tag\n" + rows)
         own = Setup(sixty, path, parts, out=setup.out, jobs=1)
-        stage2 = Stage2(sixty, QUICK)
-        return sweep(own, HEAD, {}, protocol=Protocol(2, 1), then=lambda settings: stage2.after("both", settings))
+        return sweep(own, HEAD.with_finetune(QUICK), {}, protocol=Protocol(2, 1))
 
     first = run(labels)
     assert sorted(fitted) == ["as it is"] * 2 + ["finetune"] * 2
@@ -139,28 +136,23 @@ def test_settings_that_only_stage_2_of_a_linear_head_depends_on_are_other_fits(s
     assert fitted == []  # that is of the training loop of an MLP, which a linear head has not
 
 
-def test_states_are_those_of_the_rows_asked_for(setup):
-    stage2 = Stage2(setup.cache, QUICK)
-    with FeatureCache.open(setup.cache) as cache:
-        guids = cache.guids
-    _, all_of_them = stage2.get({"text": 1}, guids)
-    _, some = stage2.get({"text": 1}, guids[10:15])
-    assert len(some["text"]) == 5
-    expected, found = all_of_them["text"].take(np.arange(10, 15)).load(0, "cpu"), some["text"].load(0, "cpu")
-    np.testing.assert_array_equal(expected.states, found.states)
-
-
 def test_settings_of_stage_2_need_stage_2(setup):
     with pytest.raises(MmcliError, match=r"finetune\.warmup is a setting of stage 2: add --with-finetune"):
         sweep(setup, HEAD, {"finetune.warmup": [0.1]}, protocol=Protocol(2, 1))
     with pytest.raises(MmcliError, match="no setting of stage 2 is called 'rate'"):
-        parse_grid_setting("finetune.rate", "1")
+        parse_setting("finetune.rate", "1")
     with pytest.raises(MmcliError, match="epochs cannot be 'many'"):
-        parse_grid_setting("finetune.epochs", "many")
+        parse_setting("finetune.epochs", "many")
 
 
-def test_a_candidate_without_stage_2_has_the_key_that_it_had():
-    assert Candidate("concat", HEAD).that_matter() == HEAD.that_matter()
+def test_an_ablation_goes_through_both_stages(setup, fitted):
+    """Each candidate trains the layers that it sees: the text layer, or for images alone one layer of theirs."""
+    candidates = modalities_of(HEAD, QUICK | {"unfreeze_text_layers": 2})
+    layers = {each.name: each.recipe.finetune.layers() for each in candidates if each.recipe.finetune is not None}
+    assert layers == {"both:finetune": {"text": 2}, "text:finetune": {"text": 2}, "image:finetune": {"image": 1}}
+    result = compare(setup, candidates, Protocol(2, 1))
+    assert {entry["name"] for entry in result["candidates"]} == {"both", "text", "image", *layers}
+    assert len(fitted) == 12
 
 
 def test_on_the_command_line(cli, sixty, tmp_path):
@@ -172,10 +164,13 @@ def test_on_the_command_line(cli, sixty, tmp_path):
     assert code == 0, err
     result = json.loads(out)
     assert {entry["name"] for entry in result["candidates"]} == {"film", "concat", "film:finetune"}
-    assert result["recipes"]["film:finetune"]["then"]["epochs"] == 1
+    assert result["recipes"]["film:finetune"]["finetune"]["epochs"] == 1
     code, out, err = cli("sweep", *options, "--with-finetune", *stage2, "--grid", "finetune.lr_head=1e-3")
     assert code == 0, err
     assert "finetune.lr_head=0.001" in out
+    code, out, err = cli("ablate", *options, "--repeats", "1", "--with-finetune", *stage2, "--json")
+    assert code == 0, err
+    assert {"both:finetune", "text:finetune", "image:finetune"} < set(json.loads(out)["recipes"])
     assert cli("compare", *options, "--finetune", "epochs")[0] == 2
     code, _, err = cli("compare", *options, *stage2)
     assert (code, "--finetune has no effect without --with-finetune" in err) == (2, True)

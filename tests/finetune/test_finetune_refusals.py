@@ -94,15 +94,15 @@ def _too_few(content, header):
 
 
 def _no_layers(content, header):
-    header["finetune"]["unfreeze_text_layers"] = 0
+    header["recipe"]["finetune"]["unfreeze_text_layers"] = 0
 
 
 def _half_a_layer(content, header):
-    header["finetune"]["unfreeze_text_layers"] = 1.5
+    header["recipe"]["finetune"]["unfreeze_text_layers"] = 1.5
 
 
 def _other_layers(content, header):
-    header["finetune"]["unfreeze_text_layers"] = 2
+    header["recipe"]["finetune"]["unfreeze_text_layers"] = 2
 
 
 @pytest.mark.usefixtures("kept_whatever")

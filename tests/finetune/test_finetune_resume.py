@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmcli.cache import CheckpointError
 from mmcli.featurize import featurize
 from mmcli.finetune import Watch, finetune
 from mmcli.heads import load_checkpoint
-from mmcli.heads.runs.checkpoint import FINETUNED, read_best_pt
+from mmcli.heads.runs.checkpoint import FORMAT, read_best_pt
 from small_finetune import LEARNS, interrupt_at
 
 
@@ -29,19 +28,19 @@ def test_resumed_equals_uninterrupted(stage1, tmp_path, killed_in):
 
     with pytest.raises(KeyboardInterrupt):
         finetune(best_pt, settings, runs=tmp_path / "runs", watch=Watch(on_step=killer))
-    assert list((tmp_path / "runs").glob(".finetune-*.pt"))
+    assert list((tmp_path / "runs").glob(".fits/*.pt"))
     notes, seen = [], []
     watch = Watch(on_note=notes.append, on_step=lambda done, _: seen.append(done))
-    result = finetune(best_pt, settings, runs=tmp_path / "runs", resume=True, watch=watch)
+    result = finetune(best_pt, settings, runs=tmp_path / "runs", watch=watch)
     assert "going on" in notes[0]
     assert seen[0] == 3 * (killed_in - 1) + 1
-    assert not list((tmp_path / "runs").glob(".finetune-*.pt"))
+    assert not list((tmp_path / "runs").glob(".fits/*.pt"))
     for name in ("history.csv", "best.pt"):
         assert (Path(result["run"]) / name).exists()
     assert (Path(result["run"]) / "history.csv").read_text() == (Path(whole["run"]) / "history.csv").read_text()
     assert result["test"] == whole["test"]
     one, other = (read_best_pt(each["best_pt"]).content for each in (whole, result))
-    assert one["format"] == other["format"] == FINETUNED
+    assert one["format"] == other["format"] == FORMAT
     assert len(one["changed"]) == 2
     for name, tensor in one["tensors"].items():
         assert torch.equal(other["tensors"][name], tensor), name
@@ -58,22 +57,27 @@ def interrupted(stage1, tmp_path):
     return best_pt
 
 
-def test_resume_with_nothing_there_begins_anew(stage1, tmp_path):
+def test_the_same_command_typed_again_goes_on_and_restart_begins_anew(interrupted, tmp_path):
     notes = []
-    best_pt = stage1()
-    finetune(best_pt, LEARNS, runs=tmp_path / "runs", resume=True, watch=Watch(on_note=notes.append))
-    assert "nothing to resume" in notes[0]
+    result = finetune(interrupted, LEARNS, runs=tmp_path / "runs", restart=True, watch=Watch(on_note=notes.append))
+    assert not notes
+    assert len((Path(result["run"]) / "history.csv").read_text().splitlines()) == 3
 
 
-def test_a_damaged_record_of_progress(interrupted, tmp_path):
-    best_pt = interrupted
-    (left,) = (tmp_path / "runs").glob(".finetune-*.pt")
+def test_a_damaged_record_of_progress_is_made_anew(interrupted, tmp_path):
+    whole = finetune(interrupted, LEARNS, runs=tmp_path / "whole")
+    (left,) = (tmp_path / "runs").glob(".fits/*.pt")
     left.write_bytes(left.read_bytes()[:300])
-    with pytest.raises(CheckpointError, match="leave --resume out"):
-        finetune(best_pt, LEARNS, runs=tmp_path / "runs", resume=True)
     notes = []
-    finetune(best_pt, LEARNS, runs=tmp_path / "runs", watch=Watch(on_note=notes.append))
-    assert "--resume would go on" in notes[0]
+    result = finetune(interrupted, LEARNS, runs=tmp_path / "runs", watch=Watch(on_note=notes.append))
+    assert not notes
+    assert result["test"] == whole["test"]
+
+
+def test_a_neighbour_that_ends_leaves_the_progress_of_others(interrupted, tmp_path):
+    (left,) = (tmp_path / "runs").glob(".fits/*.pt")
+    finetune(interrupted, LEARNS | {"epochs": 1}, runs=tmp_path / "runs")
+    assert left.exists()
 
 
 def test_an_edited_pair_makes_another_run_of_it(interrupted, sixty, raw_sixty, tmp_path):
@@ -84,14 +88,14 @@ def test_an_edited_pair_makes_another_run_of_it(interrupted, sixty, raw_sixty, t
     (tmp_path / "data" / f"{guid}.txt").write_text("something else")
     featurize(tmp_path / "data", raw_sixty[1], sixty)
     notes = []
-    finetune(best_pt, LEARNS, runs=tmp_path / "runs", resume=True, watch=Watch(on_note=notes.append))
-    assert "nothing to resume" in notes[0]
+    finetune(best_pt, LEARNS, runs=tmp_path / "runs", watch=Watch(on_note=notes.append))
+    assert not notes
 
 
 def test_old_progress_is_not_thrown_away_before_it_is_asked_for(interrupted, tmp_path):
     best_pt = interrupted
-    (left,) = (tmp_path / "runs").glob(".finetune-*.pt")
+    (left,) = (tmp_path / "runs").glob(".fits/*.pt")
     os.utime(left, (0, 0))
     notes = []
-    finetune(best_pt, LEARNS, runs=tmp_path / "runs", resume=True, watch=Watch(on_note=notes.append))
+    finetune(best_pt, LEARNS, runs=tmp_path / "runs", watch=Watch(on_note=notes.append))
     assert "going on" in notes[0]

@@ -8,17 +8,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from mmcli.cache import FeatureCache, read_labels
+from mmcli.cache.states import States, StatesPart
+from mmcli.featurize.frozen.source import Source
 from mmcli.featurize.pairs.text import clean_text, decode_text
-from mmcli.finetune import FinetuneRecipe
-from mmcli.finetune.model import Finetuned, state_batches
-from mmcli.finetune.run import read_rows
-from mmcli.finetune.source import Source
-from mmcli.finetune.states import Part, States
-from mmcli.finetune.training import Labelled
-from mmcli.heads.model.inputs import Batch
+from mmcli.heads.model.inputs import Batch, batches
 from mmcli.heads.model.losses import class_weights
 from mmcli.heads.runs.checkpoint import load_checkpoint
-from mmcli.heads.runs.labelled import class_numbers
+from mmcli.heads.runs.labelled import rows_of_parts
+from mmcli.heads.runs.last_layers import last_layers
+from mmcli.heads.training.loop import FitOptions, fit
 from tolerances import close_rows
 
 CLASSES = ("negative", "neutral", "positive")
@@ -41,20 +39,25 @@ class Ready:
 
     def __init__(self, best_pt, **settings):
         self.checkpoint = load_checkpoint(best_pt)
-        self.settings = FinetuneRecipe().changed(**(QUICK | settings))
-        self.source = Source(self.checkpoint.identity, self.checkpoint.backbone)
+        self.recipe = self.checkpoint.recipe.with_finetune(QUICK | settings)
+        self.settings = self.recipe.finetune
+        source = Source(self.checkpoint.identity, self.checkpoint.backbone)
         self.head = self.checkpoint.head.heads[0]
         parts = self.checkpoint.split.named()
         labels = read_labels(self.checkpoint.made_from["labels"])
         with FeatureCache.open(self.checkpoint.made_from["cache"]) as cache:
-            tokens = self.checkpoint.head.needs_tokens
-            rows = read_rows(cache, parts, self.settings, self.source, tokens, None, None)
+            rows = rows_of_parts(cache, parts, labels, self.checkpoint.classes, self.checkpoint.recipe)
+            layers = last_layers(cache, self.settings, source, parts, rows)
             self.data = cache.header.dataset["data"]
-        self.labelled = {
-            name: Labelled(rows[name], class_numbers(guids, labels, self.checkpoint.classes))
-            for name, guids in parts.items()
-        }
-        self.model = Finetuned(copy.deepcopy(self.source.tops(self.settings.layers())), copy.deepcopy(self.head))
+        self.rows = layers.rows
+        self.model = copy.deepcopy(self.head)
+        self.model.attach(layers.tops)
+
+    def fit(self, device="cpu"):
+        """Train the model in place."""
+        options = FitOptions(device)
+        n_classes = len(self.checkpoint.classes)
+        return fit(self.recipe, n_classes, self.rows["train"], self.rows["val"], options, self.model)
 
     def in_float64(self, whole):
         """Return the same in float64: ``whole`` computes the states below the cut and the embeddings of frozen towers.
@@ -64,17 +67,17 @@ class Ready:
         made = copy.copy(self)
         made.head, made.model = copy.deepcopy(self.head).double(), copy.deepcopy(self.model).double()
         guids = self.checkpoint.split.named()
-        made.labelled = {
-            part: replace(labelled, rows=whole.rows(guids[part], labelled.rows))
-            for part, labelled in self.labelled.items()
+        made.rows = {
+            part: replace(rows, features=whole.features(guids[part], rows.features)) for part, rows in self.rows.items()
         }
         return made
 
     def first_batch(self, size=16):
         """Return the first rows of the training part as one batch, and their class numbers."""
-        order = np.arange(size)
-        batch, states = next(state_batches(self.labelled["train"].rows, self.model, order, size, "cpu"))
-        return batch, states, torch.from_numpy(self.labelled["train"].classes[:size])
+        features = self.rows["train"].features.take(np.arange(size))
+        return next(batches(features, self.model.needs_tokens, "cpu")), torch.from_numpy(
+            self.rows["train"].classes[:size]
+        )
 
 
 class Naive:
@@ -86,12 +89,12 @@ class Naive:
     def __init__(self, ready, whole):
         self.ready, self.whole = ready, whole
         self.head = copy.deepcopy(ready.head)
-        counts = np.bincount(ready.labelled["train"].classes)
+        counts = np.bincount(ready.rows["train"].classes)
         weight = torch.from_numpy(class_weights(counts, ready.checkpoint.recipe.class_weights))
         self.loss = torch.nn.CrossEntropyLoss(weight.double())
 
     def train_one_epoch(self):
-        settings, recipe, train = self.ready.settings, self.ready.checkpoint.recipe, self.ready.labelled["train"]
+        settings, recipe, train = self.ready.settings, self.ready.checkpoint.recipe, self.ready.rows["train"]
         groups = [
             {"params": list(self.whole.unfrozen.values()), "lr": settings.lr_backbone},
             {"params": list(self.head.parameters()), "lr": settings.lr_head},
@@ -136,8 +139,8 @@ class Whole:
 
             layer.register_forward_pre_hook(catch, with_kwargs=True)
 
-    def rows(self, guids, computed):
-        """Return in float64 what ``computed``, some ``StateRows``, holds of these pairs, one pair at a time."""
+    def features(self, guids, computed):
+        """Return in float64 what ``computed``, some ``Features``, holds of these pairs, one pair at a time."""
         embeddings, states = {"image": [], "text": []}, {tower: [] for tower in self.first}
         with torch.no_grad():
             for guid in guids:
@@ -146,24 +149,22 @@ class Whole:
                     kept.append(getattr(batch, side)[0].numpy())
                 for tower, kept in states.items():
                     kept.append(self.entered[tower][0])
-        features = replace(computed.features, **{side: np.stack(kept) for side, kept in embeddings.items()})
+        features = replace(computed, **{side: np.stack(kept) for side, kept in embeddings.items()})
         for side in set(embeddings) - set(states):
-            close_rows(getattr(computed.features, side), getattr(features, side))
+            close_rows(getattr(computed, side), getattr(features, side))
         places = np.stack([np.zeros(len(guids), np.int64), np.arange(len(guids))], axis=1)
         parts = {}
         for tower, kept in states.items():
-            theirs = computed.states[tower].load(0, "cpu")
+            theirs = computed.states[tower].padded()
             if theirs.mask is None:
-                parts[tower] = Part(np.stack(kept))
-                close_rows(theirs.states.flatten(1), parts[tower].states.reshape(len(guids), -1))
+                parts[tower] = StatesPart(np.stack(kept))
+                close_rows(theirs.states.reshape(len(guids), -1), parts[tower].states.reshape(len(guids), -1))
                 continue
-            lengths, inside = theirs.mask.sum(dim=1).tolist(), theirs.mask.bool()
+            lengths, inside = theirs.mask.sum(axis=1).tolist(), theirs.mask.astype(bool)
             joined = np.concatenate([state[:length] for state, length in zip(kept, lengths, strict=True)])
             close_rows(theirs.states[inside], joined)
-            parts[tower] = Part(joined, np.cumsum([0, *lengths]), theirs.ids[inside].numpy().astype(np.int32))
-        return replace(
-            computed, features=features, states={tower: States([each], places) for tower, each in parts.items()}
-        )
+            parts[tower] = StatesPart(joined, np.cumsum([0, *lengths]), theirs.ids[inside].astype(np.int32))
+        return replace(features, states={tower: States([each], places) for tower, each in parts.items()})
 
 
 def text_of(data, guid):

@@ -12,9 +12,8 @@ import pytest
 import torch
 from mmcli.cache import FeatureCache
 from mmcli.featurize import FeaturizeOptions, featurize
-from mmcli.finetune import finetune, open_best_pt
-from mmcli.finetune.training import finetune_fit
-from mmcli.heads import FUSIONS, Recipe, evaluate, load_checkpoint, predict, predict_logits, train_head
+from mmcli.finetune import finetune
+from mmcli.heads import FUSIONS, Recipe, evaluate, load_checkpoint, open_best_pt, predict, predict_logits, train_head
 from small_finetune import LEARNS, Naive, Ready, whole_clip, whole_offline
 from tolerances import EXACT, HALF, close_rows, least_cosine_in_bfloat16
 
@@ -138,8 +137,8 @@ def test_steps_of_stage_2_are_those_of_the_naive_loop(stage1, tiny_clip, device,
     ready = Ready(stage1(dropout=0.0), unfreeze_text_layers=text, unfreeze_vision_layers=vision, epochs=1)
     whole = whole_clip(tiny_clip, ready.data, text, vision)
     ready = ready.in_float64(whole)
-    naive, parts = Naive(ready, whole), (ready.labelled["train"], ready.labelled["val"])
-    finetune_fit(ready.model, ready.checkpoint.recipe, ready.settings, len(ready.checkpoint.classes), *parts, device)
+    naive = Naive(ready, whole)
+    ready.fit(device)
     naive.train_one_epoch()
     after = ready.model.weights()
     for name, each in whole.unfrozen.items():

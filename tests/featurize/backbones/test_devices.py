@@ -60,9 +60,9 @@ def test_no_room_in_featurize_ends_the_command_with_one_line(cli, pairs, tiny_cl
 
 
 def test_no_room_in_a_step_of_stage_2_is_one_line(tuned, monkeypatch):
-    from mmcli.finetune.model import Finetuned
+    from mmcli.heads import Head
 
-    monkeypatch.setattr(Finetuned, "parts", raising(NO_ROOM[0]))
+    monkeypatch.setattr(Head, "embedded", raising(NO_ROOM[0]))
     with pytest.raises(MmcliError, match=r"has no room for a batch of .*--batch-size"):
         tuned()
 

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from conftest import rewrite, synthetic_block, write_cache
 from mmcli.cache import FeatureCache, MmcliError
-from mmcli.heads.experiments import Protocol, Setup, candidates_of, compare, fits, modalities_of
+from mmcli.heads.experiments import Protocol, Setup, candidates_of, compare, modalities_of
 from mmcli.heads.model import inputs
-from mmcli.heads.runs import labelled
+from mmcli.heads.runs import fit_store, labelled
 from mmcli.heads.runs.parallel import each_of
 from small_experiments import QUICK, SMALL, out_of_fold
 
@@ -101,25 +101,30 @@ def test_a_kept_fit_does_not_outlive_a_change_of_the_code(setup, fitted, monkeyp
     compare(setup, candidates_of(["concat"], QUICK), SMALL)
     assert len(fitted) == 6
     package = tmp_path / "package"
-    for folder in ("cache", "featurize", "finetune", "heads"):
+    for folder in ("cache", "featurize", "heads"):
         shutil.copytree(Path(mmcli.__file__).parent / folder, package / folder)
-    unchanged = fits.code_digest(package)
-    assert unchanged == fits.code_digest()
-    for changed in ("heads/training.py", "heads/losses.py", "finetune/training.py", "cache/features.py"):
-        before = fits.code_digest(package)
+    unchanged = fit_store.code_digest(package)
+    assert unchanged == fit_store.code_digest()
+    for changed in (
+        "heads/training/loop.py",
+        "heads/model/losses.py",
+        "featurize/frozen/store.py",
+        "cache/features.py",
+    ):
+        before = fit_store.code_digest(package)
         with (package / changed).open("a") as file:
             file.write("# another rule\n")
-        assert fits.code_digest(package) != before
-    monkeypatch.setattr(fits, "_digest_of_this_code", lambda: fits.code_digest(package))
+        assert fit_store.code_digest(package) != before
+    monkeypatch.setattr(fit_store, "_digest_of_this_code", lambda: fit_store.code_digest(package))
     compare(setup, candidates_of(["concat"], QUICK), SMALL)
     assert len(fitted) == 12
     with pytest.raises(MmcliError, match="holds no source code"):
-        fits.code_digest(tmp_path / "nothing")
+        fit_store.code_digest(tmp_path / "nothing")
 
 
 def test_a_damaged_kept_fit_is_made_again(setup, fitted):
     compare(setup, candidates_of(["concat"], QUICK), SMALL)
-    kept = sorted((setup.out / "fits").glob("*.npz"))
+    kept = sorted((setup.out / "fits").glob("*.pt"))
     assert len(kept) == 6
     kept[0].write_bytes(b"broken")
     kept[1].write_bytes(kept[1].read_bytes()[:100])
@@ -152,7 +157,7 @@ def test_killed_in_the_middle_an_experiment_goes_on_where_it_was(setup, fitted):
         for line in process.stdout:
             if line.strip() == "5":
                 os.kill(process.pid, signal.SIGKILL)
-    kept = len(list((setup.out / "fits").glob("*.npz")))
+    kept = len(list((setup.out / "fits").glob("*.pt")))
     assert 5 <= kept < 12
     compare(setup, candidates_of(["concat", "film"], QUICK), SMALL)
     assert len(fitted) == 12 - kept

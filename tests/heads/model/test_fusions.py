@@ -8,7 +8,7 @@ from mmcli.heads import FUSIONS, Head, Recipe, Rows
 from mmcli.heads.model.fusions import Sizes
 from mmcli.heads.model.head import VIT_B32, describe_fusions, sizes_of
 from mmcli.heads.model.inputs import Batch, TokenBatch
-from mmcli.heads.training.loop import _Training
+from mmcli.heads.training.loop import FitOptions, _Training
 from tolerances import close_rows
 
 N, DIM, PLACES, IMAGE_WIDTH, TEXT_WIDTH = 30, 8, 5, 10, 6
@@ -190,7 +190,7 @@ def test_late_fusion_trains_each_side_as_a_head_of_its_own():
     heads[1].mlps[0].load_state_dict(heads[0].mlps[0].state_dict())
     for head, recipe in zip(heads, (late, alone), strict=True):
         head.learn_inputs(seen)
-        training = _Training(head, recipe, 3, rows, "cpu")
+        training = _Training(head, recipe, 3, rows, FitOptions())
         for epoch in (1, 2):
             training._epoch(epoch)
     states = [head.mlps[0].state_dict() for head in heads]

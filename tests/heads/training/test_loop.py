@@ -132,7 +132,7 @@ def test_the_same_seed_gives_the_same_bits_and_leaves_the_global_one_alone():
 
 
 def test_without_validation_rows_the_given_schedule_is_followed():
-    trained = fit(QUICK, 3, rows(), schedule=[1e-2, 1e-3, 1e-4])
+    trained = fit(QUICK, 3, rows(), options=FitOptions(rates=[1e-2, 1e-3, 1e-4]))
     assert [record["lr"] for record in trained.history] == [1e-2, 1e-3, 1e-4]
     assert trained.best_epoch == 3
 
@@ -253,14 +253,14 @@ def test_a_random_view_of_each_row_is_seen_in_training_and_none_in_evaluation():
 
 def test_the_view_of_a_row_says_nothing_about_its_place_in_the_epoch():
     """Over seeds: the place of the first of eight rows, and which of four views stands for it."""
-    from mmcli.heads.training.loop import _Training
+    from mmcli.heads.training.loop import FitOptions, _Training
 
     few = rows(8)
     few = changed(few, views=np.repeat(few.features.image[:, None], 4, axis=1))
     table = np.zeros((8, 4))
     for seed in range(1200):
         recipe = replace(QUICK, views=True, seed=seed, class_weights="none")
-        training = _Training(Head(sizes_of(few.features), 3, recipe), recipe, 3, few, "cpu")
+        training = _Training(Head(sizes_of(few.features), 3, recipe), recipe, 3, few, FitOptions())
         order = torch.randperm(8, generator=training.order).tolist()
         view = torch.randint(4, (8,), generator=training.which_view)
         table[order.index(0), int(view[0])] += 1

@@ -1,4 +1,4 @@
-"""How stage 2 is done: every setting in one frozen dataclass. Importing this imports no torch."""
+"""How stage 2 trains: every setting in one frozen dataclass. Importing this imports no torch."""
 
 import math
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from ..cache.errors import MmcliError
-from ..heads.recipe import check_name, parse_as
+from .settings import check_name, parse_as
 
 ALL = -1  # layers; typed as `all`
 TOWERS = {"text": "unfreeze_text_layers", "image": "unfreeze_vision_layers"}
@@ -16,15 +16,15 @@ TOWERS = {"text": "unfreeze_text_layers", "image": "unfreeze_vision_layers"}
 class FinetuneRecipe:
     """What stage 2 trains, and how. The defaults: docs/decisions.md.
 
-    Loss, weight decay, dropout and class weights are those of the head that it goes on from.
+    Loss, weight decay, dropout and class weights are those of the head that stage 2 starts from.
 
     Attributes
     ----------
     unfreeze_text_layers, unfreeze_vision_layers
-        Layers at the top of each tower that are trained, with the tower's last norm; ``ALL`` of them. Of a tower that
-        the head does not see, none can be.
+        How many layers at the top of each tower are trained, together with the tower's last norm; ``ALL`` trains every
+        layer. A tower that the head does not see cannot be trained.
     lr_backbone, lr_head
-        Learning rates of AdamW at the end of the warm-up, of the layers and of the head.
+        Learning rates of AdamW at the end of the warm-up: for the layers, and for the head.
     epochs
         At most this many.
     patience
@@ -32,7 +32,7 @@ class FinetuneRecipe:
     batch_size
         Rows per step.
     warmup
-        Share of all steps in which the rates rise from 0; after that they fall to 0, both in a straight line.
+        Share of all steps in which the rates rise linearly from 0; after that they fall linearly to 0.
     """
 
     unfreeze_text_layers: int = 1
@@ -58,11 +58,11 @@ class FinetuneRecipe:
             raise MmcliError(f"warmup must be in [0, 1), found {self.warmup}")
 
     def layers(self) -> dict[str, int]:
-        """Return how many layers are unfrozen, by tower (``text``, ``image``), of the towers where any are."""
+        """Return the number of unfrozen layers by tower (``text``, ``image``); towers without any are left out."""
         return {tower: getattr(self, name) for tower, name in TOWERS.items() if getattr(self, name)}
 
     def factor(self, step: int, steps: int) -> float:
-        """Return what the rates are multiplied with in step ``step`` (0 for the first) of ``steps``."""
+        """Return the factor of the learning rates in step ``step`` (0 is the first) of ``steps``."""
         rising = math.ceil(self.warmup * steps)
         return (step + 1) / rising if step < rising else (steps - step) / (steps - rising)
 
@@ -81,7 +81,7 @@ SETTINGS: dict[str, Any] = {field.name: field.default for field in fields(Finetu
 
 
 def recipe_for(modality: str, settings: Mapping[str, Any]) -> FinetuneRecipe:
-    """Return the defaults for a head of ``modality`` with ``settings``: of an image-only head, one image layer.
+    """Return the defaults for a head of ``modality``, changed by ``settings``; of images alone, one image layer is trained.
 
     Raises
     ------
@@ -98,8 +98,8 @@ def recipe_for(modality: str, settings: Mapping[str, Any]) -> FinetuneRecipe:
     return recipe
 
 
-def parse_setting(name: str, text: str) -> Any:
-    """Read a setting as it is typed; an MmcliError says what it is."""
+def parse_finetune_setting(name: str, text: str) -> Any:
+    """Read a setting of stage 2 as it is typed; an MmcliError says what it must be."""
     check_name(name, SETTINGS, "stage 2")
     if name in TOWERS.values() and text.strip() == "all":
         return ALL

@@ -11,9 +11,9 @@ import pytest
 from mmcli.cache import BackboneError, DataError, DiskFullError, FeatureCache, LockedError
 from mmcli.cache.lock import writer_lock
 from mmcli.featurize import FeaturizeOptions, featurize, open_backbone
-from mmcli.finetune import store as store_module
-from mmcli.finetune.source import Source
-from mmcli.finetune.store import StateStore
+from mmcli.featurize.frozen import store as store_module
+from mmcli.featurize.frozen.source import Source
+from mmcli.featurize.frozen.store import StateStore
 from small_finetune import text_of
 from tolerances import close_rows
 
@@ -29,8 +29,8 @@ def store_of(cache, tower="text", layers=1, **source):
 
 
 def text_states(states):
-    found = states.load(0, "cpu")
-    return [state[mask.bool()].numpy() for state, mask in zip(found.states, found.mask, strict=True)]
+    padded = states.padded()
+    return [state[mask.astype(bool)] for state, mask in zip(padded.states, padded.mask, strict=True)]
 
 
 @pytest.mark.parametrize("layers", [1, 3])
@@ -46,7 +46,7 @@ def test_states_are_what_the_tower_gives_below_those_layers(cache, tiny_clip, la
 
 
 def test_states_of_images(cache):
-    states = store_of(cache, "image", 2).states(cache.guids[:5]).load(0, "cpu")
+    states = store_of(cache, "image", 2).states(cache.guids[:5]).padded()
     assert states.states.shape == (5, 17, 32)
     assert states.ids is None
 

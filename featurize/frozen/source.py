@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..cache.errors import DataError
-from ..cache.store import FeatureCache
-from ..featurize.backbones.base import Backbone, Encoder
-from ..featurize.backbones.towers import Top, check_layers
-from ..featurize.embed import open_same
-from ..featurize.pairs.dataset import Dataset
-from .recipe import ALL, TOWERS, FinetuneRecipe
+from ...cache.errors import DataError
+from ...cache.store import FeatureCache
+from ..backbones.base import Backbone, Encoder
+from ..backbones.towers import Top, check_layers
+from ..embed import open_same
+from ..pairs.dataset import Dataset
 
 
 class Source:
@@ -54,8 +54,8 @@ class Source:
             self._encoders[dtype] = self._backbone.load(self.device, dtype, self.identity["image"]["resize"])
         return self._encoders[dtype]
 
-    def resolved(self, recipe: FinetuneRecipe) -> FinetuneRecipe:
-        """Return ``recipe`` with numbers for ``ALL`` layers.
+    def layer_counts(self, layers: Mapping[str, int]) -> dict[str, int]:
+        """Return how many layers are unfrozen, by tower, with the number of all layers in place of a negative one.
 
         Raises
         ------
@@ -63,16 +63,15 @@ class Source:
             More layers are to be unfrozen than a tower has.
         """
         encoder = self.encoder("float32")
-        for tower, count in recipe.layers().items():
-            there = encoder.text_layers() if tower == "text" else encoder.vision_layers()
-            if count == ALL:
-                recipe = recipe.changed(**{TOWERS[tower]: len(there)})
-            else:
-                check_layers(there, count, tower)
-        return recipe
+        counts = {}
+        for tower, count in layers.items():
+            present = encoder.text_layers() if tower == "text" else encoder.vision_layers()
+            counts[tower] = len(present) if count < 0 else count
+            check_layers(present, counts[tower], tower)
+        return counts
 
-    def tops(self, layers: dict[str, int]) -> dict[str, Top]:
-        """Return the last layers of each tower named, in float32, a template for as many copies as one likes."""
+    def tops(self, layers: Mapping[str, int]) -> dict[str, Top]:
+        """Return the last layers of each tower, in float32; copy them before training."""
         encoder = self.encoder("float32")
         cutters = {"text": encoder.text_top, "image": encoder.image_top}
         tops = {tower: cutters[tower](count) for tower, count in layers.items()}

@@ -5,24 +5,25 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from ..cache.errors import CacheError, DataError, DiskFullError
-from ..cache.hdf5 import open_hdf5
-from ..cache.lock import writer_lock
-from ..cache.parts import Block, read_parts, write_part
-from ..cache.schema import Header
-from ..cache.store import FeatureCache
-from ..featurize.embed import how_of
-from ..featurize.encode import How, encode_blocks
-from ..featurize.pairs.hashing import Reject, prefetch
-from ..featurize.pairs.pair import Pair
+from ...cache.errors import CacheError, DataError, DiskFullError
+from ...cache.features import text_offsets
+from ...cache.hdf5 import open_hdf5
+from ...cache.lock import writer_lock
+from ...cache.parts import Block, read_parts, write_part
+from ...cache.schema import Header
+from ...cache.states import States, StatesPart
+from ...cache.store import FeatureCache
+from ..embed import how_of
+from ..encode import How, encode_blocks
+from ..pairs.hashing import Reject, prefetch
+from ..pairs.pair import Pair
 from .source import Source
-from .states import Part, States
 
 BLOCK_ROWS = 2048  # pairs per file, and what a crash can cost, at most
 _BLOCK_BYTES = 256 << 20  # of a file's states, which are in memory until it is written
@@ -89,7 +90,7 @@ class StateStore:
             numbers = [path.stem.removeprefix("part-") for path in self.folder.glob("part-*.h5")]
             number = max((int(each) + 1 for each in numbers if each.isdigit()), default=0)
             for block in self._computed(pairs, on_progress):
-                part = Part.of_block(block)
+                part = part_of_block(block)
                 checksums = [part.checksum(row) for row in range(len(block.guids))]
                 block.columns[_CHECKSUMS] = np.array(checksums, dtype=np.uint32)
                 write_part(self.folder, number, block, self.header, True)
@@ -125,7 +126,7 @@ class StateStore:
             with contextlib.suppress(OSError, KeyError, ValueError, IndexError, TypeError):
                 with open_hdf5(path) as file:
                     checksums = file[_CHECKSUMS][:]
-                part = Part.of_file(path)
+                part = StatesPart.of_file(path)
                 damaged = [guid for guid, row in rows if part.checksum(row) != checksums[row]]
             for guid in damaged:
                 del self.kept[guid]
@@ -186,7 +187,7 @@ class StateStore:
         few = pairs[: min(_SAMPLE, len(pairs))]
         sample, rejects = next(encode_blocks([few], self.source.encoder(), self._how()))
         _refuse(rejects)
-        each = Part.of_block(sample).states.nbytes / len(few)
+        each = part_of_block(sample).states.nbytes / len(few)
         self.cache.path.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.cache.path.parent).free
         if each * len(pairs) > free:
@@ -199,12 +200,12 @@ class StateStore:
 
     def _together(self, guids: Sequence[str], computed: Sequence[Block]) -> States:
         found = {guid: self.kept[guid] for guid in guids if guid in self.kept}
-        parts: list[Part] = []
+        parts: list[StatesPart] = []
         number_of: dict[Path, int] = {}
         for path in sorted({path for path, _ in found.values()}):
             number_of[path] = len(parts)
             try:
-                parts.append(Part.of_file(path))
+                parts.append(StatesPart.of_file(path))
             except (OSError, KeyError, ValueError) as error:
                 raise CacheError(
                     f"{path} cannot be read ({error}): delete {self.folder} and run the command again"
@@ -212,8 +213,35 @@ class StateStore:
         places = {guid: (number_of[path], row) for guid, (path, row) in found.items()}
         for block in computed:
             places |= {guid: (len(parts), row) for row, guid in enumerate(block.guids)}
-            parts.append(Part.of_block(block))
+            parts.append(part_of_block(block))
         return States(parts, np.array([places[guid] for guid in guids], dtype=np.int64).reshape(-1, 2))
+
+
+def states_of_pairs(pairs: Sequence[Pair], source: Source, layers: Mapping[str, int]) -> dict[str, States]:
+    """Return what enters the unfrozen layers of each tower, computed from raw pairs that can be read.
+
+    Raises
+    ------
+    DataError
+        A pair cannot be read, or its states are not finite.
+    """
+    states = {}
+    for tower, count in layers.items():
+        how = how_of(source.identity, towers=(tower,), below=count)
+        block, rejects = next(encode_blocks([list(pairs)], source.encoder(), how))
+        _refuse(rejects)
+        row_of = {guid: row for row, guid in enumerate(block.guids)}
+        places = [(0, row_of[pair.guid]) for pair in pairs]
+        states[tower] = States([part_of_block(block)], np.array(places, dtype=np.int64).reshape(-1, 2))
+    return states
+
+
+def part_of_block(block: Block) -> StatesPart:
+    """Return the states of a block that was just computed, in memory."""
+    if block.text_tokens is None or block.text_ids is None:
+        return StatesPart(block.columns["image_tokens"])
+    offsets = text_offsets(block.text_tokens)
+    return StatesPart(np.concatenate(block.text_tokens), offsets, np.concatenate(block.text_ids))
 
 
 def _refuse(rejects: Sequence[Reject]) -> None:

@@ -1,0 +1,115 @@
+"""What experiments compare: candidates, the rows they are fitted on, and what became of a fit."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...cache.store import FeatureCache
+from ..evaluation.folds import Fold
+from ..finetune_recipe import TOWERS
+from ..model.fusions import FUSIONS, fusion_class, refuse_weights
+from ..model.inputs import Rows
+from ..recipe import Recipe
+
+FINETUNE = ":finetune"  # ends the name of a candidate that goes through both stages
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A recipe under the name by which tables show it. A recipe with ``finetune`` goes through both stages."""
+
+    name: str
+    recipe: Recipe
+
+
+@dataclass(frozen=True)
+class Data:
+    """Labelled rows of a cache, and what tells them from others.
+
+    Attributes
+    ----------
+    rows
+        Features and classes, n of them.
+    guids, groups
+        Of each row; rows of one group are copies.
+    classes
+        Names, in the order of the class numbers.
+    key
+        A digest of the features: of their fingerprint and their numbers.
+    """
+
+    rows: Rows
+    guids: list[str]
+    groups: NDArray[np.int64]
+    classes: list[str]
+    key: str
+
+
+@dataclass(frozen=True)
+class FoldFit:
+    """What became of one candidate on one fold.
+
+    Attributes
+    ----------
+    logits
+        (n_test, C) float32, of the fold's test rows.
+    seconds, epochs, parameters
+        Of the fit. Of a linear head, one epoch.
+    """
+
+    candidate: str
+    fold: Fold
+    logits: NDArray[np.float32]
+    seconds: float
+    epochs: int
+    parameters: int
+
+
+def all_fusions(cache_path: str | Path, recipe: Recipe) -> list[str]:
+    """Return every fusion that a cache and the rest of a recipe allow, and ``linear`` beside MLPs."""
+    with FeatureCache.open(cache_path) as cache:
+        names = [name for name, fusion in FUSIONS.items() if cache.has_tokens or not fusion.needs_tokens]
+    if recipe.head == "linear":
+        return [name for name in names if not FUSIONS[name].has_weights]
+    return names if recipe.views else [*names, "linear"]
+
+
+def candidates_of(names: Sequence[str], recipe: Recipe, finetune: Mapping[str, Any] | None = None) -> list[Candidate]:
+    """Return a candidate per name: a fusion, ``linear`` (the linear head on concat), or ``<fusion>:linear``.
+
+    Each may end in ``:finetune``, which adds stage 2 with the settings ``finetune``.
+
+    Raises
+    ------
+    MmcliError
+        There is no such fusion, or it has weights that a linear head cannot learn.
+    """
+    candidates = []
+    for name in names:
+        stage1 = name.removesuffix(FINETUNE)
+        fusion, _, head = ("concat", ":", "linear") if stage1 == "linear" else stage1.partition(":")
+        chosen, changed = fusion_class(fusion, recipe.modality), recipe.changed(fusion=fusion, head=head or recipe.head)
+        if changed.head == "linear":
+            refuse_weights(chosen, fusion)
+        candidates.append(Candidate(name, changed if stage1 == name else changed.with_finetune(finetune)))
+    return candidates
+
+
+def modalities_of(recipe: Recipe, finetune: Mapping[str, Any] | None = None) -> list[Candidate]:
+    """Return the candidates of a modality ablation: both, text alone, image alone; with ``finetune`` each twice.
+
+    Layers of a tower that a candidate does not see stay frozen, whatever ``finetune`` says of them.
+    """
+    candidates = []
+    for modality in ("both", "text", "image"):
+        changed = recipe.changed(modality=modality)
+        candidates.append(Candidate(modality, changed))
+        if finetune is not None:
+            unseen = {name for tower, name in TOWERS.items() if modality not in ("both", tower)}
+            settings = {name: value for name, value in finetune.items() if name not in unseen}
+            candidates.append(Candidate(modality + FINETUNE, changed.with_finetune(settings)))
+    return candidates

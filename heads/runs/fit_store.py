@@ -1,0 +1,117 @@
+"""Fits on the disk: finished ones, and how far an interrupted one got, each named by all that it depends on."""
+
+import contextlib
+import functools
+import hashlib
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...cache.atomic import disk_full_is_clear
+from ...cache.errors import MmcliError
+from ...cache.features import Features
+from ..model.inputs import Rows, stretches_per_block
+from .tensor_file import TensorFileError, read_tensor_file, write_tensor_file
+
+_CODE = ("cache", "featurize", "heads")  # folders whose code decides what a fit gives
+_PACKAGE = Path(__file__).parents[2]
+_KEPT_DAYS = 30
+
+
+@dataclass(frozen=True)
+class FitStore:
+    """Files of one folder, ``<key>.pt``, each with the plain data and tensors of one fit."""
+
+    folder: Path
+
+    def make_folder(self) -> None:
+        """Make the folder; a DiskFullError says that there is no room."""
+        with disk_full_is_clear(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+
+    def load(self, key: str) -> dict[str, Any] | None:
+        """Return what is kept under ``key``; None where nothing is, or where the file is damaged."""
+        with contextlib.suppress(OSError, TensorFileError):
+            content = read_tensor_file(self.folder / f"{key}.pt")
+            if isinstance(content, dict):
+                return content
+        return None
+
+    def keep(self, key: str, content: Mapping[str, Any]) -> None:
+        """Write plain data and tensors under ``key``, whole or not at all."""
+        write_tensor_file(self.folder / f"{key}.pt", content)
+
+    def drop(self, keys: Iterable[str]) -> None:
+        """Delete what is kept under ``keys``, and what other commands left a month ago."""
+        for key in keys:
+            (self.folder / f"{key}.pt").unlink(missing_ok=True)
+        for path in self.folder.glob("*"):
+            with contextlib.suppress(OSError):
+                if time.time() - path.stat().st_mtime > _KEPT_DAYS * 86_400:
+                    path.unlink()
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()  # where it is empty
+
+
+def key_of(settings: Mapping[str, Any], arrays: Iterable[NDArray[Any]]) -> str:
+    """Return the name of a fit: a digest of ``settings`` (plain data), ``arrays``, the code and its libraries."""
+    depends_on = {
+        "code": _digest_of_this_code(),
+        "versions": {name: version(name) for name in ("torch", "numpy", "scikit-learn", "transformers")},
+        **settings,
+    }
+    digest = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode())
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).tobytes() + b";")
+    return digest.hexdigest()[:32]
+
+
+def data_key(fingerprint: str, guids: Sequence[str], rows: Rows) -> str:
+    """Return a digest of the numbers that a fit learns from: embeddings, views and classes.
+
+    Token states are too many to be read for it. The fingerprint covers what they are made from, and the embeddings of
+    the same pass stand for them.
+    """
+    digest = hashlib.sha256(fingerprint.encode())
+    digest.update("\n".join(guids).encode())
+    rows.features.hash_into(digest)
+    digest.update(rows.classes.tobytes())
+    return digest.hexdigest()
+
+
+def order_in_file(features: Features, rows: NDArray[np.int64] | slice = slice(None)) -> dict[str, Any] | None:
+    """Return what shuffling depends on where ``rows`` are left in the file; None where they are in memory."""
+    if features.places is None:
+        return None
+    order = np.argsort(features.places[rows], kind="stable")
+    return {"stretches": stretches_per_block(features), "order": hashlib.sha256(order.tobytes()).hexdigest()}
+
+
+def code_digest(package: Path = _PACKAGE) -> str:
+    """Return a digest of the source that decides what a fit gives: no kept fit outlives a change of it.
+
+    A list of modules would be shorter, and would miss the module that somebody adds.
+
+    Raises
+    ------
+    MmcliError
+        There is no source.
+    """
+    digest = hashlib.sha256()
+    sources = sorted(path for folder in _CODE for path in (package / folder).rglob("*.py"))
+    if not sources:
+        raise MmcliError(f"{package} holds no source code, so kept fits cannot be told from outdated ones: reinstall")
+    for path in sources:
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(package).as_posix()} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
+
+
+_digest_of_this_code = functools.cache(code_digest)

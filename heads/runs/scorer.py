@@ -1,0 +1,116 @@
+"""``evaluate``: scores of a best.pt on the rows that it held out, or on rows that came later."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...cache.errors import DataError
+from ...cache.store import FeatureCache
+from ..evaluation.division import renamed
+from ..evaluation.duplicates import Groups, group_numbers, separated, without_copies
+from ..evaluation.metrics import score
+from ..evaluation.splits import Split
+from .checkpoint import Checkpoint
+from .labelled import changed_labels, class_numbers, labels_of, left_for_features, usable_rows
+from .trained import OnProgress, Trained, open_best_pt
+
+
+def evaluate(
+    best_pt: str | Path | Trained,
+    cache_path: str | Path | None = None,
+    on: Sequence[str] = ("val", "test"),
+    labels_path: str | Path | None = None,
+    device: str = "cpu",
+    max_bytes: int | None = None,
+    on_progress: OnProgress | None = None,
+) -> dict[str, Any]:
+    """Score a best.pt on the rows that it held out, or on labelled rows that it has not seen.
+
+    Parameters
+    ----------
+    best_pt
+        A trained head: its file or run folder, or opened.
+    cache_path, labels_path
+        Default: those that the head was trained with.
+    on
+        Parts of its split (``train``, ``val``, ``test``), or ``new``: rows of ``labels_path`` that are in none of them
+        and are no copies of its training or validation rows. Of several parts, those without a row are left out.
+    max_bytes
+        As in ``train_head``.
+    on_progress
+        Called with (pairs computed, pairs to compute) where stage 2 has something to compute.
+
+    Returns
+    -------
+    dict
+        ``best_pt``, ``classes``, ``fusion``, ``modality``, ``labels_without_features``, and a score (see
+        ``metrics.score``) by part. ``parts_without_rows`` lists the parts asked for that are empty. By part:
+        ``rows_gone`` (pairs of the split without a label or features today), ``labels_changed`` (rows that count with
+        the label of today, where the splits folder is beside best.pt), ``labels_unknown`` (rows left out because the
+        head does not know their class). ``duplicates_separated``: rows with a copy in another part of the split.
+        ``duplicates_left_out``: copies that ``new`` leaves out.
+
+    Raises
+    ------
+    DataError
+        There is no row to score.
+    """
+    model = open_best_pt(best_pt, device)
+    checkpoint = model.checkpoint
+    with FeatureCache.open(checkpoint.cache_path(cache_path)) as cache:
+        checkpoint.check_cache(cache)
+        _, labels, absent = labels_of(cache, checkpoint.labels_path(labels_path))
+        result: dict[str, Any] = {"best_pt": str(checkpoint.path), "classes": checkpoint.classes}
+        result |= {"fusion": checkpoint.recipe.fusion, "modality": checkpoint.recipe.modality}
+        result["labels_without_features"] = absent
+        known = renamed(labels, checkpoint.relabelled)
+        parts, copies, counts = _rows_to_score(checkpoint, cache, known, [on] if isinstance(on, str) else on)
+        result |= counts
+        result["labels_changed"] = changed_labels(checkpoint.path, parts, labels)
+        for name, guids in parts.items():
+            true = class_numbers(guids, known, checkpoint.classes)
+            model.get_ready(cache, guids, on_progress)
+            logits = model.of_rows(cache, guids, left_for_features(cache, max_bytes))
+            result[name] = score(true, logits.argmax(axis=1), checkpoint.classes, copies[name])
+    return result
+
+
+def _rows_to_score(
+    checkpoint: Checkpoint, cache: FeatureCache, labels: dict[str, str], asked: Sequence[str]
+) -> tuple[dict[str, list[str]], dict[str, NDArray[np.int64]], dict[str, Any]]:
+    """Return the rows that can be scored and their groups, by part asked for, and what to say about the others."""
+    parts = checkpoint.split.named()
+    seen = {guid for guids in parts.values() for guid in guids}
+    here = {name: [guid for guid in guids if guid in cache] for name, guids in parts.items()}
+    groups = Groups(cache, [guid for guid in cache.guids if guid in seen or guid in labels])
+    counts: dict[str, Any] = {}
+    if "new" in asked:
+        fresh = [guid for guid in labels if guid not in seen]
+        parts["new"] = without_copies(fresh, [*here["train"], *here["val"]], groups)
+        counts["duplicates_left_out"] = len(fresh) - len(parts["new"])
+        if fresh and not parts["new"]:
+            raise DataError(f"all {len(fresh)} new rows are copies of rows that the head learned from")
+    counts["parts_without_rows"] = [name for name in asked if not parts[name]]
+    if len(counts["parts_without_rows"]) == len(asked):
+        raise DataError(_nothing_to_score(checkpoint, asked[0]))
+    usable = {name: usable_rows(name, parts[name], labels, checkpoint.classes) for name in asked if parts[name]}
+    counts["rows_gone"] = {name: rows.gone for name, rows in usable.items()}
+    counts["labels_unknown"] = {name: rows.unknown for name, rows in usable.items()}
+    held_out = [name for name in usable if name in ("val", "test")]
+    counts["duplicates_separated"] = separated(Split(**here), groups, held_out)
+    scored = {name: rows.guids for name, rows in usable.items()}
+    return scored, group_numbers(groups, scored), counts
+
+
+def _nothing_to_score(checkpoint: Checkpoint, part: str) -> str:
+    """Return the message for a part without rows."""
+    if part == "new":
+        why = "give --labels FILE with labels of other pairs"
+    elif part == "test" and checkpoint.split.val:
+        why = "its split has no labelled test part; label those pairs and score them with --on new, or take --on val"
+    else:
+        why = "it learned from all rows; give --from the run that held some out"
+    return f"{checkpoint.path} has no {part} row to be scored on: {why}"
