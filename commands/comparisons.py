@@ -86,7 +86,7 @@ class Finetuning:
 def _finetuning_options(
     with_finetune: Annotated[
         bool,
-        typer.Option("--with-finetune", help="Add stage 2: of the first fusion, of each modality, of each setting."),
+        typer.Option("--with-finetune", help="Add stage 2 of the first fusion, each modality or each setting."),
     ] = False,
     finetune: Annotated[
         list[str] | None, typer.Option(help="A setting of stage 2, name=value, as of `mmcli finetune`; repeatable.")

@@ -13,7 +13,7 @@ from ..cache.errors import CheckpointError, MmcliError
 from ..cache.store import FeatureCache
 from ..featurize.backbones.opening import moved_to
 from ..featurize.frozen.source import Source
-from ..featurize.frozen.store import OnProgress
+from ..featurize.frozen.state_store import OnProgress
 from ..heads.evaluation.division import renamed
 from ..heads.evaluation.duplicates import Groups, group_numbers, separated
 from ..heads.evaluation.splits import Split

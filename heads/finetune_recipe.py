@@ -81,7 +81,7 @@ SETTINGS: dict[str, Any] = {field.name: field.default for field in fields(Finetu
 
 
 def recipe_for(modality: str, settings: Mapping[str, Any]) -> FinetuneRecipe:
-    """Return the defaults for a head of ``modality``, changed by ``settings``; of images alone, one image layer is trained.
+    """Return the defaults for a head of ``modality`` (one image layer for images alone), changed by ``settings``.
 
     Raises
     ------

@@ -15,7 +15,7 @@ from ...cache.store import FeatureCache
 from ...featurize.backbones.opening import moved_to
 from ...featurize.embed import Embedded, embed_pairs
 from ...featurize.frozen.source import Source
-from ...featurize.frozen.store import StateStore, states_of_pairs
+from ...featurize.frozen.state_store import StateStore, states_of_pairs
 from ...featurize.pairs.hashing import Reject
 from ...featurize.pairs.pair import Pair
 from ..model.head import Head

@@ -14,10 +14,10 @@ from mmcli.cache import CacheError, FeatureCache, MmcliError, StoredRows
 from mmcli.cache import features as stored
 from mmcli.cli import app
 from mmcli.heads import Recipe, Rows, fit, predict_logits
-from mmcli.heads.experiments.fits import data_key
 from mmcli.heads.model import inputs
 from mmcli.heads.model.inputs import shuffled_blocks
 from mmcli.heads.runs import labelled
+from mmcli.heads.runs.fit_store import data_key
 from typer.testing import CliRunner
 
 N, VIEWS = 3000, 3

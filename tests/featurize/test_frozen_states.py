@@ -11,9 +11,9 @@ import pytest
 from mmcli.cache import BackboneError, DataError, DiskFullError, FeatureCache, LockedError
 from mmcli.cache.lock import writer_lock
 from mmcli.featurize import FeaturizeOptions, featurize, open_backbone
-from mmcli.featurize.frozen import store as store_module
+from mmcli.featurize.frozen import state_store as store_module
 from mmcli.featurize.frozen.source import Source
-from mmcli.featurize.frozen.store import StateStore
+from mmcli.featurize.frozen.state_store import StateStore
 from small_finetune import text_of
 from tolerances import close_rows
 

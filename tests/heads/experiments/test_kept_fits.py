@@ -108,7 +108,7 @@ def test_a_kept_fit_does_not_outlive_a_change_of_the_code(setup, fitted, monkeyp
     for changed in (
         "heads/training/loop.py",
         "heads/model/losses.py",
-        "featurize/frozen/store.py",
+        "featurize/encode.py",
         "cache/features.py",
     ):
         before = fit_store.code_digest(package)

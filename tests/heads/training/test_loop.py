@@ -9,6 +9,7 @@ from mmcli.heads import Ensemble, Head, Recipe, Rows, fit, predict_logits
 from mmcli.heads.model.head import Standardise, sizes_of
 from mmcli.heads.model.inputs import Batch
 from mmcli.heads.recipe import Modality
+from mmcli.heads.training.loop import FitOptions
 from scipy.stats import chi2_contingency
 from sklearn.preprocessing import StandardScaler
 
@@ -253,7 +254,7 @@ def test_a_random_view_of_each_row_is_seen_in_training_and_none_in_evaluation():
 
 def test_the_view_of_a_row_says_nothing_about_its_place_in_the_epoch():
     """Over seeds: the place of the first of eight rows, and which of four views stands for it."""
-    from mmcli.heads.training.loop import FitOptions, _Training
+    from mmcli.heads.training.loop import _Training
 
     few = rows(8)
     few = changed(few, views=np.repeat(few.features.image[:, None], 4, axis=1))
