@@ -251,10 +251,13 @@ def test_class_names_with_controls_reach_files_but_no_terminal(learnable, tmp_pa
 
 
 def test_figures_of_names_that_no_font_has(tmp_path):
-    from mmcli.report.drawing import Pencil, draw
+    from mmcli.report import figures
 
-    classes = ["sad \ud83d", "\x1b[31mred", "a\nb"]
-    with Pencil() as pencil:
-        pencil("confusion", [[1, 2, 3]] * 3, classes, "test", path=tmp_path / "there.png")
-    draw("confusion", [[1, 2, 3]] * 3, classes, "test", path=tmp_path / "here.png")
-    assert (tmp_path / "here.png").read_bytes() == (tmp_path / "there.png").read_bytes()
+    confusion, odd, escaped = (
+        [[1, 2, 3]] * 3,
+        ["sad \ud83d", "\x1b[31mred", "a\nb"],
+        ["sad \\ud83d", "\\x1b[31mred", "a\\nb"],
+    )
+    figures.confusion(confusion, odd, "test", tmp_path / "odd.png")
+    figures.confusion(confusion, escaped, "test", tmp_path / "escaped.png")
+    assert (tmp_path / "odd.png").read_bytes() == (tmp_path / "escaped.png").read_bytes()
