@@ -130,7 +130,7 @@ def clip_in_the_loop(cache_path, folder, pairs):
 
 
 def our_fit(cache_path):
-    import mmcli.heads.runs.trainer as run
+    import mmcli.heads.runs.fitting as run
     from mmcli.heads.recipe import PRESETS, Recipe
 
     fit, seconds = run.fit, []
