@@ -130,10 +130,11 @@ def clip_in_the_loop(cache_path, folder, pairs):
 
 
 def our_fit(cache_path):
-    import mmcli.heads.runs.fitting as run
+    from mmcli.heads import train_head
     from mmcli.heads.recipe import PRESETS, Recipe
+    from mmcli.heads.runs import fitting
 
-    fit, seconds = run.fit, []
+    fit, seconds = fitting.fit, []
 
     def timed(*given, **more):
         started = time.perf_counter()
@@ -141,9 +142,9 @@ def our_fit(cache_path):
         seconds.append(time.perf_counter() - started)
         return found
 
-    run.fit = timed
+    fitting.fit = timed
     with tempfile.TemporaryDirectory() as runs:
-        result = run.train_head(cache_path, recipe=Recipe().changed(**PRESETS["report"]), runs=runs)
+        result = train_head(cache_path, recipe=Recipe().changed(**PRESETS["report"]), runs=runs)
     return seconds[0], result["test"]["macro_f1"]
 
 

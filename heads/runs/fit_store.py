@@ -49,15 +49,16 @@ class FitStore:
         write_tensor_file(self.folder / f"{key}.pt", content)
 
     def drop(self, keys: Iterable[str]) -> None:
-        """Delete what is kept under ``keys``, and what other commands left a month ago."""
+        """Delete what is kept under ``keys``, and what other commands left a month ago.
+
+        The folder stays, because a neighbour may be about to write into it.
+        """
         for key in keys:
             (self.folder / f"{key}.pt").unlink(missing_ok=True)
         for path in self.folder.glob("*"):
             with contextlib.suppress(OSError):
                 if time.time() - path.stat().st_mtime > _KEPT_DAYS * 86_400:
                     path.unlink()
-        with contextlib.suppress(OSError):
-            self.folder.rmdir()  # where it is empty
 
 
 def key_of(settings: Mapping[str, Any], arrays: Iterable[NDArray[Any]]) -> str:
