@@ -126,13 +126,13 @@ def test_scores_predictions_of_cached_pairs_and_of_raw_pairs_agree(tuned, case, 
     """The scores of the run, of `evaluate`, and probabilities from cache, from folder, and of a single pair."""
     recipe, settings = CASES[case]
     result = tuned(settings, **recipe)
-    again = evaluate(open_best_pt(result["best_pt"]), on=("val", "test"))
+    again = evaluate(result["best_pt"], on=("val", "test"))
     assert again["val"] == result["stage2"]["val"]
     assert again["test"] == result["stage2"]["test"]
     ids = tmp_path / "ids.csv"
     guids = [str(guid) for guid in range(0, 60, 7)]
     ids.write_text("guid\n" + "\n".join(guids) + "\n")
-    of_cache = predict(open_best_pt(result["best_pt"]), ids=ids, device="cpu")
+    of_cache = predict(result["best_pt"], ids=ids, device="cpu")
     same = predict(open_best_pt(result["best_pt"]), ids=ids, data=raw_sixty[0], device="cpu")
     np.testing.assert_allclose(of_cache.probs, same.probs, atol=2e-3)  # tokens in the cache are in half precision
     elsewhere = shutil.copytree(raw_sixty[0], tmp_path / "elsewhere")
@@ -140,7 +140,7 @@ def test_scores_predictions_of_cached_pairs_and_of_raw_pairs_agree(tuned, case, 
         for suffix in (".jpg", ".txt"):
             (elsewhere / f"{guid}{suffix}").rename(elsewhere / f"new-{guid}{suffix}")
     ids.write_text("guid\n" + "\n".join(f"new-{guid}" for guid in guids) + "\n")
-    of_raw = predict(open_best_pt(result["best_pt"]), ids=ids, data=elsewhere, device="cpu")
+    of_raw = predict(result["best_pt"], ids=ids, data=elsewhere, device="cpu")
     np.testing.assert_allclose(of_cache.probs, of_raw.probs, atol=2e-3)
     mixed = predict(open_best_pt(result["best_pt"]), data=elsewhere, device="cpu")  # some cached, some new
     assert len(mixed.guids) == 60

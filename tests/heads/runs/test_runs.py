@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import header, synthetic_block, write_cache
-from mmcli.cache import CheckpointError, DataError, FeatureCache, read_labels
+from mmcli.cache import CheckpointError, DataError, FeatureCache, MmcliError, read_labels
 from mmcli.heads import Recipe, evaluate, load_checkpoint, predict, predict_logits, train_full, train_head, write_split
+from mmcli.heads.runs import fitting
 from PIL import Image
 from sklearn.metrics import f1_score
 
@@ -269,6 +270,32 @@ def test_a_disk_that_fills_up_while_a_run_is_written(learnable, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "no room to write" in done.stdout
     assert [path.name for path in (tmp_path / "runs").iterdir()] == [".fits"]  # the fit itself is kept
+
+
+def test_a_recipe_with_a_stage_2_is_not_half_done(learnable, tmp_path):
+    with pytest.raises(MmcliError, match="train_head trains stage 1 alone"):
+        train_head(*learnable, Recipe().with_finetune(), runs=tmp_path / "runs")
+
+
+def test_killed_between_two_heads_the_same_command_trains_the_other_alone(learnable, tmp_path, monkeypatch):
+    """The first head comes from the disk, and the ensemble is the one that was never interrupted."""
+    whole = train_head(*learnable, QUICK, runs=tmp_path / "whole", seeds=2, jobs=1)
+    original, seeds = fitting.fit, []
+
+    def spy(recipe, *rest):
+        seeds.append(recipe.seed)
+        if len(seeds) == 2:
+            raise KeyboardInterrupt
+        return original(recipe, *rest)
+
+    monkeypatch.setattr(fitting, "fit", spy)
+    with pytest.raises(KeyboardInterrupt):
+        train_head(*learnable, QUICK, runs=tmp_path / "runs", seeds=2, jobs=1)
+    again = train_head(*learnable, QUICK, runs=tmp_path / "runs", seeds=2, jobs=1)
+    assert seeds == [42, 43, 43]
+    one, other = (load_checkpoint(each["best_pt"]).head.state_dict() for each in (whole, again))
+    assert all(torch.equal(other[name], tensor) for name, tensor in one.items())
+    assert not list((tmp_path / "runs" / ".fits").iterdir())
 
 
 def test_several_seeds_make_one_ensemble(learnable, tmp_path):
