@@ -43,7 +43,8 @@ def test_a_run_folder_holds_everything(run, tmp_path):
         with Image.open(folder / name) as image:
             assert min(image.size) > 200
             assert len(image.convert("RGB").getcolors(1 << 20)) > 20  # something is drawn
-    assert not [path for path in (tmp_path / "runs").iterdir() if path.name.startswith(".")]
+    assert [path.name for path in (tmp_path / "runs").glob(".*")] == [".fits"]
+    assert not list((tmp_path / "runs" / ".fits").iterdir())
 
 
 def test_the_scores_are_those_of_the_written_best_pt(run, learnable):
