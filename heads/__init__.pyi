@@ -22,4 +22,4 @@ from .runs.trainer import train_full as train_full
 from .runs.trainer import train_head as train_head
 from .training.loop import Fit as Fit
 from .training.loop import fit as fit
-from .training.loop import predict_logits as predict_logits
+from .training.prediction import predict_logits as predict_logits

@@ -22,7 +22,8 @@ from ..recipe import Recipe
 from ..runs.fit_store import FitStore, key_of, order_in_file
 from ..runs.last_layers import LastLayers, last_layers
 from ..runs.parallel import each_of
-from ..training.loop import FitOptions, fit, predict_logits
+from ..training.loop import FitOptions, fit
+from ..training.prediction import predict_logits
 from .candidates import Candidate, Data, FoldFit
 from .setup import Setup
 

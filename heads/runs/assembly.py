@@ -14,7 +14,8 @@ from ..model.head import Ensemble
 from ..model.inputs import Rows
 from ..model.losses import fit_offsets
 from ..recipe import Recipe
-from ..training.loop import Fit, predict_logits
+from ..training.loop import Fit
+from ..training.prediction import predict_logits
 from .checkpoint import Checkpoint
 
 

@@ -19,7 +19,7 @@ from ...featurize.frozen.state_store import StateStore, states_of_pairs
 from ...featurize.pairs.hashing import Reject
 from ...featurize.pairs.pair import Pair
 from ..model.head import Head
-from ..training.loop import predict_logits
+from ..training.prediction import predict_logits
 from .checkpoint import Checkpoint, load_checkpoint
 
 _AT_ONCE = 256  # pairs, so that the states of 100,000 are never in memory together
