@@ -15,10 +15,11 @@ from ..evaluation.division import SplitOptions, divide, settle_rare_in_folds
 from ..evaluation.duplicates import Groups
 from ..evaluation.folds import Fold, Indices
 from ..evaluation.splits import Split
+from ..model.inputs import Rows
 from ..runs.fit_store import data_key
 from ..runs.fitting import OnFit
 from ..runs.folders import LATEST, pointed_at
-from ..runs.labelled import labels_of, left_for_features, rows_of, share_of
+from ..runs.labelled import class_numbers, features_for, labels_of, left_for_features, share_of
 from .candidates import Candidate, Data, FoldFit
 
 
@@ -136,7 +137,8 @@ def open_data(
             guids = list(labels)
         classes = sorted({labels[guid] for guid in guids})
         recipes = [candidate.recipe for candidate in candidates]
-        rows = rows_of(cache, guids, labels, classes, recipes, left_for_features(cache, setup.bytes_each()))
+        numbers = class_numbers(guids, labels, classes)
+        rows = Rows(features_for(cache, guids, recipes, left_for_features(cache, setup.bytes_each())), numbers)
         groups = np.unique([group_of[guid] for guid in guids], return_inverse=True)[1]
         data = Data(rows, guids, groups, classes, data_key(cache.fingerprint, guids, rows))
         about = {
