@@ -1,7 +1,8 @@
 """Stage 2: back to the raw pairs, to train the last layers of the backbone together with a head.
 
-``run.py`` is where to begin: it computes once what enters the unfrozen layers (``store.py``), trains what is above
-(``training.py``), and keeps the better of both stages (``outcome.py``). ``__init__.pyi`` lists the public names.
+Start reading at ``run.py``. The states that enter the unfrozen layers are computed once (``featurize/frozen``), the
+layers and the head are trained together (``heads/runs/last_layers.py``, ``heads/training``), and the better stage is
+kept (``outcome.py``). ``__init__.pyi`` lists the public names.
 """
 
 import sys
@@ -18,4 +19,4 @@ class _Callable(ModuleType):
         return self.finetune(*arguments, **options)
 
 
-sys.modules[__name__].__class__ = _Callable  # `mmcli.finetune(...)` runs the function; the package stays in reach
+sys.modules[__name__].__class__ = _Callable  # `mmcli.finetune` is a package that can be called like the function

@@ -1,4 +1,4 @@
-"""What stage 2 brought: its scores beside those of stage 1, which of the two is kept, and whether it overfits."""
+"""The outcome of stage 2: the scores of both stages, which stage is kept, and whether stage 2 overfits."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from ..heads.runs.assembly import predicted
 from ..heads.runs.checkpoint import Checkpoint
 from ..heads.training.loop import Fit
 
-_RISE = 0.01  # share by which a loss must have risen to be called rising
+_RISE = 0.01  # a loss has risen if it ends more than this share above its lowest value
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The models of stage 2 together, beside the heads that they started from.
+    """Both stages side by side: the heads of stage 1, and the models of stage 2 that started from them.
 
     Attributes
     ----------
     stages
-        By name (``stage1``, ``stage2``): the checkpoint.
+        The checkpoints by name (``stage1``, ``stage2``).
     fits
-        Of stage 2, in the order of its seeds.
+        The fits of stage 2, in the order of its seeds.
     scores
-        By stage and part: see ``metrics.score``.
+        By stage and part; see ``metrics.score``.
     difference
-        By part: macro-F1 of stage 2 minus that of stage 1, with a 95 % interval over groups of copies.
+        Macro-F1 of stage 2 less macro-F1 of stage 1 by part, with a 95 % interval over groups of copies.
     """
 
     stages: dict[str, Checkpoint]
@@ -51,7 +51,7 @@ class Outcome:
         return self.stages["stage2" if self.is_better else "stage1"]
 
     def metrics(self) -> dict[str, Any]:
-        """Return what ``metrics.json`` says of both stages (see ``finetune``)."""
+        """Return the entries of ``metrics.json`` about both stages (see ``finetune``)."""
         first, second = self.stages["stage1"], self.stages["stage2"]
         head = self.fits[0].head
         unfrozen = head.unfrozen()
@@ -88,27 +88,20 @@ def compare_stages(
     stage1, stage2, fits
         The checkpoints, and the fits of ``stage2``.
     rows
-        By part (``train``, ``val`` and, where the split has it, ``test``), with the states that stage 2 sees.
+        Rows by part (``train``, ``val``, and ``test`` if the split has it), with the states that stage 2 needs.
     groups
-        By part, (n,): rows with the same number are copies, and intervals are over groups.
+        Group of each row by part, (n,): rows of a group are copies, and intervals are over groups.
     """
     stages = {"stage1": stage1, "stage2": stage2}
-    classes = {
-        stage: {name: predicted(checkpoint.head, part) for name, part in rows.items()}
-        for stage, checkpoint in stages.items()
-    }
-    scores = {
-        stage: {
-            name: score(rows[name].classes, numbers, stage1.classes, groups[name]) for name, numbers in parts.items()
-        }
-        for stage, parts in classes.items()
-    }
+    scores: dict[str, dict[str, Any]] = {stage: {} for stage in stages}
     difference = {}
-    for name in ("val", "test"):
-        if name in rows:
-            both = np.stack([classes[stage][name] for stage in stages])[:, None]
-            n_classes = len(stage1.classes)
-            drawn = paired_bootstrap(rows[name].classes, both, n_classes, seed=0, groups=groups[name]).macro_f1
+    for name, part in rows.items():
+        classes = [predicted(checkpoint.head, part) for checkpoint in stages.values()]
+        for stage, numbers in zip(stages, classes, strict=True):
+            scores[stage][name] = score(part.classes, numbers, stage1.classes, groups[name])
+        if name != "train":
+            both, n_classes = np.stack(classes)[:, None], len(stage1.classes)
+            drawn = paired_bootstrap(part.classes, both, n_classes, seed=0, groups=groups[name]).macro_f1
             low, high = interval(drawn[:, 1] - drawn[:, 0])
             change = scores["stage2"][name]["macro_f1"] - scores["stage1"][name]["macro_f1"]
             difference[name] = {"macro_f1": change, "low": low, "high": high}
@@ -116,16 +109,16 @@ def compare_stages(
 
 
 def overfitting(history: Sequence[Mapping[str, float]]) -> dict[str, float] | None:
-    """Say where a fit began to learn its training rows by heart; None where it did not.
+    """Return where a fit began to overfit, or None if it did not.
 
-    That is so where, after the epoch with the lowest validation loss, the training loss falls further and the
-    validation loss ends more than a hundredth above its lowest.
+    A fit overfits if, after the epoch with the lowest validation loss, the training loss falls further and the
+    validation loss ends more than a hundredth above its lowest value.
 
     Returns
     -------
     dict
-        ``since`` (the epoch with the lowest validation loss), and ``val_loss``, ``train_loss`` there and at the end as
-        ``val_loss_end``, ``train_loss_end``.
+        ``since`` (the epoch with the lowest validation loss), ``val_loss`` and ``train_loss`` in this epoch, and
+        ``val_loss_end`` and ``train_loss_end`` in the last epoch.
     """
     turn, end = min(history, key=lambda record: record["val_loss"]), history[-1]
     if end["val_loss"] <= turn["val_loss"] * (1 + _RISE) or end["train_loss"] >= turn["train_loss"]:

@@ -19,13 +19,14 @@ from ..heads.evaluation.duplicates import Groups, group_numbers, separated
 from ..heads.evaluation.splits import Split
 from ..heads.model.head import Head
 from ..heads.runs.assembly import checkpoint_of, learn_offsets, seed_scores
-from ..heads.runs.checkpoint import Checkpoint, load_checkpoint, stage1_of
+from ..heads.runs.best_pt import load_checkpoint, stage1_of
+from ..heads.runs.checkpoint import Checkpoint
 from ..heads.runs.fit_store import FitStore, data_key
 from ..heads.runs.fitting import FitTask, epochs_behind, fit_tasks
 from ..heads.runs.folders import check_writable
-from ..heads.runs.labelled import changed_labels, labels_of, rows_of_parts, usable_rows
+from ..heads.runs.labelled import changed_labels, counts_of_unusable, labels_of, rows_of_parts, usable_rows
 from ..heads.runs.last_layers import last_layers, stage2_tasks
-from ..heads.runs.run_folder import config_of, write_run
+from ..heads.runs.run_folder import RunContent, config_of, write_run
 from ..heads.runs.trainer import KEPT
 from ..heads.training.loop import FitOptions
 from .outcome import compare_stages
@@ -33,7 +34,7 @@ from .outcome import compare_stages
 
 @dataclass(frozen=True)
 class Watch:
-    """What is told on the way; each may be None.
+    """Callbacks during the run; each may be None.
 
     Attributes
     ----------
@@ -50,7 +51,7 @@ class Watch:
     on_note: Callable[[str], None] | None = None
 
     def note(self, text: str) -> None:
-        """Tell a sentence."""
+        """Pass a sentence to the user."""
         if self.on_note is not None:
             self.on_note(text)
 
@@ -71,50 +72,51 @@ def finetune(
 ) -> dict[str, Any]:
     """Train the last layers of the backbone together with a trained head, and write a run folder.
 
-    Split, classes, loss and backbone are those of ``best_pt``. Its test rows are scored once, at the end; the
-    epoch, and whether stage 2 is kept at all, are chosen on its validation rows.
+    Split, classes, loss and backbone come from ``best_pt``. The validation rows choose the epoch, and whether stage 2
+    is kept at all. The test rows are scored once, at the end.
 
     Parameters
     ----------
     best_pt
-        Of stage 1, its file or run folder. One of stage 2 stands for the stage 1 that it was made from.
+        File or run folder of a head of stage 1. A best.pt of stage 2 stands for the stage 1 that it started from.
     settings
-        Of ``FinetuneRecipe``, by name; the others have their defaults.
+        Settings of ``FinetuneRecipe`` by name; all others have their defaults.
     cache_path, labels_path
-        Default: those that the head was trained with.
+        Default: the cache and the labels file that the head was trained with.
     data, backbone
         Where the raw pairs and the backbone are now; default: as recorded in the cache.
     runs
-        Where the run folder goes; ``latest`` in it points at the newest.
+        The folder of run folders; ``latest`` in it points at the newest.
     seeds
-        Train this many models, whose probabilities are averaged; default: one for each head in ``best_pt``.
+        Number of models, whose probabilities are averaged; default: one for each head in ``best_pt``.
     restart
-        Begin anew, instead of going on from the last finished epoch of the same command where it was interrupted.
+        Start again, rather than go on after the last finished epoch of the same command if it was interrupted.
     max_bytes
         Token states that take more than this are read from the cache as they are needed.
 
     Returns
     -------
     dict
-        What ``metrics.json`` holds. ``train``, ``val`` and ``test`` are the scores of what best.pt holds, which is
-        ``kept``: ``stage 2``, or ``stage 1`` where stage 2 is no better on the validation rows. ``stage1`` and
-        ``stage2``: scores of either, and ``gap`` (training less validation macro-F1). ``difference``: stage 2 less
-        stage 1 on ``val`` and ``test``, with an interval over rows. ``overfitting``: in which epochs, by seed.
-        ``seeds`` (scores of each model alone), ``epochs`` and ``best_epoch`` are those of stage 2, whichever is kept.
+        The content of ``metrics.json``. ``kept`` says what best.pt holds: ``stage 2``, or ``stage 1`` if stage 2 is no
+        better on the validation rows. ``train``, ``val`` and ``test`` are the scores of the kept stage. ``stage1`` and
+        ``stage2`` have the scores of each stage, and ``gap`` (training less validation macro-F1). ``difference`` is
+        stage 2 less stage 1 on ``val`` and ``test``, with an interval over rows. ``overfitting`` says by seed in which
+        epochs a model overfits. ``seeds`` (scores of each single model), ``epochs`` and ``best_epoch`` always describe
+        stage 2.
 
     Raises
     ------
     CheckpointError
         ``best_pt`` is missing, has no validation rows, or belongs to other features.
     BackboneError
-        The backbone is not at hand, is another one, or has fewer layers.
+        The backbone is not at hand, is another backbone, or has fewer layers.
     DataError
-        Rows without labels; raw pairs that are gone or changed.
+        A part has no labelled rows, or raw pairs are gone or have changed.
     """
     started = time.perf_counter()
     watch = watch or Watch()
     runs = Path(runs)
-    stage1 = _stage1(best_pt, device, watch)
+    stage1 = _load_stage1(best_pt, device, watch)
     check_writable(runs)
     recipe = stage1.recipe.with_finetune(settings)
     assert recipe.finetune is not None
@@ -125,8 +127,11 @@ def finetune(
         stage1.check_cache(cache)
         labels_file, labels, absent = labels_of(cache, stage1.labels_path(labels_path))
         known = renamed(labels, stage1.relabelled)
-        split = {name: guids for name, guids in stage1.split.named().items() if guids}
-        usable = {name: usable_rows(name, guids, known, stage1.classes) for name, guids in split.items()}
+        usable = {
+            name: usable_rows(name, guids, known, stage1.classes)
+            for name, guids in stage1.split.named().items()
+            if guids
+        }
         parts = {name: rows.guids for name, rows in usable.items()}
         stage1 = replace(stage1, backbone=moved_to(stage1.backbone, backbone))
         source = Source(stage1.identity, stage1.backbone, device, data)
@@ -140,9 +145,9 @@ def finetune(
             "device": device,
         }
         heads = [head for head in stage1.head.heads if isinstance(head, Head)]
-        tasks = stage2_tasks(heads, stage1.recipe, layers, count, FitOptions(device), depends_on)
+        tasks = stage2_tasks(heads, stage1.recipe, layers, FitOptions(device), depends_on, [None] * count)
         store = FitStore(runs / KEPT)
-        _look_back(tasks, store, restart, watch)
+        _resume_or_restart(tasks, store, restart, watch)
         fits = fit_tasks(tasks, store, 1, watch.on_step)
         recipe = replace(recipe, finetune=layers.recipe)
         stage2 = checkpoint_of(cache, fits, recipe, stage1.classes, stage1.split, labels_file)
@@ -153,40 +158,40 @@ def finetune(
         outcome = compare_stages(stage1, stage2, fits, layers.rows, group_numbers(groups, parts))
         metrics = outcome.metrics() | seed_scores(stage2, fits, layers.rows)
         metrics |= {"labels_without_features": absent, "seconds_before_training": ready}
-        metrics["rows_gone"] = {name: rows.gone for name, rows in usable.items()}
-        metrics["labels_unknown"] = {name: rows.unknown for name, rows in usable.items()}
+        metrics |= counts_of_unusable(usable)
         metrics["labels_changed"] = changed_labels(stage1.path, parts, labels)
         metrics["duplicates_separated"] = separated(Split(**{"test": [], **parts}), groups)
         kept = replace(outcome.kept, path=None)
         if recipe.offsets:
-            metrics["offsets"] = dict(zip(kept.classes, kept.head.offsets.tolist(), strict=True))
+            metrics["offsets"] = kept.offset_by_class()
         kept.made_from = {**stage2.made_from, "stage1": str(stage1.path)}
         if data is not None:
             kept.made_from["data"] = str(Path(data).absolute())
         config = config_of(cache, labels_file, recipe) | kept.made_from
         by_seed = dict(zip(stage2.seeds, fits, strict=True))
-        result = write_run(runs, kept, by_seed, metrics, config, labels, started, f"{recipe.sees}-finetune")
+        content = RunContent(f"{recipe.sees}-finetune", kept, by_seed, metrics, config, labels)
+        result = write_run(runs, content, started)
         store.drop(task.key for task in tasks)
         return result
 
 
-def _stage1(best_pt: str | Path, device: str, watch: Watch) -> Checkpoint:
-    given = load_checkpoint(best_pt, device)
-    stage1 = stage1_of(given)
-    if stage1 is not given:
-        watch.note(f"{given.path} is of stage 2: beginning again from its stage 1, {stage1.path}")
+def _load_stage1(best_pt: str | Path, device: str, watch: Watch) -> Checkpoint:
+    checkpoint = load_checkpoint(best_pt, device)
+    stage1 = stage1_of(checkpoint)
+    if stage1 is not checkpoint:
+        watch.note(f"{checkpoint.path} holds a stage 2: beginning again from its stage 1, {stage1.path}")
         stage1.head.to(device)
     if not stage1.split.val:
         raise CheckpointError(
-            f"{stage1.path} was trained on all rows, so there is none to stop by: give the run that held some out"
+            f"{stage1.path} was trained on all rows, so it has no validation rows: give the run that held some out"
         )
     return stage1
 
 
-def _look_back(tasks: list[FitTask], store: FitStore, restart: bool, watch: Watch) -> None:
-    """Say what an interrupted command left, or with ``restart`` throw it away."""
+def _resume_or_restart(tasks: list[FitTask], store: FitStore, restart: bool, watch: Watch) -> None:
+    """Note what an interrupted command left, or delete it with ``restart``."""
     finished, epochs = epochs_behind(tasks, store)
     if restart:
         store.drop(task.key for task in tasks)
     elif finished or epochs:
-        watch.note(f"going on: {finished} models finished, {epochs} epochs of the next (--restart begins anew)")
+        watch.note(f"going on: {finished} models and {epochs} epochs of the next are finished (--restart begins anew)")

@@ -10,10 +10,10 @@ from .model.head import Ensemble as Ensemble
 from .model.head import Head as Head
 from .model.inputs import Rows as Rows
 from .recipe import Recipe as Recipe
+from .runs.best_pt import load_checkpoint as load_checkpoint
+from .runs.best_pt import save_checkpoint as save_checkpoint
 from .runs.checkpoint import Checkpoint as Checkpoint
-from .runs.checkpoint import load_checkpoint as load_checkpoint
-from .runs.checkpoint import save_checkpoint as save_checkpoint
-from .runs.predictor import Predictions as Predictions
+from .runs.predictions import Predictions as Predictions
 from .runs.predictor import Predictor as Predictor
 from .runs.predictor import predict as predict
 from .runs.scorer import evaluate as evaluate
@@ -22,4 +22,4 @@ from .runs.trainer import train_full as train_full
 from .runs.trainer import train_head as train_head
 from .training.loop import Fit as Fit
 from .training.loop import fit as fit
-from .training.loop import predict_logits as predict_logits
+from .training.prediction import predict_logits as predict_logits

@@ -1,4 +1,4 @@
-"""How stage 2 trains: every setting in one frozen dataclass. Importing this imports no torch."""
+"""All settings of stage 2, in one frozen dataclass. This module does not import torch."""
 
 import math
 from collections.abc import Mapping
@@ -14,25 +14,25 @@ TOWERS = {"text": "unfreeze_text_layers", "image": "unfreeze_vision_layers"}
 
 @dataclass(frozen=True)
 class FinetuneRecipe:
-    """What stage 2 trains, and how. The defaults: docs/decisions.md.
+    """All settings of stage 2. docs/decisions.md explains the defaults.
 
-    Loss, weight decay, dropout and class weights are those of the head that stage 2 starts from.
+    Loss, weight decay, dropout and class weights come from the head that stage 2 starts from.
 
     Attributes
     ----------
     unfreeze_text_layers, unfreeze_vision_layers
-        How many layers at the top of each tower are trained, together with the tower's last norm; ``ALL`` trains every
-        layer. A tower that the head does not see cannot be trained.
+        Number of layers to train at the top of each tower, together with its last norm; ``ALL`` trains every layer. A
+        tower that the head does not see cannot be trained.
     lr_backbone, lr_head
-        Learning rates of AdamW at the end of the warm-up: for the layers, and for the head.
+        Learning rates of AdamW at the end of the warm-up, for the layers and for the head.
     epochs
-        At most this many.
+        Maximum number of epochs.
     patience
         Stop after this many epochs without a better validation macro-F1.
     batch_size
         Rows per step.
     warmup
-        Share of all steps in which the rates rise linearly from 0; after that they fall linearly to 0.
+        Share of all steps in which the rates rise linearly from 0. Afterwards they fall linearly to 0.
     """
 
     unfreeze_text_layers: int = 1
@@ -58,11 +58,11 @@ class FinetuneRecipe:
             raise MmcliError(f"warmup must be in [0, 1), found {self.warmup}")
 
     def layers(self) -> dict[str, int]:
-        """Return the number of unfrozen layers by tower (``text``, ``image``); towers without any are left out."""
+        """Return the number of unfrozen layers by tower (``text``, ``image``); frozen towers are left out."""
         return {tower: getattr(self, name) for tower, name in TOWERS.items() if getattr(self, name)}
 
     def factor(self, step: int, steps: int) -> float:
-        """Return the factor of the learning rates in step ``step`` (0 is the first) of ``steps``."""
+        """Return the factor of the learning rates in step ``step`` of ``steps``; the first step is 0."""
         rising = math.ceil(self.warmup * steps)
         return (step + 1) / rising if step < rising else (steps - step) / (steps - rising)
 
@@ -71,7 +71,7 @@ class FinetuneRecipe:
         return asdict(self)
 
     def changed(self, **settings: Any) -> "FinetuneRecipe":
-        """Return a copy with other settings; an MmcliError names one that does not exist."""
+        """Return a copy with other settings; raise an MmcliError for a setting that does not exist."""
         for name in settings:
             check_name(name, SETTINGS, "stage 2")
         return replace(self, **settings)
@@ -86,7 +86,7 @@ def recipe_for(modality: str, settings: Mapping[str, Any]) -> FinetuneRecipe:
     Raises
     ------
     MmcliError
-        Layers are to be unfrozen that the head does not see, or none at all.
+        The settings unfreeze layers that the head does not see, or no layer at all.
     """
     defaults = {"unfreeze_text_layers": 0, "unfreeze_vision_layers": 1} if modality == "image" else {}
     recipe = FinetuneRecipe().changed(**(defaults | dict(settings)))
@@ -94,12 +94,12 @@ def recipe_for(modality: str, settings: Mapping[str, Any]) -> FinetuneRecipe:
         if tower in recipe.layers() and modality not in ("both", tower):
             raise MmcliError(f"{name} has no effect: this head sees {modality} only")
     if not recipe.layers():
-        raise MmcliError("no layer is to be unfrozen: ask for --unfreeze-text-layers or --unfreeze-vision-layers")
+        raise MmcliError("no layer is unfrozen: give --unfreeze-text-layers or --unfreeze-vision-layers")
     return recipe
 
 
 def parse_finetune_setting(name: str, text: str) -> Any:
-    """Read a setting of stage 2 as it is typed; an MmcliError says what it must be."""
+    """Read the typed value of a setting of stage 2; raise an MmcliError for a wrong value."""
     check_name(name, SETTINGS, "stage 2")
     if name in TOWERS.values() and text.strip() == "all":
         return ALL

@@ -1,4 +1,4 @@
-"""How a head is trained: every setting in one frozen dataclass. Importing this imports no torch."""
+"""All settings of the training of a head, in one frozen dataclass. This module does not import torch."""
 
 import math
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from ..cache.errors import MmcliError
 from .finetune_recipe import FinetuneRecipe, parse_finetune_setting, recipe_for
 from .settings import check_name, parse_as
 
-OF_STAGE_2 = "finetune."  # begins the name of a setting of stage 2 in a grid
+OF_STAGE_2 = "finetune."  # prefix of a setting of stage 2 in a grid
 
 Modality = Literal["both", "text", "image"]
 HeadKind = Literal["mlp", "linear"]
@@ -20,44 +20,44 @@ Preset = Literal["default", "report"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides how a head is trained. The defaults: docs/decisions.md.
+    """All settings of the training of a head. docs/decisions.md explains the defaults.
 
     Attributes
     ----------
     fusion, modality
-        What the head sees.
+        The inputs of the head.
     head
-        ``mlp``, or ``linear``: L2 logistic regression, C chosen by inner cross-validation (the linear probe of the CLIP
-        paper), to which only ``fusion``, ``modality``, ``class_weights``, ``offsets``, ``normalize`` and ``seed``
-        apply.
+        ``mlp``, or ``linear``: an L2 logistic regression whose C is chosen by inner cross-validation (the linear probe
+        of the CLIP paper). Only ``fusion``, ``modality``, ``class_weights``, ``offsets``, ``normalize`` and ``seed``
+        apply to it.
     hidden, dropout
-        The MLP.
+        Widths of the hidden layers of the MLP, and its dropout.
     lr, lr_attn, weight_decay, batch_size
-        Of AdamW; ``lr_attn`` is that of the attention of cross_attn.
+        Settings of AdamW; ``lr_attn`` is the learning rate of the cross-attention.
     epochs
-        At most this many.
+        Maximum number of epochs.
     patience
         Stop after this many epochs without a better validation macro-F1.
     lr_factor, lr_patience
-        ReduceLROnPlateau on validation macro-F1.
+        Factor and patience of ReduceLROnPlateau on validation macro-F1.
     class_weights
         ``none``, ``inverse``, ``sqrt`` or ``effective``.
     loss, focal_gamma
-        ``ce`` (cross-entropy) or ``focal``, and how much focal loss discounts what is already right.
+        ``ce`` (cross-entropy) or ``focal``, and how much focal loss discounts rows that are already right.
     label_smoothing
         Share of the target that is spread over all classes.
     logit_adjustment
-        tau of Menon et al.: how much of the log class frequencies is added to the logits in training; 0 is off.
+        tau of Menon et al., the factor of the log class frequencies that training adds to the logits; 0 is off.
     offsets
-        Whether a number per class is added to the logits, fitted on the validation rows for macro-F1.
+        Whether to add a number per class to the logits, fitted on the validation rows for macro-F1.
     views
-        Whether training sees a random augmented view of each image per epoch; evaluation sees the image.
+        Whether training sees a random augmented view of each image in each epoch; evaluation sees the image itself.
     normalize
-        Whether each embedding is scaled to length 1 before it is standardised.
+        Whether to scale each embedding to length 1 before it is standardised.
     seed
         Seed for initial weights, the order of rows and dropout.
     finetune
-        How stage 2 goes on with the trained head; None for a head on frozen embeddings alone.
+        The settings of stage 2, which goes on with the trained head; None for stage 1 only.
     """
 
     fusion: str = "concat"
@@ -86,7 +86,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name, least in (("lr", 0), ("lr_attn", 0), ("batch_size", 1), ("epochs", 0), ("patience", 0)):
-            if not least < getattr(self, name) < math.inf:  # so that NaN is refused, too
+            if not least < getattr(self, name) < math.inf:  # this form refuses NaN too
                 raise MmcliError(f"{name} must be above {least}, found {getattr(self, name)}")
         for name in ("weight_decay", "focal_gamma", "logit_adjustment"):
             if not 0 <= getattr(self, name) < math.inf:
@@ -103,20 +103,20 @@ class Recipe:
             ("loss", Loss),
         ):
             if getattr(self, name) not in get_args(choices):
-                what = {"class_weights": "class weights"}.get(name, name)
                 raise MmcliError(
-                    f"unknown {what} {getattr(self, name)!r}: choose one of {', '.join(get_args(choices))}"
+                    f"unknown {name.replace('_', ' ')} {getattr(self, name)!r}: choose one of "
+                    f"{', '.join(get_args(choices))}"
                 )
         if self.finetune is not None:
-            recipe_for(self.modality, self.finetune.to_dict())  # raises where it asks for layers of an unseen tower
+            recipe_for(self.modality, self.finetune.to_dict())  # refuses layers of an unseen tower
         if self.head == "linear" and self.views:
             raise MmcliError(
-                "the linear head sees each row once, so views have no meaning for it: leave one of them out"
+                "the linear head sees each row once, so views have no meaning for it: leave them out, or use --head mlp"
             )
 
     @property
     def sees(self) -> str:
-        """The name of what the head sees: its fusion, or its only modality."""
+        """The name of the inputs of the head: its fusion, or its only modality."""
         return self.fusion if self.modality == "both" else self.modality
 
     def to_dict(self) -> dict[str, Any]:
@@ -127,9 +127,9 @@ class Recipe:
         return plain
 
     def that_matter(self) -> dict[str, Any]:
-        """Return, as plain data, the settings that a fit by this recipe depends on.
+        """Return the settings that a fit by this recipe depends on, as plain data.
 
-        A single-modality head has no fusion, a pooled fusion no attention, a linear head no training loop.
+        A single-modality head has no fusion, most fusions have no attention, and a linear head has no training loop.
         """
         without: set[str] = set() if self.head == "mlp" else set(SETTINGS) - set(_OF_LINEAR)
         if self.modality != "both":
@@ -144,7 +144,7 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Recipe":
-        """Return the recipe that ``to_dict`` described."""
+        """Return the recipe with these settings, the inverse of ``to_dict``."""
         finetune = values.get("finetune")
         return cls(
             **{
@@ -160,7 +160,7 @@ class Recipe:
         Raises
         ------
         MmcliError
-            Naming a setting that does not exist, and those that do; or a setting of stage 2 without stage 2.
+            A setting does not exist, or is a setting of stage 2 while the recipe has no stage 2.
         """
         in_stage2 = {name.removeprefix(OF_STAGE_2): settings.pop(name) for name in list(settings) if OF_STAGE_2 in name}
         for name in settings:
@@ -173,31 +173,31 @@ class Recipe:
         return replace(changed, finetune=recipe_for(self.modality, self.finetune.to_dict() | in_stage2))
 
     def with_finetune(self, settings: Mapping[str, Any] | None = None) -> "Recipe":
-        """Return a copy that goes on with stage 2, whose ``settings`` differ from the defaults for this modality."""
+        """Return a copy with a stage 2: the defaults for this modality, changed by ``settings``."""
         return replace(self, finetune=recipe_for(self.modality, settings or {}))
 
     def without_finetune(self) -> "Recipe":
-        """Return a copy that stops after stage 1."""
+        """Return a copy without stage 2."""
         return replace(self, finetune=None)
 
     def reseeded(self, number: int) -> "Recipe":
-        """Return a copy with the ``number``-th seed after this one's, beginning anew beyond the largest."""
+        """Return a copy whose seed is larger by ``number``, modulo 2**32."""
         return replace(self, seed=(self.seed + number) % 2**32)
 
 
 _OF_LINEAR = ("fusion", "modality", "head", "class_weights", "offsets", "normalize", "seed")
-# What stage 2 takes from the head's recipe, also where a linear head does not: the loss and the optimizer.
+# Stage 2 takes loss and optimizer from the recipe of the head, even if the head is linear.
 _OF_STAGE_2 = ("class_weights", "focal_gamma", "label_smoothing", "logit_adjustment", "loss", "weight_decay")
 SETTINGS: dict[str, Any] = {field.name: field.default for field in fields(Recipe) if field.name != "finetune"}
 
 
 def parse_setting(name: str, text: str) -> Any:
-    """Read a setting as it is typed: of a head, or as ``finetune.<name>`` of stage 2.
+    """Read the typed value of a setting of a head, or of stage 2 if the name is ``finetune.<name>``.
 
     Raises
     ------
     MmcliError
-        No setting has that name, or the text is no value for it.
+        No setting has this name, or the text is no value for it.
     """
     if name.startswith(OF_STAGE_2):
         return parse_finetune_setting(name.removeprefix(OF_STAGE_2), text)
@@ -205,7 +205,7 @@ def parse_setting(name: str, text: str) -> Any:
     return parse_as(name, text, SETTINGS[name])
 
 
-# The recipe of the published report (docs/results.md): twelve epochs in batches of 16, all of them, no class weights.
+# ``report`` is the recipe of the published report (docs/results.md), which always trains all twelve epochs.
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "report": {

@@ -1,4 +1,4 @@
-"""Settings as they are typed: numbers, names, true or false, widths such as ``256x64``."""
+"""Read and write settings as text: numbers, names, true or false, and widths such as ``256x64``."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,7 @@ def check_name(name: str, settings: Mapping[str, Any], what: str) -> None:
 
 
 def parse_as(name: str, text: str, default: Any) -> Any:
-    """Read the value of a setting as the type of ``default``; an MmcliError says what it must be."""
+    """Read the value of a setting with the type of ``default``; raise an MmcliError for a wrong value."""
     text = text.strip()
     try:
         if isinstance(default, bool):
@@ -34,7 +34,7 @@ def parse_as(name: str, text: str, default: Any) -> Any:
 
 
 def setting_text(value: Any) -> str:
-    """Return a setting as it is typed."""
+    """Return the text that ``parse_as`` reads as ``value``."""
     if isinstance(value, tuple):
         return "x".join(map(str, value))
     return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,4 +1,4 @@
-"""Figures as PNG files, from plain data: lists and dicts as they stand in ``history.csv`` and ``metrics.json``."""
+"""Figures as PNG files, from the plain lists and dicts of ``history.csv`` and ``metrics.json``."""
 
 import re
 import warnings
@@ -10,12 +10,12 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-_MOST_NAMED = 15  # classes whose names and counts can still be read
+_MOST_NAMED = 15  # names and counts of more classes are too small to read
 _TRAIN, _VAL, _MARK = "#4c72b0", "#dd8452", "#555555"
 
 
 def curves(histories: Sequence[Sequence[dict[str, float]]], best_epochs: Sequence[int], path: Path) -> None:
-    """Draw loss and macro-F1 over epochs, training and validation; of several seeds one line each, of one its best."""
+    """Draw loss and macro-F1 of training and validation over the epochs, with a line per seed and the best epochs."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     alpha = 1.0 if len(histories) == 1 else 0.4
     for axes, what, title in zip(figure.subplots(1, 2), ("loss", "macro_f1"), ("Loss", "Macro-F1"), strict=True):
@@ -32,11 +32,11 @@ def curves(histories: Sequence[Sequence[dict[str, float]]], best_epochs: Sequenc
         axes.set(title=title, xlabel="epoch")
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
-    FigureCanvasAgg(figure).print_png(path)
+    _write(figure, path)
 
 
 def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], part: str, path: Path) -> None:
-    """Draw a confusion matrix: counts, shaded by the share of the true class; of many classes, the shades alone."""
+    """Draw a confusion matrix: counts, shaded by the share of the true class; many classes get shades only."""
     few, classes = len(classes) <= _MOST_NAMED, _drawable(classes)
     size = 2.2 + 0.9 * min(len(classes), _MOST_NAMED)
     figure = Figure(figsize=(size + 0.8, size), layout="constrained")
@@ -46,22 +46,14 @@ def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], part: str
     for row, counts in enumerate(matrix if few else []):
         for column, count in enumerate(counts):
             share = shares[row][column]
-            axes.text(
-                column,
-                row,
-                f"{count}\n{share:.0%}",
-                ha="center",
-                va="center",
-                color="white" if share > 0.5 else "black",
-            )
+            color = "white" if share > 0.5 else "black"
+            axes.text(column, row, f"{count}\n{share:.0%}", ha="center", va="center", color=color)
     if few:
         axes.set_xticks(range(len(classes)), classes, rotation=45 if len(classes) > 4 else 0, parse_math=False)
         axes.set_yticks(range(len(classes)), classes, parse_math=False)
     axes.set(xlabel="predicted", ylabel="true", title=f"Confusion, {part} rows")
     figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a class name in a script that the font lacks is drawn as boxes
-        FigureCanvasAgg(figure).print_png(path)
+    _write(figure, path)
 
 
 def differences(candidates: Sequence[Mapping[str, Any]], against: str, path: Path) -> None:
@@ -72,28 +64,32 @@ def differences(candidates: Sequence[Mapping[str, Any]], against: str, path: Pat
     scores, apart = figure.subplots(1, 2, sharey=True)
     for place, entry in zip(places, candidates, strict=True):
         _dot(scores, place, entry["macro_f1"], entry["macro_f1_ci"], _TRAIN)
-        found = entry["difference"]
-        if found is None:
+        difference = entry["difference"]
+        if difference is None:
             apart.plot(0, place, "D", color=_MARK)
         else:
-            low, high = found["low"], found["high"]
-            _dot(apart, place, found["macro_f1"], (low, high), _MARK if low <= 0 <= high else _VAL)
+            low, high = difference["low"], difference["high"]
+            _dot(apart, place, difference["macro_f1"], (low, high), _MARK if low <= 0 <= high else _VAL)
     apart.axvline(0, color=_MARK, linestyle=":")
     scores.set_yticks(places, names, parse_math=False)
     scores.set(xlabel="macro-F1 out of fold", title="Score, 95 % interval")
     apart.set(title="Difference, 95 % interval (orange: not across 0)")
-    apart.set_xlabel(f"macro-F1 less that of {against}", parse_math=False)
+    apart.set_xlabel(f"difference in macro-F1 from {against}", parse_math=False)
     for axes in (scores, apart):
         axes.grid(alpha=0.3, axis="x")
         axes.set_ylim(0.4, len(names) + 0.6)
+    _write(figure, path)
+
+
+def _write(figure: Figure, path: Path) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")  # the font may lack the script of a name, and draws boxes
         FigureCanvasAgg(figure).print_png(path)
 
 
 def _drawable(names: Sequence[str]) -> list[str]:
-    """Return names with halves of emoji and control characters, which no font has, as escapes."""
-    return [re.sub("[\x00-\x1f\x7f-\x9f\ud800-\udfff]", lambda found: ascii(found[0])[1:-1], name) for name in names]
+    """Return names with escapes for lone surrogates and control characters, which no font has."""
+    return [re.sub("[\x00-\x1f\x7f-\x9f\ud800-\udfff]", lambda match: ascii(match[0])[1:-1], name) for name in names]
 
 
 def _dot(axes: Axes, place: float, value: float, bounds: Sequence[float], color: str) -> None:

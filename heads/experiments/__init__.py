@@ -1,7 +1,7 @@
-"""Experiments on cached features: compare fusions, ablate modalities, sweep settings, all on the same folds.
+"""Experiments on cached features: compare fusions, ablate modalities and sweep settings, all on the same folds.
 
-``compare.py`` is where to begin: it makes folds, has every candidate fitted on each (``fits.py``), and says with
-``statistics.py`` which differences are real.
+Start reading at ``comparison.py``: it makes folds, fits every candidate on each fold (``fits.py``), and tests the
+differences (``heads/evaluation/statistics.py``).
 """
 
 from ..evaluation.statistics import bootstrap_p, corrected_t, holm, paired_bootstrap

@@ -1,4 +1,4 @@
-"""What experiments compare: candidates, the rows they are fitted on, and what became of a fit."""
+"""Candidates of an experiment, the rows that they are fitted on, and the result of a fit."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ from ..model.fusions import FUSIONS, fusion_class, refuse_weights
 from ..model.inputs import Rows
 from ..recipe import Recipe
 
-FINETUNE = ":finetune"  # ends the name of a candidate that goes through both stages
+FINETUNE = ":finetune"  # suffix of the name of a candidate with both stages
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A recipe under the name by which tables show it. A recipe with ``finetune`` goes through both stages."""
+    """A recipe with a name for tables. A recipe with ``finetune`` is trained in both stages."""
 
     name: str
     recipe: Recipe
@@ -28,18 +28,18 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Data:
-    """Labelled rows of a cache, and what tells them from others.
+    """Labelled rows of a cache.
 
     Attributes
     ----------
     rows
-        Features and classes, n of them.
+        Features and class numbers of n rows.
     guids, groups
-        Of each row; rows of one group are copies.
+        Guid and group of each row; rows of one group are copies.
     classes
         Names, in the order of the class numbers.
     key
-        A digest of the features: of their fingerprint and their numbers.
+        A digest of the features, from their fingerprint and their numbers.
     """
 
     rows: Rows
@@ -51,14 +51,14 @@ class Data:
 
 @dataclass(frozen=True)
 class FoldFit:
-    """What became of one candidate on one fold.
+    """The result of one candidate on one fold.
 
     Attributes
     ----------
     logits
-        (n_test, C) float32, of the fold's test rows.
+        Logits of the test rows of the fold, (n_test, C) float32.
     seconds, epochs, parameters
-        Of the fit. Of a linear head, one epoch.
+        Duration, number of epochs (1 for a linear head) and number of parameters of the fit.
     """
 
     candidate: str
@@ -70,7 +70,7 @@ class FoldFit:
 
 
 def all_fusions(cache_path: str | Path, recipe: Recipe) -> list[str]:
-    """Return every fusion that a cache and the rest of a recipe allow, and ``linear`` beside MLPs."""
+    """Return all fusions that cache and recipe allow, and ``linear`` if the recipe has an MLP without views."""
     with FeatureCache.open(cache_path) as cache:
         names = [name for name, fusion in FUSIONS.items() if cache.has_tokens or not fusion.needs_tokens]
     if recipe.head == "linear":
@@ -81,28 +81,29 @@ def all_fusions(cache_path: str | Path, recipe: Recipe) -> list[str]:
 def candidates_of(names: Sequence[str], recipe: Recipe, finetune: Mapping[str, Any] | None = None) -> list[Candidate]:
     """Return a candidate per name: a fusion, ``linear`` (the linear head on concat), or ``<fusion>:linear``.
 
-    Each may end in ``:finetune``, which adds stage 2 with the settings ``finetune``.
+    Any name may end in ``:finetune``, which adds stage 2 with the settings ``finetune``.
 
     Raises
     ------
     MmcliError
-        There is no such fusion, or it has weights that a linear head cannot learn.
+        No fusion has this name, or it has weights, which a linear head cannot learn.
     """
     candidates = []
     for name in names:
         stage1 = name.removesuffix(FINETUNE)
         fusion, _, head = ("concat", ":", "linear") if stage1 == "linear" else stage1.partition(":")
-        chosen, changed = fusion_class(fusion, recipe.modality), recipe.changed(fusion=fusion, head=head or recipe.head)
+        changed = recipe.changed(fusion=fusion, head=head or recipe.head)
+        fusion_type = fusion_class(fusion, recipe.modality)
         if changed.head == "linear":
-            refuse_weights(chosen, fusion)
+            refuse_weights(fusion_type, fusion)
         candidates.append(Candidate(name, changed if stage1 == name else changed.with_finetune(finetune)))
     return candidates
 
 
 def modalities_of(recipe: Recipe, finetune: Mapping[str, Any] | None = None) -> list[Candidate]:
-    """Return the candidates of a modality ablation: both, text alone, image alone; with ``finetune`` each twice.
+    """Return the candidates of a modality ablation: both, text, image; with ``finetune``, also each with stage 2.
 
-    Layers of a tower that a candidate does not see stay frozen, whatever ``finetune`` says of them.
+    Layers of a tower that a candidate does not see stay frozen, even if ``finetune`` unfreezes them.
     """
     candidates = []
     for modality in ("both", "text", "image"):

@@ -1,4 +1,4 @@
-"""Fits of candidates on folds: spread over cores, and each kept on the disk as soon as it is finished."""
+"""Fits of candidates on folds: spread over cores, and kept on the disk as soon as they are finished."""
 
 import copy
 import time
@@ -22,14 +22,15 @@ from ..recipe import Recipe
 from ..runs.fit_store import FitStore, key_of, order_in_file
 from ..runs.last_layers import LastLayers, last_layers
 from ..runs.parallel import each_of
-from ..training.loop import FitOptions, fit, predict_logits
+from ..training.loop import FitOptions, fit
+from ..training.prediction import predict_logits
 from .candidates import Candidate, Data, FoldFit
 from .setup import Setup
 
 
 @dataclass(frozen=True)
 class _FoldTask:
-    """A candidate, with the seed of one fold, and that fold."""
+    """A fold, and a candidate whose recipe has the seed for this fold."""
 
     candidate: Candidate
     fold: Fold
@@ -39,7 +40,7 @@ class _FoldTask:
 
     @property
     def expected_cost(self) -> int:
-        """Long fits come first, so that no core is idle at the end."""
+        """The relative duration: long fits start first, so that no core is idle at the end."""
         recipe = self.candidate.recipe
         if recipe.finetune is not None:
             return 4
@@ -47,13 +48,13 @@ class _FoldTask:
 
 
 def fit_all(data: Data, candidates: Sequence[Candidate], folds: Sequence[Fold], setup: Setup) -> list[FoldFit]:
-    """Fit every candidate on every fold; those that are already kept are taken from the disk.
+    """Fit every candidate on every fold; finished fits are taken from the disk.
 
-    The seed of a fit is the recipe's plus the number of the fold, counted over all repeats. One seed for all folds
-    would make their fits alike, and hide from the statistics how much a seed matters.
+    The seed of a fit is the seed of the recipe plus the number of the fold, counted over all repeats. One seed for all
+    folds would hide from the statistics how much a seed matters.
 
-    A fit is kept under a digest of all that it depends on, so that an interrupted experiment goes on where it was, and
-    another one that shares a fit does not repeat it.
+    The name of a kept fit is a digest of all that it depends on. So an interrupted experiment goes on where it stopped,
+    and two experiments can share a fit.
     """
     store, progress = FitStore(setup.kept), setup.on_fit
     results: dict[tuple[str, int, int], FoldFit] = {}
@@ -81,23 +82,22 @@ def fit_all(data: Data, candidates: Sequence[Candidate], folds: Sequence[Fold], 
 
 
 def _with_last_layers(tasks: Sequence[_FoldTask], data: Data, setup: Setup) -> list[_FoldTask]:
-    """Give the tasks with a stage 2 their layers and what enters them, computed once for all that share them."""
-    opened: dict[str, LastLayers] = {}
-    if any(task.candidate.recipe.finetune is not None for task in tasks):
-        with FeatureCache.open(setup.cache) as cache:
-            place = moved_to(cache.header.backbone, setup.backbone)
-            source = Source(cache.header.identity, place, data=setup.data)
-            for task in tasks:
-                finetune = task.candidate.recipe.finetune
-                if finetune is not None and str(finetune.layers()) not in opened:
-                    opened[str(finetune.layers())] = last_layers(
-                        cache, finetune, source, {"all": data.guids}, {"all": data.rows}, setup.on_states
-                    )
+    """Add the unfrozen layers and their states to tasks with a stage 2; tasks with the same layers share them."""
+    recipes = [task.candidate.recipe.finetune for task in tasks]
+    if not any(recipes):
+        return list(tasks)
+    layers_of: dict[str, LastLayers] = {}
+    with FeatureCache.open(setup.cache) as cache:
+        place = moved_to(cache.header.backbone, setup.backbone)
+        source = Source(cache.header.identity, place, data=setup.data)
+        for recipe in recipes:
+            if recipe is not None and str(recipe.layers()) not in layers_of:
+                layers_of[str(recipe.layers())] = last_layers(
+                    cache, recipe, source, {"all": data.guids}, {"all": data.rows}, setup.on_states
+                )
     return [
-        task
-        if task.candidate.recipe.finetune is None
-        else replace(task, layers=opened[str(task.candidate.recipe.finetune.layers())])
-        for task in tasks
+        task if recipe is None else replace(task, layers=layers_of[str(recipe.layers())])
+        for task, recipe in zip(tasks, recipes, strict=True)
     ]
 
 
@@ -109,13 +109,18 @@ def _fit_and_keep(task: _FoldTask, store: FitStore) -> FoldFit:
     except MmcliError as error:
         raise MmcliError(f"{candidate.name}, repeat {fold.repeat + 1}, fold {fold.fold + 1}: {error}") from error
     fitted = FoldFit(candidate.name, fold, logits, time.perf_counter() - started, epochs, parameters)
-    content = {"logits": torch.from_numpy(logits), "seconds": fitted.seconds, "epochs": epochs}
-    store.keep(task.key, content | {"parameters": parameters})
+    content = {
+        "logits": torch.from_numpy(logits),
+        "seconds": fitted.seconds,
+        "epochs": epochs,
+        "parameters": parameters,
+    }
+    store.keep(task.key, content)
     return fitted
 
 
 def _fitted(task: _FoldTask) -> tuple[NDArray[np.float32], int, int]:
-    """Return the logits of the fold's test rows, (n, C), and the epochs and parameters of the last stage."""
+    """Return the logits of the test rows of the fold, (n, C), and the epochs and parameters of the last stage."""
     recipe, data, fold = task.candidate.recipe, task.data, task.fold
     rows = data.rows if task.layers is None else task.layers.rows["all"]
     train, stop, test = (rows.take(part) for part in (fold.train, fold.stop, fold.test))
@@ -127,7 +132,7 @@ def _fitted(task: _FoldTask) -> tuple[NDArray[np.float32], int, int]:
         start.attach(task.layers.tops)
         fitted = fit(replace(recipe, finetune=task.layers.recipe), len(data.classes), train, stop, options, start)
         epochs, parameters = len(fitted.history), fitted.head.n_parameters()
-        if _macro_f1(fitted.head, stop, recipe) > _macro_f1(head, stop, recipe):  # as `finetune` chooses
+        if _macro_f1(fitted.head, stop, recipe) > _macro_f1(head, stop, recipe):  # the rule of `finetune`
             head = fitted.head
     logits = predict_logits(head, test.features)
     if recipe.offsets:
@@ -152,7 +157,7 @@ def _key(data: Data, recipe: Recipe, fold: Fold) -> str:
 
 
 def _load(store: FitStore, task: _FoldTask) -> FoldFit | None:
-    """Return the finished fit of a task; None where there is none, or none that can be read."""
+    """Return the finished fit of a task; None if it is missing or damaged."""
     content = store.load(task.key)
     if content is None:
         return None
@@ -164,6 +169,6 @@ def _load(store: FitStore, task: _FoldTask) -> FoldFit | None:
 def by_candidate(fits: Iterable[FoldFit]) -> dict[str, list[FoldFit]]:
     """Group fits by the name of their candidate, in their order."""
     grouped: dict[str, list[FoldFit]] = {}
-    for each in fits:
-        grouped.setdefault(each.candidate, []).append(each)
+    for fitted in fits:
+        grouped.setdefault(fitted.candidate, []).append(fitted)
     return grouped

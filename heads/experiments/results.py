@@ -33,7 +33,7 @@ def write_results(
     dict
         ``result`` with ``folder``.
     """
-    from ...report import figures  # here, because workers that only fit must not wait for matplotlib
+    from ...report import figures  # imported here, so that workers do not load matplotlib
 
     with new_folder(out, what) as (draft, folder):
         result = {"folder": str(folder.absolute()), **result}
@@ -52,25 +52,17 @@ def results_table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     for name in classes:
         header += [f"f1_{name}", f"f1_{name}_low", f"f1_{name}_high"]
     p_values = ["p_bootstrap", "p_bootstrap_holm", "p_corrected_t", "p_corrected_t_holm"]
-    header += [
-        "against",
-        "difference",
-        "difference_low",
-        "difference_high",
-        *p_values,
-        "parameters",
-        "fit_seconds",
-    ]
+    header += ["against", "difference", "difference_low", "difference_high", *p_values, "parameters", "fit_seconds"]
     rows = []
     for entry in result["candidates"]:
         numbers = [entry["macro_f1"], *entry["macro_f1_ci"], entry["accuracy"], *entry["accuracy_ci"]]
         for name in classes:
             numbers += [entry["per_class"][name]["f1"], *(entry["per_class"][name]["f1_ci"] or [None, None])]
-        found = entry["difference"]
-        if found is None:
+        difference = entry["difference"]
+        if difference is None:
             compared = [""] * 8
         else:
-            values = [found[name] for name in ("macro_f1", "low", "high", *p_values)]
+            values = [difference[name] for name in ("macro_f1", "low", "high", *p_values)]
             compared = [result["against"], *(f"{value:.6f}" for value in values)]
         fitted = [str(entry["parameters"]), f"{entry['fit_seconds']:.3f}"]
         rows.append(
@@ -80,7 +72,7 @@ def results_table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def write_out_of_fold(path: Path, data: Data, logits: dict[str, NDArray[np.float32]], folds: Sequence[Fold]) -> None:
-    """Write a CSV with the probabilities of each candidate, repeat and row; a few thousand rows are in memory at once.
+    """Write a CSV with the probabilities of each candidate, repeat and row, a few thousand rows at a time.
 
     Parameters
     ----------
@@ -91,18 +83,18 @@ def write_out_of_fold(path: Path, data: Data, logits: dict[str, NDArray[np.float
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["candidate", "repeat", "fold", "guid", "tag", *data.classes])
-        for name, of_candidate in logits.items():
-            for repeat, of_repeat in enumerate(of_candidate):
-                for start in range(0, len(of_repeat), _ROWS_AT_ONCE):
+        for name, repeats in logits.items():
+            for repeat, repeat_logits in enumerate(repeats):
+                for start in range(0, len(repeat_logits), _ROWS_AT_ONCE):
                     rows = slice(start, start + _ROWS_AT_ONCE)
-                    listed = zip(
+                    columns = zip(
                         data.guids[rows],
                         data.rows.classes[rows].tolist(),
                         fold_of[repeat, rows].tolist(),
-                        softmax(of_repeat[rows]).tolist(),
+                        softmax(repeat_logits[rows]).tolist(),
                         strict=True,
                     )
                     writer.writerows(
                         [name, repeat, fold, guid, data.classes[number], *(f"{prob:.6f}" for prob in probs)]
-                        for guid, number, fold, probs in listed
+                        for guid, number, fold, probs in columns
                     )

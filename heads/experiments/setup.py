@@ -1,4 +1,4 @@
-"""Where an experiment reads and writes, how it makes folds, and the rows that it is about."""
+"""The setup of an experiment: where it reads and writes, its folds, and its rows."""
 
 import json
 from collections.abc import Collection, Mapping, Sequence
@@ -15,33 +15,34 @@ from ..evaluation.division import SplitOptions, divide, settle_rare_in_folds
 from ..evaluation.duplicates import Groups
 from ..evaluation.folds import Fold, Indices
 from ..evaluation.splits import Split
+from ..model.inputs import Rows
 from ..runs.fit_store import data_key
 from ..runs.fitting import OnFit
 from ..runs.folders import LATEST, pointed_at
-from ..runs.labelled import labels_of, left_for_features, rows_of, share_of
+from ..runs.labelled import class_numbers, features_for, labels_of, left_for_features, share_of
 from .candidates import Candidate, Data, FoldFit
 
 
 @dataclass(frozen=True)
 class Setup:
-    """Where an experiment reads and writes.
+    """Where an experiment reads and writes, and how it runs.
 
     Attributes
     ----------
     cache, labels
-        What ``featurize`` wrote, and a CSV ``guid,tag``; default: the one recorded in the cache.
+        The file that ``featurize`` wrote, and a CSV ``guid,tag``; default: the labels file recorded in the cache.
     split_dir, split_seed, group_duplicates, new
-        The split of ``train-head``, for what uses it or leaves out its test rows (see ``SplitOptions``).
+        The split of ``train-head``, for experiments that use it or leave out its test rows (see ``SplitOptions``).
     rare
-        What becomes of classes too rare for a part of the split, or for the folds where there is no split.
+        Use of classes too rare for a part of the split, or without a split for the folds.
     out
-        Folder of result folders; finished fits are kept in ``fits/`` in it.
+        Folder of result folders; its folder ``fits`` keeps finished fits.
     jobs
-        Processes; default: one per core.
+        Number of processes; default: one per core.
     max_bytes
-        What all processes may take: embeddings and token states that do not fit are read as they are needed.
+        Memory for all processes together; embeddings and token states that do not fit are read as they are needed.
     on_fit
-        Called with (fits finished, fits there are).
+        Called with (fits finished, number of fits).
     data, backbone
         For candidates with a stage 2: where the raw pairs and the backbone are now; default: as recorded in the cache.
     on_states
@@ -69,14 +70,14 @@ class Setup:
         return Path(self.out) / "fits"
 
     def split_options(self) -> SplitOptions:
-        """Return how its split is made."""
+        """Return the options of the split."""
         return SplitOptions(self.split_dir, self.split_seed, self.group_duplicates, self.new, self.rare)
 
     def bytes_each(self) -> int | None:
         """Return the share of ``max_bytes`` for each process.
 
-        What is in memory is there twice where several processes share it, and blocks of what is left in the file once
-        in each process.
+        Arrays that several processes share take memory twice. Blocks that are read from the file take memory in each
+        process.
         """
         return share_of(self.max_bytes, self.jobs or cpu_count())
 
@@ -88,9 +89,9 @@ class Protocol:
     Attributes
     ----------
     folds, repeats
-        At least 2, at least 1.
+        Number of folds, at least 2, and of repeats, at least 1.
     seed
-        Of the folds.
+        Seed for the folds.
     without_test
         Leave out the rows that ``train-head`` keeps for testing.
     """
@@ -104,19 +105,19 @@ class Protocol:
 def open_data(
     setup: Setup, candidates: Sequence[Candidate], parts: Sequence[str] | None = None, folds: int = 2
 ) -> tuple[Data, dict[str, Any], Split | None]:
-    """Return the rows for an experiment, where they are from, and the split of ``setup`` where ``parts`` asks for it.
+    """Return the rows of an experiment, a description for the results, and with ``parts`` the split of ``setup``.
 
     Parameters
     ----------
     parts
-        Which parts of the split (``train``, ``val``, ``test``) are looked at; default: all labelled rows, no split.
+        Parts of the split to use (``train``, ``val``, ``test``); default: all labelled rows, without a split.
     folds
-        How many folds will be made; without ``parts``, classes with fewer rows are rare.
+        Number of folds to be made; without ``parts``, classes with fewer rows are rare.
 
     Raises
     ------
     MmcliError
-        No candidate, or two of one name.
+        There is no candidate, or two candidates have one name.
     """
     if not candidates:
         raise MmcliError("no candidate: name at least one")
@@ -136,7 +137,8 @@ def open_data(
             guids = list(labels)
         classes = sorted({labels[guid] for guid in guids})
         recipes = [candidate.recipe for candidate in candidates]
-        rows = rows_of(cache, guids, labels, classes, recipes, left_for_features(cache, setup.bytes_each()))
+        numbers = class_numbers(guids, labels, classes)
+        rows = Rows(features_for(cache, guids, recipes, left_for_features(cache, setup.bytes_each())), numbers)
         groups = np.unique([group_of[guid] for guid in guids], return_inverse=True)[1]
         data = Data(rows, guids, groups, classes, data_key(cache.fingerprint, guids, rows))
         about = {
@@ -150,13 +152,13 @@ def open_data(
             **counts,
         }
         if parts is not None:
-            about |= {"split_dir": None if setup.split_dir is None else str(Path(setup.split_dir).absolute())}
-            about |= {"split_seed": setup.split_seed if setup.split_dir is None else None}
+            about["split_dir"] = None if setup.split_dir is None else str(Path(setup.split_dir).absolute())
+            about["split_seed"] = setup.split_seed if setup.split_dir is None else None
         return data, about, split
 
 
 def scored_rows(folds: Sequence[Fold]) -> Indices:
-    """Return the numbers of the rows that some fold scores, in order: all but those that train only."""
+    """Return the numbers of the rows that some fold scores, in order; the other rows are only trained on."""
     return np.unique(np.concatenate([fold.test for fold in folds]))
 
 
@@ -172,7 +174,7 @@ def scored_counts(data: Data, folds: Sequence[Fold]) -> dict[str, Any]:
 
 
 def scored_only(data: Data, folds: list[Fold], fits: list[FoldFit]) -> tuple[Data, list[Fold], list[FoldFit]]:
-    """Return the scored rows alone, and folds and fits whose test rows have the numbers that these rows now have."""
+    """Return only the scored rows, with folds and fits whose test rows are renumbered accordingly."""
     scored = scored_rows(folds)
     if len(scored) == len(data.guids):
         return data, folds, fits
@@ -183,19 +185,19 @@ def scored_only(data: Data, folds: list[Fold], fits: list[FoldFit]) -> tuple[Dat
     return (
         replace(data, rows=data.rows.take(scored), guids=guids, groups=groups),
         [replace(fold, test=place[fold.test]) for fold in folds],
-        [replace(each, fold=replace(each.fold, test=place[each.fold.test])) for each in fits],
+        [replace(fitted, fold=replace(fitted.fold, test=place[fitted.fold.test])) for fitted in fits],
     )
 
 
 def with_split_of_latest(setup: Setup, runs: str | Path, chosen: Collection[str] = ()) -> Setup:
-    """Return ``setup`` with the split of the latest run in ``runs``, if that is of the same cache and labels file.
+    """Return ``setup`` with the split of the latest run in ``runs``, if it has the same cache and labels file.
 
     A run on all rows (``--full``) stands for the run that it repeats.
 
     Parameters
     ----------
     chosen
-        Which of ``new`` and ``rare`` stay as they are in ``setup``; the others are those of the run.
+        Names among ``new`` and ``rare`` that ``setup`` keeps; the others are taken from the run.
     """
     try:
         folder = pointed_at(Path(runs) / LATEST)
@@ -205,27 +207,27 @@ def with_split_of_latest(setup: Setup, runs: str | Path, chosen: Collection[str]
             config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         with FeatureCache.open(setup.cache) as cache:
             recorded = cache.header.dataset["labels"]
-        of_run = [Path(config[name]).resolve() for name in ("cache", "labels")]
+        files_of_run = [Path(config[name]).resolve() for name in ("cache", "labels")]
     except (OSError, ValueError, KeyError, TypeError, CheckpointError):
-        return setup  # no run, or none that says what it was made from
+        return setup  # there is no run, or its files do not say what it was made from
     labels = recorded if setup.labels is None else setup.labels
-    if labels is None or of_run != [Path(setup.cache).resolve(), Path(labels).resolve()]:
+    if labels is None or files_of_run != [Path(setup.cache).resolve(), Path(labels).resolve()]:
         return setup
     splits = folder.resolve() / "splits"
     if not (splits / "val_split.csv").is_file():
         return setup
-    # As the run took them: what it left out stays out, what it merged stays merged.
-    taken = {name: config[name] for name in ("new", "rare") if name in config and name not in chosen}
-    return replace(setup, split_dir=splits, **taken)
+    # The options of the run, so that rows that it left out stay out, and classes that it merged stay merged.
+    options = {name: config[name] for name in ("new", "rare") if name in config and name not in chosen}
+    return replace(setup, split_dir=splits, **options)
 
 
 def focus_of(focus_class: str | None, about: Mapping[str, Any]) -> str:
-    """Return the class to look at closely: the one asked for, else the rarest that is scored.
+    """Return the class to look at closely: ``focus_class``, or by default the rarest class that is scored.
 
     Raises
     ------
     MmcliError
-        No such class, or none of its rows is scored.
+        The class does not exist, or none of its rows is scored.
     """
     counts: dict[str, int] = dict(zip(about["classes"], about["counts"], strict=True))
     scored = {name: count for name, count in counts.items() if count}

@@ -1,4 +1,4 @@
-"""``sweep``: settings of a head tried on validation folds; the test rows are never looked at."""
+"""``sweep``: try settings of a head on folds of the training and validation rows, without the test rows."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +16,7 @@ _BASE = "as it is"
 
 
 def _is_logarithmic(name: str) -> bool:
-    """Whether a range of a setting is drawn on a logarithmic scale: rates and weight decay."""
+    """Return whether a range of this setting is drawn on a logarithmic scale: rates and weight decay."""
     name = name.removeprefix(OF_STAGE_2)
     return name == "lr" or name.startswith("lr_") or name == "weight_decay"
 
@@ -27,9 +27,9 @@ def grid_of(settings: Sequence[str], parse: Callable[[str, str], Any] = parse_se
     Parameters
     ----------
     settings
-        As they are typed.
+        The settings as they are typed.
     parse
-        Reads one value of a setting; an MmcliError says that there is no such setting, or what it must be.
+        Reads one value of a setting, and raises an MmcliError for an unknown setting or a wrong value.
 
     Returns
     -------
@@ -39,15 +39,15 @@ def grid_of(settings: Sequence[str], parse: Callable[[str, str], Any] = parse_se
     Raises
     ------
     MmcliError
-        No such setting, a value that it cannot have, a name given twice.
+        A setting is unknown or given twice, or cannot have a value.
     """
-    found: dict[str, Any] = {}
-    for each in settings:
-        name, equals, text = each.partition("=")
+    grid: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
         name = name.strip().replace("-", "_")
         if not equals or not text.strip():
-            raise MmcliError(f"{each!r} names no value: write {name}=a,b,c or {name}=low:high")
-        if name in found:
+            raise MmcliError(f"{setting!r} names no value: write {name}=a,b,c or {name}=low:high")
+        if name in grid:
             raise MmcliError(f"{name} is given twice: list its values once, {name}=a,b,c")
         low, colon, high = text.partition(":")
         if colon:
@@ -55,20 +55,20 @@ def grid_of(settings: Sequence[str], parse: Callable[[str, str], Any] = parse_se
             if not all(isinstance(bound, int | float) and not isinstance(bound, bool) for bound in bounds):
                 raise MmcliError(f"{name} is not a number, so it has no range: write {name}=a,b,c")
             if not bounds[0] < bounds[1] or (_is_logarithmic(name) and bounds[0] <= 0):
-                raise MmcliError(f"{each!r} is not a range: write {name}=low:high with low below high (and above 0)")
-            found[name] = bounds
+                raise MmcliError(f"{setting!r} is not a range: write {name}=low:high with low below high (and above 0)")
+            grid[name] = bounds
         else:
-            found[name] = [parse(name, value) for value in text.split(",")]
-    return found
+            grid[name] = [parse(name, value) for value in text.split(",")]
+    return grid
 
 
 def settings_to_try(grid: Mapping[str, Any], trials: int | None, seed: int) -> list[dict[str, Any]]:
-    """Return every combination of ``grid``, or with ``trials`` that many random ones.
+    """Return all combinations of ``grid``, or ``trials`` random combinations.
 
     Raises
     ------
     MmcliError
-        A range, without ``trials``.
+        The grid has a range, and ``trials`` is None.
     """
     from scipy.stats import loguniform, randint, uniform
     from sklearn.model_selection import ParameterGrid, ParameterSampler
@@ -82,23 +82,23 @@ def settings_to_try(grid: Mapping[str, Any], trials: int | None, seed: int) -> l
         return list(ParameterGrid(dict(grid)))
     if trials < 1:
         raise MmcliError(f"trials must be 1 or more, found {trials}")
-    drawn: dict[str, Any] = {}
+    distributions: dict[str, Any] = {}
     for name, values in grid.items():
         if not isinstance(values, tuple):
-            drawn[name] = values
+            distributions[name] = values
         elif _is_logarithmic(name):
-            drawn[name] = loguniform(*values)
+            distributions[name] = loguniform(*values)
         elif isinstance(values[0], int):
-            drawn[name] = randint(values[0], values[1] + 1)
+            distributions[name] = randint(values[0], values[1] + 1)
         else:
-            drawn[name] = uniform(values[0], values[1] - values[0])
+            distributions[name] = uniform(values[0], values[1] - values[0])
     most = trials if ranges else min(trials, math.prod(len(values) for values in grid.values()))
-    tried = list(ParameterSampler(drawn, most, random_state=seed))
-    return [{name: _plain(value) for name, value in each.items()} for each in tried]
+    combinations = ParameterSampler(distributions, most, random_state=seed)
+    return [{name: _plain(value) for name, value in combination.items()} for combination in combinations]
 
 
 def _plain(value: Any) -> Any:
-    """Turn a NumPy number into Python's, rates rounded to three digits that can be typed again."""
+    """Convert a NumPy number to a Python number; round floats to three digits, which can be typed again."""
     value = value.item() if hasattr(value, "item") else value
     return float(f"{value:.3g}") if isinstance(value, float) else value
 
@@ -115,20 +115,20 @@ def sweep(
     Parameters
     ----------
     setup
-        The test rows of its split are left out.
+        Where to read and write; the test rows of its split are left out.
     recipe
-        Where it has a stage 2, every change is tried with both stages, and the baseline is its stage 1 alone.
+        The baseline. If it has a stage 2, the baseline is only its stage 1, and all changes are tried with both stages.
     grid
-        What ``grid_of`` returns. Names that begin with ``finetune.`` are settings of stage 2.
+        The result of ``grid_of``. Names that begin with ``finetune.`` are settings of stage 2.
     trials
-        Draw that many random combinations; default: all of them.
+        Number of random combinations; default: all combinations.
     protocol
-        Folds, one repeat by default.
+        How to make folds; default: one repeat.
 
     Returns
     -------
     dict
-        As ``compare`` returns, differences taken from the baseline; also ``best`` (settings of the best candidate) and
+        The result of ``compare`` with differences from the baseline, ``best`` (the changes of the best candidate) and
         ``best_goes_on`` (whether it has a stage 2).
     """
     if not grid and recipe.finetune is None:

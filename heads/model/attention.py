@@ -1,4 +1,4 @@
-"""Cross-attention from text tokens to image tokens, and the standardising of tokens."""
+"""Cross-attention from text tokens to image tokens, and the standardised projection of tokens."""
 
 import math
 
@@ -8,16 +8,16 @@ from torch.nn import functional
 
 from .inputs import TokenBatch
 
-_WIDTH = 128  # of the values
-_KEY_WIDTH = 64  # of queries and keys; they cost most, and a map of 49 places needs no more
+_WIDTH = 128
+_KEY_WIDTH = 64  # queries and keys cost most, and a map of 49 places needs no more
 _HEADS = 4
 _GATE_START = -4.0
 
 
 class TokenProjection(nn.Module):
-    """Standardises token states and projects them: W ((x - mean) * scale) + b, (..., w) to (..., width).
+    """Standardise token states and project them: W ((x - mean) * scale) + b, from (..., w) to (..., width).
 
-    The standardisation is folded into the matrix, so that the tokens are touched once.
+    The standardisation is folded into the matrix, so that the tokens are read only once.
     """
 
     mean: Tensor
@@ -30,28 +30,28 @@ class TokenProjection(nn.Module):
         self.linear = nn.Linear(in_size, width)
 
     def folded(self) -> tuple[Tensor, Tensor]:
-        """Return matrix and bias for raw token states."""
+        """Return the matrix and bias that apply to raw token states."""
         weight = self.linear.weight * self.scale
         return weight, self.linear.bias - weight @ self.mean
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Return projected tokens, (..., width), of raw ones, (..., w)."""
+        """Project raw token states, (..., w) to (..., width)."""
         return functional.linear(tokens, *self.folded())
 
 
 class CrossAttention(nn.Module):
-    """sigmoid(a) times the mean, over a text's tokens, of attention(Q = text tokens, K = V = image tokens).
+    """Compute sigmoid(a) times the mean over a text's tokens of attention(Q = text tokens, K = V = image tokens).
 
-    Scaled dot-product attention with several heads (Vaswani et al., Attention Is All You Need, 2017), without output
-    projection: the MLP that follows begins with one. The mean over text tokens is taken before the values are
-    projected: mean_l(A_l (X W)) = (mean_l A_l) X W, which is the same and costs a fraction.
+    This is scaled dot-product attention with several heads (Vaswani et al., Attention Is All You Need, 2017). It has no
+    output projection, because the MLP that follows begins with one. The mean over text tokens is taken before the
+    values are projected: mean_l(A_l (X W)) = (mean_l A_l) X W, at a fraction of the cost.
 
     Parameters
     ----------
     text_width, image_width
-        w_t and w_i.
+        Widths of the token states, w_t and w_i.
     width, key_width
-        Of values, hence of the result, and of queries and keys, each over all heads.
+        Width of the values and so of the result, and width of queries and keys; each over all heads.
     heads
         Number of heads.
     """
@@ -72,13 +72,13 @@ class CrossAttention(nn.Module):
         self.gate = nn.Parameter(torch.tensor(_GATE_START))
 
     def learn_inputs(self, text: tuple[Tensor, Tensor], image: tuple[Tensor, Tensor]) -> None:
-        """Take (mean, scale) of the training rows' text tokens and image tokens."""
+        """Set (mean, scale) of text tokens and of image tokens in the training rows."""
         for projection, (mean, scale) in ((self.query, text), (self.key, image), (self.value, image)):
             projection.mean.copy_(mean)
             projection.scale.copy_(scale)
 
     def forward(self, tokens: TokenBatch) -> Tensor:
-        """Return (b, width); all zeros for a text without tokens."""
+        """Return (b, width); a text without tokens gives zeros."""
         image, text, mask = tokens.image.float(), tokens.text.float(), tokens.mask
         queries = self.query(text).unflatten(2, (self.heads, -1)).transpose(1, 2)  # (b, heads, L, key_width / heads)
         keys = self.key(image).unflatten(2, (self.heads, -1)).transpose(1, 2)

@@ -1,7 +1,7 @@
-"""How image and text become what the MLP sees: one small class each, registered by name.
+"""Fusions: how image and text become what the MLP sees. Each is a small class, registered by name.
 
-v is the image embedding, t the text embedding, both standardised, (n, d). A fusion returns one tensor for each MLP that
-it needs; only late fusion needs two.
+v is the image embedding and t the text embedding, both standardised, (n, d). A fusion returns one tensor for each MLP
+that it needs; only late fusion needs two.
 """
 
 from typing import ClassVar, NamedTuple
@@ -15,7 +15,7 @@ from .inputs import Batch
 
 
 class Sizes(NamedTuple):
-    """Lengths of embeddings, and widths of token states (0 where there are none)."""
+    """Lengths of embeddings, and widths of token states (0 without token states)."""
 
     image: int
     text: int
@@ -24,7 +24,7 @@ class Sizes(NamedTuple):
 
 
 class Fusion(nn.Module):
-    """Maps a batch to what each MLP sees, (n, out_sizes[k]) for the k-th."""
+    """Map a batch to the inputs of the MLPs; MLP k sees (n, out_sizes[k])."""
 
     formula: ClassVar[str]
     source: ClassVar[str]
@@ -38,16 +38,16 @@ class Fusion(nn.Module):
         if self.equal_halves and sizes.image != sizes.text:
             raise MmcliError(
                 f"{type(self).__name__} joins v and t number by number, so both must have the same length; found "
-                f"{sizes.image} and {sizes.text}: take another fusion"
+                f"{sizes.image} and {sizes.text}: use another fusion"
             )
         if self.needs_tokens and not (sizes.image_tokens and sizes.text_tokens):
             raise MmcliError(
-                "cross_attn needs token states: run `mmcli featurize` with --tokens, or take another fusion"
+                "cross_attn needs token states: run `mmcli featurize` with --tokens, or use another fusion"
             )
 
 
 class ImageOnly(Fusion):
-    """v alone: what ``--modality image`` sees."""
+    """Return v alone, for ``--modality image``."""
 
     formula = "v"
     source = ""
@@ -62,7 +62,7 @@ class ImageOnly(Fusion):
 
 
 class TextOnly(Fusion):
-    """t alone: what ``--modality text`` sees."""
+    """Return t alone, for ``--modality text``."""
 
     formula = "t"
     source = ""
@@ -77,7 +77,7 @@ class TextOnly(Fusion):
 
 
 class Concat(Fusion):
-    """[v; t]: early fusion, the winner of the published report."""
+    """Return [v; t]: early fusion, which scored best in the published report."""
 
     formula = "[v; t]"
     source = "early fusion, Snoek et al. 2005"
@@ -92,10 +92,10 @@ class Concat(Fusion):
 
 
 class Gated(Fusion):
-    """g v + (1 - g) t with one gate g = sigmoid(W [v; t] + b) per pair.
+    """Return g v + (1 - g) t with one gate g = sigmoid(W [v; t] + b) per pair.
 
-    A gated multimodal unit (Arevalo et al., Gated Multimodal Units for Information Fusion, 2017) with a scalar gate and
-    without its tanh layers.
+    This is a gated multimodal unit (Arevalo et al., Gated Multimodal Units for Information Fusion, 2017) with a scalar
+    gate and without the tanh layers.
     """
 
     formula = "g v + (1 - g) t,  g = σ(W [v; t] + b)"
@@ -115,10 +115,10 @@ class Gated(Fusion):
 
 
 class Film(Fusion):
-    """[gamma v + beta; t] with gamma = 1 + W_gamma t and beta = W_beta t: the text modulates the image.
+    """Return [gamma v + beta; t] with gamma = 1 + W_gamma t and beta = W_beta t: the text modulates the image.
 
-    Perez et al., FiLM: Visual Reasoning with a General Conditioning Layer, AAAI 2018. Both matrices start at 0, so that
-    training starts from [v; t].
+    The source is Perez et al., FiLM: Visual Reasoning with a General Conditioning Layer, AAAI 2018. Both matrices start
+    at 0, so that training starts from [v; t].
     """
 
     formula = "[γ ⊙ v + β; t],  γ = 1 + W_γ t,  β = W_β t"
@@ -138,10 +138,10 @@ class Film(Fusion):
 
 
 class CrossAttn(Fusion):
-    """[sigmoid(a) pool(attention(Q = text tokens, K = V = image tokens)); t; v], a starting at -4.
+    """Return [sigmoid(a) pool(attention(Q = text tokens, K = V = image tokens)); t; v]; a starts at -4.
 
-    Crossmodal attention as in Tsai et al., Multimodal Transformer for Unaligned Multimodal Language Sequences, ACL
-    2019; here one layer, behind a gate that starts almost closed.
+    This is the crossmodal attention of Tsai et al., Multimodal Transformer for Unaligned Multimodal Language Sequences,
+    ACL 2019, with one layer behind a gate that starts almost closed.
     """
 
     formula = "[σ(a) pool(attn(Q = text tokens, K = V = image tokens)); t; v]"
@@ -156,14 +156,14 @@ class CrossAttn(Fusion):
 
     def forward(self, batch: Batch) -> tuple[Tensor, ...]:
         """Return (n, width + 2 d)."""
-        assert batch.tokens is not None  # sizes without token states were refused above
+        assert batch.tokens is not None  # the constructor refused sizes without token states
         return (torch.cat([self.attention(batch.tokens), batch.text, batch.image], dim=1),)
 
 
 class Product(Fusion):
-    """[v; t; v t]: concat with the element-wise product, through which one modality can turn the other around.
+    """Return [v; t; v t]: with the element-wise product, one modality can reverse the meaning of the other.
 
-    The product term is that of Kim et al., Hadamard Product for Low-rank Bilinear Pooling, ICLR 2017, without its
+    The product comes from Kim et al., Hadamard Product for Low-rank Bilinear Pooling, ICLR 2017, without its
     projections.
     """
 
@@ -181,9 +181,9 @@ class Product(Fusion):
 
 
 class Late(Fusion):
-    """The mean of the logits of an image head and a text head, each trained by its own loss.
+    """Return v and t for two MLPs, each trained by its own loss; the head averages their logits.
 
-    Late fusion: Snoek et al., Early versus Late Fusion in Semantic Video Analysis, ACM Multimedia 2005.
+    The source is Snoek et al., Early versus Late Fusion in Semantic Video Analysis, ACM Multimedia 2005.
     """
 
     formula = "(MLP_v(v) + MLP_t(t)) / 2"
@@ -209,12 +209,12 @@ FUSIONS: dict[str, type[Fusion]] = {
 
 
 def fusion_class(name: str, modality: str = "both") -> type[Fusion]:
-    """Return the class of the fusion called ``name``, or of the only modality that is seen.
+    """Return the fusion called ``name``; for a single modality, the class that passes on this modality.
 
     Raises
     ------
     MmcliError
-        Naming those that there are.
+        No fusion has this name; the message lists the names.
     """
     if name not in FUSIONS:
         raise MmcliError(f"unknown fusion {name!r}: choose one of {', '.join(FUSIONS)}")
@@ -222,8 +222,8 @@ def fusion_class(name: str, modality: str = "both") -> type[Fusion]:
 
 
 def refuse_weights(fusion: type[Fusion], name: str) -> None:
-    """Raise an MmcliError where a linear head cannot learn a fusion, because it has weights of its own."""
+    """Raise an MmcliError where the fusion has weights, which a linear head cannot learn."""
     if fusion.has_weights:
         raise MmcliError(
-            f"the linear head cannot learn the weights of {name}: take concat, product or late, or --head mlp"
+            f"the linear head cannot learn the weights of {name}: use concat, product or late, or --head mlp"
         )

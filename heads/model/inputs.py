@@ -1,4 +1,4 @@
-"""Rows to learn from, and batches of them as tensors."""
+"""Labelled rows, and batches of rows as tensors."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ _STRETCH_ROWS = 1024
 
 
 class TokenBatch(NamedTuple):
-    """Token states: image (b, P, w_i), text (b, L, w_t), mask (b, L) bool, all zeros beyond a text's end."""
+    """Token states: image (b, P, w_i), text (b, L, w_t) and mask (b, L) bool; text is 0 where mask is False."""
 
     image: Tensor
     text: Tensor
@@ -25,7 +25,7 @@ class TokenBatch(NamedTuple):
 
 
 class StateBatch(NamedTuple):
-    """States of b rows, float32: (b, L, w) of texts, with token ids and mask, (b, L) int64; (b, ...) of images."""
+    """States of b rows, float32: texts are (b, L, w), with ids and mask (b, L) int64; images are (b, ...)."""
 
     states: Tensor
     ids: Tensor | None = None
@@ -33,7 +33,7 @@ class StateBatch(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What a head sees of b pairs.
+    """The inputs of a head for b pairs.
 
     Attributes
     ----------
@@ -42,7 +42,7 @@ class Batch(NamedTuple):
     tokens
         Token states, where the head needs them.
     states
-        By tower, what enters its unfrozen layers: the head computes the embedding of this tower from them.
+        The states that enter the unfrozen layers, by tower. The head computes the embedding of these towers from them.
     """
 
     image: Tensor
@@ -53,7 +53,7 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Rows:
-    """Features and class numbers, (n,) int64, of some pairs."""
+    """Features and class numbers, (n,) int64, of n pairs."""
 
     features: Features
     classes: NDArray[np.int64]
@@ -69,10 +69,10 @@ class Rows:
 def token_batches(
     features: Features, wanted: bool, order: NDArray[np.int64], size: int, device: str
 ) -> Iterator[TokenBatch | None]:
-    """Yield the token states of each batch of ``order``; None for each where they are not wanted.
+    """Yield the token states of each batch of ``order``, or None for each batch where they are not wanted.
 
-    Where they are left in the file, as many batches as its memory budget allows are read at once, in file order. What
-    is yielded is the same.
+    Token states left in the file are read in file order, as many batches at once as the memory budget allows. This does
+    not change the batches.
     """
     tokens = features.tokens if wanted else None
     if tokens is None:
@@ -98,7 +98,7 @@ def state_batch(features: Features, rows: NDArray[np.int64], device: str) -> dic
 
 
 def batches(features: Features, with_tokens: bool, device: str) -> Iterator[Batch]:
-    """Yield all rows in order: thousands at a time, or hundreds with token states, or tens with states of a tower."""
+    """Yield all rows in order, in batches of 1024, or of 256 with token states, or of 64 with states of a tower."""
     order = np.arange(len(features))
     size = _STATE_ROWS if features.states else _TOKEN_ROWS if with_tokens else _POOLED_ROWS
     starts = range(0, max(len(order), 1), size)
@@ -111,14 +111,15 @@ def batches(features: Features, with_tokens: bool, device: str) -> Iterator[Batc
 
 
 def at_least_float32(rows: Tensor) -> Tensor:
-    """Return numbers stored in half precision as float32; float64 stays."""
+    """Convert half precision to float32; float64 stays float64."""
     return rows.to(torch.promote_types(rows.dtype, torch.float32))
 
 
 def shuffled_blocks(features: Features, generator: torch.Generator) -> Iterator[NDArray[np.int64]]:
-    """Yield the numbers of rows that are left in a file in blocks that fit in memory, each row once.
+    """Yield the numbers of rows left in a file, in blocks that fit in memory; each row comes once.
 
-    A block is made of stretches of the file, drawn at random: each is read in one go, and an epoch reads the file once.
+    A block consists of stretches of the file, drawn at random. Each stretch is read in one go, so an epoch reads the
+    file once.
     """
     assert features.places is not None
     order = np.argsort(features.places, kind="stable")
@@ -126,9 +127,9 @@ def shuffled_blocks(features: Features, generator: torch.Generator) -> Iterator[
     drawn = torch.randperm(len(stretches), generator=generator).numpy()
     per_block = stretches_per_block(features)
     for start in range(0, len(drawn), per_block):
-        yield np.concatenate([stretches[each] for each in np.sort(drawn[start : start + per_block])])
+        yield np.concatenate([stretches[number] for number in np.sort(drawn[start : start + per_block])])
 
 
 def stretches_per_block(features: Features) -> int:
-    """Return how many stretches of rows that are left in a file are in memory together."""
+    """Return how many stretches of a file are in memory at once."""
     return max(1, features.at_once // _STRETCH_ROWS)

@@ -1,4 +1,4 @@
-"""Losses and decisions for imbalanced labels."""
+"""Losses, class weights and decision offsets for imbalanced labels."""
 
 from collections.abc import Callable
 
@@ -11,22 +11,22 @@ from torch.nn import functional
 from ...cache.errors import MmcliError
 from ..recipe import Recipe
 
-_BETA = 0.999  # of the effective number; Cui et al. use 0.9 to 0.9999
+_BETA = 0.999  # Cui et al. use 0.9 to 0.9999 for the effective number
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def class_weights(counts: NDArray[np.int64], kind: str) -> NDArray[np.float32]:
-    """Return a weight per class, (C,) float32, with mean 1, from the classes' counts in the training rows.
+    """Return a weight per class, (C,) float32 with mean 1, from the counts of the classes in the training rows.
 
-    ``none``: all 1. ``inverse``: proportional to 1 / count. ``sqrt``: the square root of those, as the reference has
-    it. ``effective``: (1 - b) / (1 - b ** count), b = 0.999 (Cui et al., Class-Balanced Loss Based on Effective Number
-    of Samples, CVPR 2019).
+    ``none`` weights all classes alike. ``inverse`` is proportional to 1 / count, and ``sqrt`` to its square root.
+    ``effective`` is proportional to (1 - b) / (1 - b ** count) with b = 0.999 (Cui et al., Class-Balanced Loss Based on
+    Effective Number of Samples, CVPR 2019).
 
     Raises
     ------
     MmcliError
-        For a class without a row.
+        A class has no training row.
     """
     if (counts == 0).any():
         raise MmcliError(f"class number {int(np.argmin(counts))} has no training row")
@@ -43,15 +43,15 @@ def class_weights(counts: NDArray[np.int64], kind: str) -> NDArray[np.float32]:
 def focal_loss(logits: Tensor, classes: Tensor, weight: Tensor, gamma: float, smoothing: float = 0.0) -> Tensor:
     """Return the weighted mean of -(1 - p) ** gamma log p (Lin et al., Focal Loss for Dense Object Detection, 2017).
 
-    Scaled as PyTorch's cross-entropy, to which it is equal at ``gamma=0``: each class's term has its weight, the sum is
-    divided by the weights of the true classes.
+    At ``gamma=0`` it equals PyTorch's cross-entropy, and it has the same scale: the term of each class is multiplied by
+    the class's weight, and the sum is divided by the summed weights of the true classes.
 
     Parameters
     ----------
     logits, classes, weight
         (n, C), (n,) int64, (C,).
     gamma
-        How much is discounted what is already right.
+        Discount for rows that are already right.
     smoothing
         Share of the target that is spread over all classes.
     """
@@ -67,13 +67,13 @@ def focal_loss(logits: Tensor, classes: Tensor, weight: Tensor, gamma: float, sm
 def make_loss(recipe: Recipe, counts: NDArray[np.int64], device: str) -> Loss:
     """Return the loss of ``recipe``: a function of logits (n, C) and classes (n,), to be minimised.
 
-    With logit adjustment, tau log(class frequency) is added to the logits (Menon et al., Long-tail learning via logit
-    adjustment, ICLR 2021, their loss of equation 10); predictions use the logits without it.
+    Logit adjustment adds tau log(class frequency) to the logits (Menon et al., Long-tail learning via logit adjustment,
+    ICLR 2021, equation 10). Predictions use the logits without it.
 
     Parameters
     ----------
     counts
-        Of each class in the training rows, (C,).
+        Number of training rows of each class, (C,).
     """
     weight = torch.from_numpy(class_weights(counts, recipe.class_weights)).to(device)
     frequency = torch.from_numpy(counts / counts.sum()).float().to(device)
@@ -89,18 +89,18 @@ def make_loss(recipe: Recipe, counts: NDArray[np.int64], device: str) -> Loss:
 
 
 def fit_offsets(logits: NDArray[np.floating], classes: NDArray[np.int64], rounds: int = 20) -> NDArray[np.float32]:
-    """Return a number per class, (C,) float32, mean 0, that raises macro-F1 when it is added to the logits.
+    """Return a number per class, (C,) float32 with mean 0, that raises macro-F1 when it is added to the logits.
 
-    Coordinate ascent: one class at a time, every value at which a prediction changes is tried, so each step is exact;
-    the value kept is the middle of the best gap, the one nearest to no change where several are as good. Fit it on rows
-    that the head was not trained on, and score it on others.
+    Coordinate ascent changes one class at a time. It tries every value at which a prediction changes, so each step is
+    exact, and keeps the middle of the best gap. Of several gaps that are as good, it keeps the nearest to no change.
+    Fit the offsets on rows that the head was not trained on, and score them on other rows.
 
     Parameters
     ----------
     logits, classes
         (n, C) and (n,) of the validation rows.
     rounds
-        Passes over the classes, at most.
+        Maximum number of passes over the classes.
     """
     scores = logits.astype(np.float64)
     n_classes = scores.shape[1]
@@ -108,44 +108,44 @@ def fit_offsets(logits: NDArray[np.floating], classes: NDArray[np.int64], rounds
     offsets = np.zeros(n_classes)
     for _ in range(rounds):
         before = offsets.copy()
-        for each in np.flatnonzero(support).tolist():  # nothing says where a class without a row should be
-            offsets[each] += _best_shift(scores + offsets, classes, each, support)
+        for number in np.flatnonzero(support).tolist():  # a class without rows gives no evidence for its offset
+            offsets[number] += _best_shift(scores + offsets, classes, number, support)
         if np.array_equal(before, offsets):
             break
     return (offsets - offsets.mean()).astype(np.float32)
 
 
 def _best_shift(
-    scores: NDArray[np.float64], classes: NDArray[np.int64], each: int, support: NDArray[np.int64]
+    scores: NDArray[np.float64], classes: NDArray[np.int64], chosen: int, support: NDArray[np.int64]
 ) -> float:
-    """Return the change of class ``each``'s scores with the best macro-F1, 0 where none is better."""
+    """Return the change of the scores of class ``chosen`` that gives the best macro-F1; 0 where none improves it."""
     n, n_classes = scores.shape
     others = scores.copy()
-    others[:, each] = -np.inf
+    others[:, chosen] = -np.inf
     rival = others.argmax(axis=1)
-    margin = others.max(axis=1) - scores[:, each]  # shifted by more than this, the row is called `each`
+    margin = others.max(axis=1) - scores[:, chosen]  # a larger shift makes `chosen` the prediction of the row
     order = np.argsort(margin)
     margin, rival, true = margin[order], rival[order], classes[order]
-    # After the k smallest margins are passed, k rows are called `each`, the others what their rival is.
-    of_each = 2 * np.cumsum(true == each) / (np.arange(1, n + 1) + max(support[each], 1))
-    of_each = np.concatenate([[0.0], of_each])
-    called, hits = np.bincount(rival, minlength=n_classes), np.bincount(rival[rival == true], minlength=n_classes)
-    of_others = 2 * hits / np.maximum(called + support, 1)
-    # Each row that is passed takes one call, and maybe one hit, from its rival: F1 of the rival before and after.
+    # A shift beyond the k smallest margins predicts `chosen` for k rows, and the rival for the rest.
+    chosen_f1 = 2 * np.cumsum(true == chosen) / (np.arange(1, n + 1) + max(support[chosen], 1))
+    chosen_f1 = np.concatenate([[0.0], chosen_f1])
+    predicted, hits = np.bincount(rival, minlength=n_classes), np.bincount(rival[rival == true], minlength=n_classes)
+    rival_f1 = 2 * hits / np.maximum(predicted + support, 1)
+    # Each row that turns to `chosen` takes one prediction, and perhaps one hit, from its rival.
     by_rival = np.argsort(rival, kind="stable")
-    first = np.searchsorted(rival[by_rival], np.arange(n_classes))
-    taken = np.arange(n) - first[rival[by_rival]] + 1
-    was_hit = np.cumsum(np.concatenate([[0], rival[by_rival] == true[by_rival]]))
-    lost = was_hit[1:] - was_hit[first[rival[by_rival]]]
     numbers = rival[by_rival]
-    after = 2 * (hits[numbers] - lost) / np.maximum(called[numbers] - taken + support[numbers], 1)
-    before = np.where(taken == 1, of_others[numbers], np.concatenate([[0.0], after[:-1]]))
+    first = np.searchsorted(numbers, np.arange(n_classes))
+    taken = np.arange(n) - first[numbers] + 1
+    hits_before = np.cumsum(np.concatenate([[0], numbers == true[by_rival]]))
+    lost = hits_before[1:] - hits_before[first[numbers]]
+    after = 2 * (hits[numbers] - lost) / np.maximum(predicted[numbers] - taken + support[numbers], 1)
+    before = np.where(taken == 1, rival_f1[numbers], np.concatenate([[0.0], after[:-1]]))
     change = np.empty(n)
     change[by_rival] = after - before
-    macro = (of_others.sum() + np.concatenate([[0.0], np.cumsum(change)]) + of_each) / np.count_nonzero(support)
+    macro = (rival_f1.sum() + np.concatenate([[0.0], np.cumsum(change)]) + chosen_f1) / np.count_nonzero(support)
     edges = np.concatenate([[margin[0] - 2], margin, [margin[-1] + 2]])
     middle, width = (edges[1:] + edges[:-1]) / 2, np.diff(edges)
-    macro[width <= 0] = -1  # between equal margins there is no room
+    macro[width <= 0] = -1  # no shift fits between equal margins
     now = macro[np.searchsorted(margin, 0.0)]
     best = macro.max()
     if best <= now + 1e-12:

@@ -14,16 +14,16 @@ from ..model.head import Ensemble
 from ..model.inputs import Rows
 from ..model.losses import fit_offsets
 from ..recipe import Recipe
-from ..training.loop import Fit, predict_logits
+from ..training.loop import Fit
+from ..training.prediction import predict_logits
 from .checkpoint import Checkpoint
 
 
 def checkpoint_of(
     cache: FeatureCache, fits: Sequence[Fit], recipe: Recipe, classes: list[str], split: Split, labels_file: Path
 ) -> Checkpoint:
-    """Return the checkpoint of the heads in ``fits``, whose seeds follow each other."""
+    """Return the checkpoint of the heads in ``fits``, whose seeds are consecutive."""
     heads = [fitted.head for fitted in fits]
-    weights = [head.weights()["changed"] for head in heads if head.tops]
     return Checkpoint(
         head=Ensemble(heads, len(classes)).eval().to(next(heads[0].parameters()).device),
         classes=classes,
@@ -35,18 +35,18 @@ def checkpoint_of(
         split=split,
         best_epochs=[fitted.best_epoch for fitted in fits],
         made_from={"cache": str(cache.path.absolute()), "labels": str(labels_file)},
-        changed=weights,
+        changed=[head.weights()["changed"] for head in heads if head.tops],
     )
 
 
 def learn_offsets(head: Ensemble, val: Rows) -> None:
-    """Fit the number per class that raises macro-F1 on the validation rows."""
+    """Fit the offset of each class, so that macro-F1 rises on the validation rows."""
     offsets = fit_offsets(predict_logits(head, val.features), val.classes)
     head.offsets.copy_(head.offsets.new_tensor(offsets))
 
 
 def predicted(head: Ensemble, rows: Rows) -> NDArray[np.int64]:
-    """Return the number of the most likely class of each row, (n,)."""
+    """Return the number of the predicted class of each row, (n,)."""
     return predict_logits(head, rows.features).argmax(axis=1)
 
 
@@ -58,7 +58,7 @@ def scores_by_part(
 
 
 def seed_scores(checkpoint: Checkpoint, fits: Sequence[Fit], rows: Mapping[str, Rows]) -> dict[str, Any]:
-    """Return the scores of each head alone, their mean and standard deviation, and the offsets of the ensemble."""
+    """Return the scores of each single head, their mean and standard deviation, and the offsets of the ensemble."""
     entries = []
     for seed, fitted in zip(checkpoint.seeds, fits, strict=True):
         entry: dict[str, Any] = {"seed": seed, "epochs": len(fitted.history), "best_epoch": fitted.best_epoch}
@@ -85,5 +85,5 @@ def seed_scores(checkpoint: Checkpoint, fits: Sequence[Fit], rows: Mapping[str, 
             if part in rows
         }
     if checkpoint.recipe.offsets:
-        result["offsets"] = dict(zip(checkpoint.classes, checkpoint.head.offsets.tolist(), strict=True))
+        result["offsets"] = checkpoint.offset_by_class()
     return result

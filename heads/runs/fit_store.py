@@ -1,4 +1,4 @@
-"""Fits on the disk: finished ones, and how far an interrupted one got, each named by all that it depends on."""
+"""Fits on the disk, finished and interrupted ones. The name of a fit is a digest of all that it depends on."""
 
 import contextlib
 import functools
@@ -20,24 +20,24 @@ from ...cache.features import Features
 from ..model.inputs import Rows, stretches_per_block
 from .tensor_file import TensorFileError, read_tensor_file, write_tensor_file
 
-_CODE = ("cache", "featurize", "heads")  # folders whose code decides what a fit gives
+_CODE = ("cache", "featurize", "heads")  # code in these folders can change the result of a fit
 _PACKAGE = Path(__file__).parents[2]
 _KEPT_DAYS = 30
 
 
 @dataclass(frozen=True)
 class FitStore:
-    """Files of one folder, ``<key>.pt``, each with the plain data and tensors of one fit."""
+    """Keep fits in files of one folder: ``<key>.pt`` holds the plain data and tensors of a fit."""
 
     folder: Path
 
     def make_folder(self) -> None:
-        """Make the folder; a DiskFullError says that there is no room."""
+        """Make the folder; raise a DiskFullError if the disk is full."""
         with disk_full_is_clear(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
 
     def load(self, key: str) -> dict[str, Any] | None:
-        """Return what is kept under ``key``; None where nothing is, or where the file is damaged."""
+        """Return the content kept under ``key``; None if the file is missing or damaged."""
         with contextlib.suppress(OSError, TensorFileError):
             content = read_tensor_file(self.folder / f"{key}.pt")
             if isinstance(content, dict):
@@ -45,11 +45,11 @@ class FitStore:
         return None
 
     def keep(self, key: str, content: Mapping[str, Any]) -> None:
-        """Write plain data and tensors under ``key``, whole or not at all."""
+        """Write plain data and tensors under ``key``, atomically."""
         write_tensor_file(self.folder / f"{key}.pt", content)
 
     def drop(self, keys: Iterable[str]) -> None:
-        """Delete what is kept under ``keys``, and what other commands left a month ago.
+        """Delete the fits named ``keys``, and files that other commands left a month ago.
 
         The folder stays, because a neighbour may be about to write into it.
         """
@@ -62,7 +62,7 @@ class FitStore:
 
 
 def key_of(settings: Mapping[str, Any], arrays: Iterable[NDArray[Any]]) -> str:
-    """Return the name of a fit: a digest of ``settings`` (plain data), ``arrays``, the code and its libraries."""
+    """Return the name of a fit: a digest of ``settings`` (plain data), ``arrays``, our code and its libraries."""
     depends_on = {
         "code": _digest_of_this_code(),
         "versions": {name: version(name) for name in ("torch", "numpy", "scikit-learn", "transformers")},
@@ -77,8 +77,8 @@ def key_of(settings: Mapping[str, Any], arrays: Iterable[NDArray[Any]]) -> str:
 def data_key(fingerprint: str, guids: Sequence[str], rows: Rows) -> str:
     """Return a digest of the numbers that a fit learns from: embeddings, views and classes.
 
-    Token states are too many to be read for it. The fingerprint covers what they are made from, and the embeddings of
-    the same pass stand for them.
+    Token states are too large to be read for a digest. The fingerprint covers what they are made from, and embeddings
+    of the same pass stand for them.
     """
     digest = hashlib.sha256(fingerprint.encode())
     digest.update("\n".join(guids).encode())
@@ -88,7 +88,7 @@ def data_key(fingerprint: str, guids: Sequence[str], rows: Rows) -> str:
 
 
 def order_in_file(features: Features, rows: NDArray[np.int64] | slice = slice(None)) -> dict[str, Any] | None:
-    """Return what shuffling depends on where ``rows`` are left in the file; None where they are in memory."""
+    """Return what the shuffling of ``rows`` depends on if they are left in the file; None if they are in memory."""
     if features.places is None:
         return None
     order = np.argsort(features.places[rows], kind="stable")
@@ -96,14 +96,14 @@ def order_in_file(features: Features, rows: NDArray[np.int64] | slice = slice(No
 
 
 def code_digest(package: Path = _PACKAGE) -> str:
-    """Return a digest of the source that decides what a fit gives: no kept fit outlives a change of it.
+    """Return a digest of the source code that can change a fit, so that a change of code makes kept fits invalid.
 
-    A list of modules would be shorter, and would miss the module that somebody adds.
+    All files of these folders are read, because a list of modules would miss new modules.
 
     Raises
     ------
     MmcliError
-        There is no source.
+        ``package`` holds no source code.
     """
     digest = hashlib.sha256()
     sources = sorted(path for folder in _CODE for path in (package / folder).rglob("*.py"))

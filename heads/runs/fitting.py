@@ -1,4 +1,4 @@
-"""Several fits of one command: spread over cores, and each kept on the disk until the run folder is written."""
+"""The fits of one command: spread over cores, and kept on the disk until the run folder is written."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -30,20 +30,19 @@ class FitTask:
 def fit_tasks(
     tasks: Sequence[FitTask], store: FitStore, jobs: int | None = None, on_fit: OnFit | None = None
 ) -> list[Fit]:
-    """Return the fit of each task. What an interrupted command finished is taken from ``store``.
+    """Return the fit of each task; fits that an interrupted command finished come from ``store``.
 
     Parameters
     ----------
     on_fit
-        Called with (fits finished, fits there are); a single head tells of epochs, and fits of stage 2 tell of steps.
+        Called with (fits finished, number of fits); a single fit counts epochs instead, and stage 2 counts steps.
     """
     store.make_folder()
     fits = {number: kept for number, task in enumerate(tasks) if (kept := _finished(task, store)) is not None}
     missing = [number for number in range(len(tasks)) if number not in fits]
-    in_turn = len(tasks) == 1 or tasks[0].start is not None
-    if in_turn:
+    if len(tasks) == 1 or tasks[0].start is not None:
         for number in missing:
-            fits[number] = _fit_and_keep(number, _told(tasks[number], number, len(tasks), on_fit), store)[1]
+            fits[number] = _fit_and_keep(number, _with_progress(tasks[number], number, len(tasks), on_fit), store)[1]
         return [fits[number] for number in range(len(tasks))]
     if on_fit is not None:
         on_fit(len(fits), len(tasks))
@@ -55,8 +54,8 @@ def fit_tasks(
     return [fits[number] for number in range(len(tasks))]
 
 
-def _told(task: FitTask, number: int, count: int, on_fit: OnFit | None) -> FitTask:
-    """Return ``task`` with callbacks that tell of its epochs, or in stage 2 of the steps of ``count`` fits."""
+def _with_progress(task: FitTask, number: int, count: int, on_fit: OnFit | None) -> FitTask:
+    """Return ``task`` with a callback that counts its epochs, or in stage 2 the steps of all ``count`` fits."""
     if on_fit is None or (task.recipe.head == "linear" and task.start is None):
         return task
     if task.start is not None:
@@ -75,8 +74,7 @@ def _fit_and_keep(number: int, task: FitTask, store: FitStore) -> tuple[int, Fit
         state = None if kept is None else kept.get("state")
         options = replace(options, resume=state, keep=lambda state: store.keep(task.key, {"state": state}))
     fitted = fit(task.recipe, task.n_classes, task.train, task.val, options, task.start)
-    content = {"weights": fitted.head.weights(), "history": fitted.history, "best_epoch": fitted.best_epoch}
-    store.keep(task.key, content)
+    store.keep(task.key, {"weights": fitted.head.weights(), "history": fitted.history, "best_epoch": fitted.best_epoch})
     return number, fitted
 
 
@@ -90,7 +88,7 @@ def _finished(task: FitTask, store: FitStore) -> Fit | None:
 
 
 def epochs_behind(tasks: Sequence[FitTask], store: FitStore) -> tuple[int, int]:
-    """Return what an interrupted command left: finished fits, and epochs of the next."""
+    """Return the numbers of finished fits, and of finished epochs of the next fit, of an interrupted command."""
     finished = epochs = 0
     for task in tasks:
         kept = store.load(task.key)

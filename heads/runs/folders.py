@@ -1,7 +1,7 @@
-"""Result folders: written under a temporary name, then renamed, with ``latest`` pointing at the newest.
+"""Result folders: written under a temporary name, then renamed. ``latest`` points at the newest.
 
-Neighbours may write into the same folder: their drafts come and go at any moment. Once a folder has its name, nothing
-that goes wrong afterwards is an error.
+Other processes may write into the same parent folder, so their drafts come and go at any moment. Once a folder has its
+final name, later problems are no errors.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ _MOVED = "latest-moved-aside"
 
 
 def check_writable(parent: Path) -> None:
-    """Find out before the work, not after it, that nothing can be written; an ``OSError`` says why."""
+    """Raise an ``OSError`` before the work, rather than after it, if nothing can be written into ``parent``."""
     make_folder(parent)
     with (
         disk_full_is_clear(parent),
@@ -33,7 +33,7 @@ def check_writable(parent: Path) -> None:
 
 @contextlib.contextmanager
 def new_folder(parent: Path, what: str, on_note: Callable[[str], None] | None = None) -> Iterator[tuple[Path, Path]]:
-    """Yield (draft to write into, name it will have): ``parent/<when>-<what>`` once all is written, else nothing.
+    """Yield (draft to write into, final path); rename the draft to ``parent/<when>-<what>``, or delete it on an error.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ def new_folder(parent: Path, what: str, on_note: Callable[[str], None] | None = 
     what
         Last part of the name.
     on_note
-        Called with a sentence for the user, where ``latest`` was not simply replaced.
+        Called with a sentence for the user if ``latest`` could not simply be replaced.
     """
     with disk_full_is_clear(parent):
         draft, folder = _make_draft(parent, what)
@@ -53,17 +53,17 @@ def new_folder(parent: Path, what: str, on_note: Callable[[str], None] | None = 
         shutil.rmtree(draft, ignore_errors=True)
         raise
     os.rename(draft, folder)
-    said = _point_latest(parent, folder.name)
-    if said is not None and on_note is not None:
-        on_note(said)
+    note = _point_latest(parent, folder.name)
+    if note is not None and on_note is not None:
+        on_note(note)
     _remove_abandoned(parent)
 
 
 def _make_draft(parent: Path, what: str) -> tuple[Path, Path]:
-    """Make a draft and return it with a name that is free, and stays free as long as the draft is there.
+    """Make a draft; return it with its final path, which stays free as long as the draft exists.
 
-    The draft's own name holds the final name, so two runs cannot have the same draft. A neighbour may have renamed its
-    draft a moment ago, so the final name is looked at after the draft was made.
+    The name of the draft contains the final name, so two runs cannot have the same draft. Another process may just have
+    renamed its draft, so the final path is checked after the draft was made.
     """
     name = f"{datetime.now():%Y%m%d-%H%M%S}-{what}"
     number = 1
@@ -82,19 +82,19 @@ def _remove_abandoned(parent: Path) -> None:
     """Delete the drafts of runs that were killed more than a day ago."""
     with contextlib.suppress(OSError):
         for draft in parent.glob(f"{_DRAFT}*"):
-            with contextlib.suppress(OSError):  # a neighbour has just renamed or removed it
+            with contextlib.suppress(OSError):  # another process may just have renamed or removed it
                 if time.time() - draft.stat().st_mtime > 86_400:
                     shutil.rmtree(draft, ignore_errors=True)
 
 
 def _point_latest(parent: Path, name: str) -> str | None:
-    """Make ``latest`` mean ``name``; return what the user should know about it.
+    """Make ``latest`` point at ``name``; return a note for the user, if any.
 
-    A real folder in its place, as ``cp -rL`` and zip files make one of a link, is moved aside. A disk without links
-    gets a file that holds the name, as git makes one.
+    A real folder called ``latest``, which ``cp -rL`` and zip files make from a link, is moved aside. On a disk without
+    links, ``latest`` becomes a file that holds the name, as in git.
     """
     latest, pointer = parent / LATEST, parent / f".latest.{os.getpid()}.{time.monotonic_ns()}.tmp"
-    said = None
+    note = None
     try:
         try:
             pointer.symlink_to(name, target_is_directory=True)
@@ -106,23 +106,23 @@ def _point_latest(parent: Path, name: str) -> str | None:
         except (IsADirectoryError, PermissionError):
             aside = Path(tempfile.mkdtemp(prefix=f"{_MOVED}-", dir=parent)) / LATEST
             os.rename(latest, aside)
-            said = f"note: {latest} was a folder, not a link to the newest run: it is now {aside}"
+            note = f"note: {latest} was a folder, not a link to the newest run: it is now {aside}"
             os.replace(pointer, latest)
     except OSError as error:
-        said = f"note: {latest} could not be made to point at {name} ({error.strerror}): name the run with --from"
+        note = f"note: {latest} cannot point at {name} ({error.strerror}): name the run with --from"
     finally:
         with contextlib.suppress(OSError):
             pointer.unlink(missing_ok=True)
-    return said
+    return note
 
 
 def pointed_at(latest: Path) -> Path:
-    """Return the run folder that ``latest`` stands for: a link, a folder, or a file that names one.
+    """Return the run folder that ``latest`` stands for: the link or folder itself, or the folder that a file names.
 
     Raises
     ------
     CheckpointError
-        It is a file that names none.
+        ``latest`` is a file that names no folder beside it.
     """
     if not latest.is_file():
         return latest
@@ -133,16 +133,16 @@ def pointed_at(latest: Path) -> Path:
 
 
 def find_best_pt(path: str | Path) -> Path:
-    """Return the best.pt that ``path`` names: the file, or its run folder. Imports no PyTorch, and does not open it.
+    """Return the best.pt that ``path`` names, which is the file or its run folder. The file is not opened.
 
     Raises
     ------
     CheckpointError
-        It is not there.
+        There is no such file.
     """
     path = Path(path)
     for place in (path, path.parent):
-        if place.name == LATEST and place.is_file():  # on a disk without links
+        if place.name == LATEST and place.is_file():  # a disk without links
             path = pointed_at(place) / path.relative_to(place)
             break
     if path.is_dir():

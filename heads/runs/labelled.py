@@ -1,4 +1,4 @@
-"""Labelled rows of a cache."""
+"""Labelled rows of a cache, and the share of memory for their features."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...cache.errors import DataError
+from ...cache.features import Features
 from ...cache.labels import read_labels
 from ...cache.machine import give_back_freed_memory
 from ...cache.store import FeatureCache
@@ -15,7 +16,7 @@ from ..model.fusions import fusion_class
 from ..model.inputs import Rows
 from ..recipe import Recipe
 
-_PROCESS_BYTES, _BYTES_PER_ROW, _LEAST = 600 * 10**6, 500, 64 * 10**6
+_PROCESS_BYTES, _BYTES_PER_ROW, _LEAST_BYTES = 600 * 10**6, 500, 64 * 10**6
 
 
 def labels_of(cache: FeatureCache, path: str | Path | None) -> tuple[Path, dict[str, str], int]:
@@ -24,50 +25,49 @@ def labels_of(cache: FeatureCache, path: str | Path | None) -> tuple[Path, dict[
     Raises
     ------
     DataError
-        No labels file given or recorded, or no label for any row.
+        No labels file is given or recorded, or it has no label for any row.
     """
-    found = path if path is not None else cache.header.dataset["labels"]
-    if found is None:
+    labels_file = path if path is not None else cache.header.dataset["labels"]
+    if labels_file is None:
         raise DataError(f"{cache.path} was made without labels: give --labels FILE, a CSV with header guid,tag")
-    if not Path(found).is_file():
-        raise DataError(f"no such labels file: {found}; say with --labels where it is")
+    if not Path(labels_file).is_file():
+        raise DataError(f"no such labels file: {labels_file}; give it with --labels")
     labels: dict[str, str] = {}
     absent = 0
-    for guid, tag in read_labels(found).items():
+    for guid, tag in read_labels(labels_file).items():
         if tag is not None and guid in cache:
-            labels[cache.guids[cache.row_of[guid]]] = tag  # the cache's own string: one for both
+            labels[cache.guids[cache.row_of[guid]]] = tag  # the string of the cache, so that no copy takes memory
         elif tag is not None:
             absent += 1
     if not labels:
         raise DataError(
-            f"none of the {absent} labels in {found} is of a pair in {cache.path}: is it the labels file of "
-            f"{cache.header.dataset['data']}?"
+            f"none of the {absent} labels in {labels_file} belongs to a pair in {cache.path}: is it the labels file "
+            f"of {cache.header.dataset['data']}?"
         )
-    return Path(found).absolute(), labels, absent
+    return Path(labels_file).absolute(), labels, absent
 
 
-def rows_of(
+def features_for(
     cache: FeatureCache,
     guids: Sequence[str],
-    labels: dict[str, str],
-    classes: Sequence[str],
     recipes: Sequence[Recipe],
     max_bytes: int | None = None,
     of_rows: int | None = None,
-) -> Rows:
-    """Return what heads of any of ``recipes`` look at, and class numbers, of ``guids`` in their order.
+) -> Features:
+    """Return the features of ``guids``, in their order, that heads of any of ``recipes`` need.
+
+    Parameters
+    ----------
+    max_bytes, of_rows
+        See ``FeatureCache.features``.
 
     Raises
     ------
-    DataError
-        Where a label is not one of ``classes``.
     CacheError
-        Where tokens or views are needed and not there, or an embedding is not finite.
+        Tokens or views are needed and not in the cache, or an embedding is not finite.
     """
-    numbers = class_numbers(guids, labels, classes)
     tokens = any(fusion_class(recipe.fusion, recipe.modality).needs_tokens for recipe in recipes)
-    features = cache.features(guids, tokens, any(recipe.views for recipe in recipes), max_bytes, of_rows)
-    return Rows(features, numbers)
+    return cache.features(guids, tokens, any(recipe.views for recipe in recipes), max_bytes, of_rows)
 
 
 def rows_of_parts(
@@ -83,24 +83,27 @@ def rows_of_parts(
     Parameters
     ----------
     max_bytes
-        What the process may take: features that are more than it leaves are read as they are needed.
+        Limit for the memory of the process; features that do not fit are read as they are needed.
     """
-    give_back_freed_memory()  # of tables of text
-    each, together = left_for_features(cache, max_bytes), sum(map(len, parts.values()))
-    if each is not None and together * cache.row_bytes(bool(recipe.views)) > each:
-        each //= len(parts) + 1  # a part may be in memory, or a block of it
-    return {name: rows_of(cache, guids, labels, classes, [recipe], each, together) for name, guids in parts.items()}
+    give_back_freed_memory()  # tables of text have just been read
+    limit, n_rows = left_for_features(cache, max_bytes), sum(map(len, parts.values()))
+    if limit is not None and n_rows * cache.row_bytes(bool(recipe.views)) > limit:
+        limit //= len(parts) + 1  # each part, or a block of it, takes one share
+    numbers = {name: class_numbers(guids, labels, classes) for name, guids in parts.items()}
+    return {
+        name: Rows(features_for(cache, guids, [recipe], limit, n_rows), numbers[name]) for name, guids in parts.items()
+    }
 
 
 def left_for_features(cache: FeatureCache, max_bytes: int | None) -> int | None:
-    """Return what is left of ``max_bytes`` beside Python, PyTorch, and guids and labels of the rows of ``cache``."""
+    """Return ``max_bytes`` less the memory of Python, PyTorch, and the guids and labels of ``cache``."""
     if max_bytes is None:
         return None
-    return max(max_bytes - _PROCESS_BYTES - _BYTES_PER_ROW * len(cache), _LEAST)
+    return max(max_bytes - _PROCESS_BYTES - _BYTES_PER_ROW * len(cache), _LEAST_BYTES)
 
 
 def share_of(max_bytes: int | None, processes: int) -> int | None:
-    """Return the share of ``max_bytes`` for each of several processes, and for the one that waits for them."""
+    """Return the share of ``max_bytes`` for each worker process; the process that waits for them takes one share."""
     return None if max_bytes is None else max_bytes // (processes + 1 if processes > 1 else 1)
 
 
@@ -110,14 +113,14 @@ def class_numbers(guids: Sequence[str], labels: dict[str, str], classes: Sequenc
     Raises
     ------
     DataError
-        A label is not one of them.
+        A label is not among ``classes``.
     """
     number = {name: index for index, name in enumerate(classes)}
     for guid in guids:
         if labels[guid] not in number:
             raise DataError(
-                f"guid {guid!r} has the label {labels[guid]!r}, the head knows {', '.join(classes)}: correct it, "
-                "or train a head on these labels"
+                f"guid {guid!r} has the label {labels[guid]!r}, but the head knows {', '.join(classes)}: correct the "
+                "label, or train a head on these labels"
             )
     return np.array([number[labels[guid]] for guid in guids], dtype=np.int64)
 
@@ -131,9 +134,9 @@ class UsableRows:
     guids
         Rows with features and a label that the head knows.
     gone
-        How many have no label or no features any more.
+        Number of rows that have lost their label or features.
     unknown
-        How many have a label that the head does not know.
+        Number of rows with a label that the head does not know.
     """
 
     guids: list[str]
@@ -147,28 +150,37 @@ def usable_rows(part: str, guids: Sequence[str], labels: Mapping[str, str], clas
     Raises
     ------
     DataError
-        There is none.
+        No row can be scored.
     """
     known = set(classes)
-    here = [guid for guid in guids if guid in labels]
-    usable = [guid for guid in here if labels[guid] in known]
-    if not here:
+    labelled = [guid for guid in guids if guid in labels]
+    usable = [guid for guid in labelled if labels[guid] in known]
+    if not labelled:
         raise DataError(
             f"none of the {len(guids)} {part} rows has a label and features here, the first is {guids[0]!r}: give the "
             "labels file and the cache that the head was trained with"
         )
     if not usable:
+        first = labelled[0]
         raise DataError(
-            f"none of the {len(here)} {part} rows has a label that the head knows: {here[0]!r} is {labels[here[0]]!r}, "
-            f"the head knows {', '.join(classes)}"
+            f"none of the {len(labelled)} {part} rows has a label that the head knows: {first!r} is "
+            f"{labels[first]!r}, but the head knows {', '.join(classes)}"
         )
-    return UsableRows(usable, len(guids) - len(here), len(here) - len(usable))
+    return UsableRows(usable, len(guids) - len(labelled), len(labelled) - len(usable))
+
+
+def counts_of_unusable(usable: Mapping[str, UsableRows]) -> dict[str, dict[str, int]]:
+    """Return ``rows_gone`` and ``labels_unknown`` by part."""
+    return {
+        "rows_gone": {name: rows.gone for name, rows in usable.items()},
+        "labels_unknown": {name: rows.unknown for name, rows in usable.items()},
+    }
 
 
 def changed_labels(
     best_pt: Path | None, parts: Mapping[str, Sequence[str]], labels: Mapping[str, str]
 ) -> dict[str, int]:
-    """Count by part the rows whose label is not the one in the splits folder beside ``best_pt``, if there is one."""
+    """Count by part the rows whose label differs from the splits folder beside ``best_pt``, if there is one."""
     changed = dict.fromkeys(parts, 0)
     for name, guids in parts.items():
         path = None if best_pt is None else best_pt.parent / "splits" / f"{name}_split.csv"

@@ -1,7 +1,7 @@
-"""Stage 2 as an input of the head: the last layers of the backbone, and what enters them."""
+"""Stage 2 as an input of the head: the last layers of the backbone, and the states that enter them."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,22 +26,16 @@ class LastLayers:
     Attributes
     ----------
     recipe
-        With numbers of layers in place of ``ALL``.
+        The recipe of stage 2, with numbers of layers in place of ``ALL``.
     tops
-        The layers by tower, in float32; each head trains copies of them.
+        The layers by tower, in float32; each head trains its own copy.
     rows
-        By part: rows whose features have the states that enter these layers.
+        Rows by part; their features have the states that enter these layers.
     """
 
     recipe: FinetuneRecipe
     tops: dict[str, Top]
     rows: dict[str, Rows]
-
-
-def resolved(recipe: FinetuneRecipe, source: Source) -> FinetuneRecipe:
-    """Return ``recipe`` with numbers in place of ``ALL``; a BackboneError says that a tower has fewer layers."""
-    counts = source.layer_counts(recipe.layers())
-    return recipe.changed(**{TOWERS[tower]: count for tower, count in counts.items()})
 
 
 def last_layers(
@@ -52,23 +46,24 @@ def last_layers(
     rows: Mapping[str, Rows],
     on_states: OnProgress | None = None,
 ) -> LastLayers:
-    """Return the unfrozen layers of ``recipe`` and what enters them, computed for all parts in one go and kept.
+    """Return the unfrozen layers of ``recipe`` and the states that enter them, computed for all parts and kept.
 
     Parameters
     ----------
     parts, rows
         Guids by part, and the rows of these guids.
     on_states
-        Called with (pairs computed, pairs to compute); not at all where all states are there.
+        Called with (pairs computed, pairs to compute), unless all states are kept already.
 
     Raises
     ------
     BackboneError
-        The backbone is not at hand, is another one, or has fewer layers.
+        The backbone is not at hand, is another backbone, or has fewer layers.
     DataError
         Raw pairs are gone or have changed.
     """
-    recipe = resolved(recipe, source)
+    counts = source.layer_counts(recipe.layers())
+    recipe = recipe.changed(**{TOWERS[tower]: count for tower, count in counts.items()})
     layers = recipe.layers()
     tops = source.tops(layers)
     guids = [guid for part in parts.values() for guid in part]
@@ -80,7 +75,7 @@ def last_layers(
     for name, part in parts.items():
         places = np.arange(start, start + len(part))
         start += len(part)
-        part_states = {tower: each.take(places) for tower, each in states.items()}
+        part_states = {tower: tower_states.take(places) for tower, tower_states in states.items()}
         with_states[name] = replace(rows[name], features=replace(rows[name].features, states=part_states))
     return LastLayers(recipe, tops, with_states)
 
@@ -89,28 +84,27 @@ def stage2_tasks(
     heads: Sequence[Head],
     recipe: Recipe,
     layers: LastLayers,
-    count: int,
     options: FitOptions,
     depends_on: Mapping[str, object],
-    rates: Callable[[int], list[float] | None] = lambda number: None,
+    schedules: Sequence[list[float] | None],
 ) -> list[FitTask]:
-    """Return ``count`` fits of stage 2; number i starts from head i, and from the first again where there are fewer.
+    """Return a fit of stage 2 for each of ``schedules``. Fit i starts from head i, modulo the number of heads.
 
     Parameters
     ----------
     recipe
-        Of stage 1; its seed is that of the first fit.
+        The recipe of stage 1; its seed is the seed of the first fit.
     depends_on
-        Plain data: what the fits depend on beside their recipe, such as the data and the heads.
-    rates
-        The learning rates of fit number i in the run that is repeated.
+        All that the fits depend on beside their recipe, as plain data: for example the data and the heads.
+    schedules
+        The learning rates of each fit in the run that is repeated; None for the schedule of the recipe.
     """
     tasks = []
-    for number in range(count):
+    for number, rates in enumerate(schedules):
         seeded = replace(recipe.reseeded(number), finetune=layers.recipe)
         head = copy.deepcopy(heads[number % len(heads)])
         head.attach(layers.tops)
-        key = key_of({**depends_on, "recipe": seeded.to_dict(), "rates": rates(number)}, [])
+        key = key_of({**depends_on, "recipe": seeded.to_dict(), "rates": rates}, [])
         train, val = layers.rows["train"], layers.rows.get("val")
-        tasks.append(FitTask(seeded, head.n_classes, train, val, replace(options, rates=rates(number)), key, head))
+        tasks.append(FitTask(seeded, head.n_classes, train, val, replace(options, rates=rates), key, head))
     return tasks

@@ -1,4 +1,4 @@
-"""Work spread over cores: one process per core, one thread in each."""
+"""Spread work over cores: one process per core, with one thread in each."""
 
 import os
 import threading
@@ -11,20 +11,20 @@ from ...cache.machine import cpu_count
 
 Result = TypeVar("Result")
 
-_watched = False  # whether this process, a worker, watches over the one that started it
+_watches_parent = False  # whether this worker process watches the process that started it
 
 
 def _leave_with(parent: int) -> None:
-    """End this process when the one that started it is gone: killed, it can no longer tell its workers to leave."""
+    """End this process when its parent is gone, because a killed parent cannot tell its workers to end."""
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(1)
         os._exit(1)
 
-    global _watched
-    if os.name == "posix" and not _watched and os.getppid() == parent:
-        _watched = True
+    global _watches_parent
+    if os.name == "posix" and not _watches_parent and os.getppid() == parent:
+        _watches_parent = True
         threading.Thread(target=watch, daemon=True).start()
 
 
@@ -34,7 +34,7 @@ def _call(parent: int, function: Callable[..., Result], task: tuple[Any, ...]) -
 
 
 def processes_for(tasks: int, jobs: int | None, device: str = "cpu") -> int:
-    """Return how many processes some tasks get: ``jobs``, by default one per core; an accelerator is for one.
+    """Return the number of processes: ``jobs``, by default one per core, at most ``tasks``; 1 on an accelerator.
 
     Raises
     ------
@@ -49,19 +49,19 @@ def processes_for(tasks: int, jobs: int | None, device: str = "cpu") -> int:
 def each_of(
     function: Callable[..., Result], tasks: Sequence[tuple[Any, ...]], jobs: int | None = None
 ) -> Iterator[Result]:
-    """Yield ``function(*task)`` of each task, as they are finished, in any order.
+    """Yield the result of ``function(*task)`` for each task as it is finished, in any order.
 
     Large arrays in the tasks are shared between the processes, not copied.
 
     Parameters
     ----------
     jobs
-        Processes at once; default: one per core. With 1, or a single task, no process is started.
+        Number of processes; default: one per core. With 1, or a single task, no process is started.
 
     Raises
     ------
     MmcliError
-        What ``function`` raised, or that a process was killed.
+        ``function`` raised it, or a process was killed.
     """
     import joblib
     from joblib.externals.loky.process_executor import TerminatedWorkerError
@@ -76,6 +76,6 @@ def each_of(
             yield from pool(joblib.delayed(_call)(os.getpid(), function, task) for task in tasks)
         except TerminatedWorkerError as error:
             raise MmcliError(
-                "a process that was working on this was killed, most likely for lack of memory: run the same command "
-                "again with --jobs 1, or with a smaller --max-memory; what was finished is kept"
+                "a worker process was killed, most likely for lack of memory: run the same command again with "
+                "--jobs 1, or with a smaller --max-memory; finished work is kept"
             ) from error

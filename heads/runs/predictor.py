@@ -1,77 +1,31 @@
-"""Labels for pairs: listed ones, a folder of them, or a single one."""
+"""Predict labels: of listed pairs, of a folder of pairs, or of a single pair."""
 
 import contextlib
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...cache.atomic import write_text
 from ...cache.errors import CacheError, CheckpointError, DataError
-from ...cache.labels import guid_of, read_ids, table_text
+from ...cache.labels import guid_of, read_ids
 from ...cache.store import FeatureCache
 from ...featurize.backbones.opening import choose_device, moved_to
 from ...featurize.pairs.dataset import Dataset
-from ...featurize.pairs.hashing import Reject, prefetch
+from ...featurize.pairs.hashing import Reject
 from ...featurize.pairs.pair import Pair
-from ..evaluation.metrics import softmax
 from .checkpoint import Checkpoint
+from .edited import edited_notes
+from .predictions import Predictions, predictions_of
 from .trained import Trained, open_best_pt
 
-# Rows, so that features of all pairs are never in memory together; with token states, and without.
-_TOKENS_AT_ONCE, _POOLED_AT_ONCE = 256, 8192
-_DAY = 86_400
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """What a head says of some pairs.
-
-    Attributes
-    ----------
-    guids, labels
-        One of each per pair, in the order asked for.
-    classes
-        Names, in the order of the columns of ``probs``.
-    probs
-        (n, C) float64, rows sum to 1.
-    rejects
-        Pairs of a folder that could not be read.
-    head
-        Which head said so: its file, fusion and modality.
-    notes
-        What the reader should know.
-    """
-
-    guids: list[str]
-    labels: list[str]
-    classes: list[str]
-    probs: NDArray[np.float64]
-    rejects: list[Reject]
-    head: str
-    notes: list[str] = field(default_factory=list)
-
-    def to_csv(self, with_probs: bool = False) -> str:
-        """Return a CSV with header ``guid,tag``, and with ``with_probs`` a column per class."""
-        rows = zip(self.guids, self.labels, self.probs, strict=True)
-        return table_text(
-            ["guid", "tag", *(self.classes if with_probs else [])],
-            ([guid, tag, *([f"{prob:.6f}" for prob in probs] if with_probs else [])] for guid, tag, probs in rows),
-        )
-
-    def write(self, path: str | Path, with_probs: bool = False) -> None:
-        """Write ``to_csv`` to a file, atomically."""
-        write_text(Path(path), self.to_csv(with_probs))
+_TOKENS_AT_ONCE, _POOLED_AT_ONCE = 256, 8192  # rows, so that features of all pairs are never in memory together
 
 
 class Predictor:
-    """A head that stays loaded, and so does its encoder once it was needed.
+    """Predict with a head that stays loaded; its encoder is loaded when it is first needed, and stays loaded too.
 
     Examples
     --------
@@ -98,18 +52,18 @@ class Predictor:
         Parameters
         ----------
         best_pt
-            Its file or run folder, or what ``open_best_pt`` returned.
+            The file or run folder of the head, or the result of ``open_best_pt``.
         cache
             Default: the cache that the head was trained with, if it is still there.
         backbone
             Where the backbone is now, if it was moved.
         device
-            A torch device, or ``auto``; a head that was opened stays where it is.
+            A torch device, or ``auto``. A head that is open already stays on its device.
 
         Raises
         ------
         CheckpointError
-            ``best_pt`` is not there, or cannot be used.
+            ``best_pt`` is missing or cannot be used.
         """
         return cls(open_best_pt(best_pt, choose_device(device)), cache, backbone)
 
@@ -120,33 +74,33 @@ class Predictor:
         pairs: Sequence[tuple[str | Path, str]] | None = None,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> Predictions:
-        """Predict labels. Rows that the cache has come from it, the others are encoded.
+        """Predict labels. Pairs in the cache are taken from it, and other pairs are encoded.
 
         Parameters
         ----------
         ids
-            Guids, or a CSV with the column ``guid``: which pairs, in which order. Without ``data`` they are looked up
-            in the cache, then in the dataset that the cache was made from.
+            The pairs in their order: guids, or a CSV with the column ``guid``. Without ``data`` they are looked up in
+            the cache, then in the dataset that the cache was made from.
         data
-            A folder or manifest of pairs. Without ``ids``: all of them, in the order of the manifest, those that cannot
-            be read in ``rejects``.
+            A folder or manifest of pairs. Without ``ids``, all pairs are predicted in the order of the manifest, and
+            pairs that cannot be read are listed in ``rejects``.
         pairs
-            (image file, text) of each. Their guids are the names of the images, or 1, 2, … where two have one name.
+            (image file, text) of each pair. The guids are the names of the images, or 1, 2, … if two names are equal.
         on_progress
             Called with (pairs encoded, pairs to encode).
 
         Raises
         ------
         DataError
-            A listed pair is nowhere, or cannot be read.
+            A listed pair is not found, or cannot be read.
         CheckpointError, CacheError, BackboneError
-            As they say.
+            Checkpoint, cache or backbone cannot be used.
         """
         if (pairs is None) == (ids is None and data is None):
             raise DataError("give ids, or data (with or without ids), or pairs")
-        wanted = None if ids is None else _listed(ids)
+        wanted = None if ids is None else _guids_of(ids)
         if pairs is not None:
-            return self._of_pairs(_given(pairs), None, None, on_progress)
+            return self._of_pairs(_named_pairs(pairs), None, None, on_progress)
         with _open_cache(self.model.checkpoint, self.cache_path) or contextlib.nullcontext() as cache:
             if data is None:
                 return self._of_rows(wanted or [], cache, on_progress)
@@ -157,21 +111,21 @@ class Predictor:
     def _of_rows(
         self, wanted: list[str], cache: FeatureCache | None, on_progress: Callable[[int, int], None] | None
     ) -> Predictions:
-        """Predict listed pairs: rows of the cache as they are, the others from the dataset of the cache."""
+        """Predict listed pairs from the cache, and pairs that are not in it from the dataset of the cache."""
         model, logits, notes = self.model, dict[str, NDArray[np.float32]](), list[str]()
         if cache is not None and (cache.has_tokens or not model.needs_tokens):
             cached = [guid for guid in wanted if guid in cache]
-            notes = _edited_note(cache, cached)
+            notes = edited_notes(cache, cached)
             model.get_ready(cache, cached, on_progress)
-            cached.sort(key=cache.row_of.__getitem__)  # as the file is read fast
+            cached.sort(key=cache.row_of.__getitem__)  # the file is read fast in its own order
             size = _TOKENS_AT_ONCE if model.needs_tokens else _POOLED_AT_ONCE
             for start in range(0, len(cached), size):
                 guids = cached[start : start + size]
                 logits |= zip(guids, model.of_rows(cache, guids), strict=True)
         missing = [guid for guid in wanted if guid not in logits]
-        others = _chosen(_recorded_dataset(cache, model.checkpoint), missing) if missing else []
-        logits |= self._encoded(others, None, on_progress, must_be_read=True)[0]
-        return _predictions(model.checkpoint, wanted, logits, [], notes)
+        uncached = _chosen(_recorded_dataset(cache, model.checkpoint), missing) if missing else []
+        logits |= self._encoded(uncached, None, on_progress, must_be_read=True)[0]
+        return predictions_of(model.checkpoint, wanted, logits, [], notes)
 
     def _of_pairs(
         self,
@@ -180,10 +134,10 @@ class Predictor:
         cache: FeatureCache | None,
         on_progress: Callable[[int, int], None] | None,
     ) -> Predictions:
-        """Predict raw pairs in their order; with another ``order``, those in it that can be read."""
+        """Predict raw pairs in their order, which must all be readable; with ``order``, predict the readable pairs."""
         logits, rejects = self._encoded(pairs, cache, on_progress, must_be_read=order is None)
         guids = [guid for guid in order or [pair.guid for pair in pairs] if guid in logits]
-        return _predictions(self.model.checkpoint, guids, logits, rejects)
+        return predictions_of(self.model.checkpoint, guids, logits, rejects)
 
     def _encoded(
         self,
@@ -192,18 +146,19 @@ class Predictor:
         on_progress: Callable[[int, int], None] | None,
         must_be_read: bool,
     ) -> tuple[dict[str, NDArray[np.float32]], list[Reject]]:
+        """Return the logits, (C,), of each pair by its guid, and the pairs that cannot be read."""
         logits: dict[str, NDArray[np.float32]] = {}
         rejects: list[Reject] = []
         place = moved_to(self.model.checkpoint.backbone, self.backbone)
-        for found in self.model.of_pairs(pairs, place, cache, on_progress) if pairs else ():
-            logits |= zip(found.guids, found.logits, strict=True)
-            rejects += found.rejects
+        for block in self.model.of_pairs(pairs, place, cache, on_progress) if pairs else ():
+            logits |= zip(block.guids, block.logits, strict=True)
+            rejects += block.rejects
         if rejects and (must_be_read or not logits):
             raise DataError(
                 f"{len(rejects)} of {len(pairs)} pairs cannot be read: "
                 + ", ".join(f"{reject.guid!r} ({reject.reason}, {reject.path})" for reject in rejects[:10])
                 + (", …" if len(rejects) > 10 else "")
-                + ": mend them or take them out"
+                + ": repair these files, or leave the pairs out"
             )
         return logits, rejects
 
@@ -218,13 +173,13 @@ def predict(
     device: str = "auto",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Predictions:
-    """Predict labels once; a ``Predictor`` stays loaded. See ``Predictor.open`` and ``Predictor.predict``."""
+    """Open a head and predict once. A ``Predictor`` stays loaded; see ``Predictor.open`` and ``Predictor.predict``."""
     predictor = Predictor.open(best_pt, cache_path, backbone, device)
     return predictor.predict(ids, data, None if pair is None else [pair], on_progress)
 
 
-def _listed(ids: str | Path | Sequence[str]) -> list[str]:
-    """Return the guids of a file or a list; a DataError says that one is given twice."""
+def _guids_of(ids: str | Path | Sequence[str]) -> list[str]:
+    """Return the guids in a file or a list; raise a DataError if a guid is given twice."""
     if isinstance(ids, str | os.PathLike):
         return read_ids(ids)
     guids = [guid_of(str(guid)) for guid in ids]
@@ -234,7 +189,7 @@ def _listed(ids: str | Path | Sequence[str]) -> list[str]:
     return guids
 
 
-def _given(pairs: Sequence[tuple[str | Path, str]]) -> list[Pair]:
+def _named_pairs(pairs: Sequence[tuple[str | Path, str]]) -> list[Pair]:
     if not pairs:
         raise DataError("no pair is given")
     names = [Path(image).stem for image, _ in pairs]
@@ -243,52 +198,15 @@ def _given(pairs: Sequence[tuple[str | Path, str]]) -> list[Pair]:
     return [Pair(name, str(image), text=text) for name, (image, text) in zip(names, pairs, strict=True)]
 
 
-def _edited_note(cache: FeatureCache, guids: Sequence[str]) -> list[str]:
-    """Say how many rows were made from other bytes than their pairs have now, where the raw pairs are at hand.
-
-    Files that nobody touched since a day before the cache was written are not read: their time of change, which cannot
-    be set back, is earlier than what featurize read.
-    """
-    data = cache.header.dataset["data"]
-    try:
-        dataset = Dataset.open(data)
-    except (DataError, OSError):
-        return []
-    since, wanted = cache.path.stat().st_mtime - _DAY, set(guids)
-    pairs = [pair for pair in dataset.pairs if pair.guid in wanted]
-    rows = cache.rows([pair.guid for pair in pairs])
-    stored = zip(*(cache.read(f"row/{side}_sha256", rows) for side in ("image", "text")), strict=True)
-
-    def is_edited(task: tuple[Pair, tuple[Any, Any]]) -> bool:
-        pair, digests = task
-        sides = zip((pair.image, pair.text_path), (pair.read_image, pair.read_text), digests, strict=True)
-        try:
-            return any(
-                hashlib.sha256(read()).digest() != digest.tobytes()
-                for path, read, digest in sides
-                if path is None or os.stat(path).st_ctime >= since
-            )
-        except (DataError, OSError, ValueError):  # gone or not readable: what is cached is all there is
-            return False
-
-    edited = sum(prefetch(is_edited, zip(pairs, stored, strict=True), ahead=64))
-    if not edited:
-        return []
-    return [
-        f"note: {edited} of {len(guids)} pairs were edited since featurize, and are predicted as they were then: run "
-        f"`mmcli featurize {data} --out {cache.path}`, or predict with --data {data}"
-    ]
-
-
 def _open_cache(checkpoint: Checkpoint, path: str | Path | None) -> FeatureCache | None:
-    """Open the cache asked for, or the one of the training if it is still there and still of the same kind."""
+    """Open the cache at ``path``; by default the cache of the training, or None if it no longer fits."""
     try:
-        found = checkpoint.cache_path(path)
-    except CacheError:  # gone: raw pairs do without
+        cache_path = checkpoint.cache_path(path)
+    except CacheError:  # raw pairs can be predicted without a cache
         return None
-    if path is None and not found.exists():
+    if path is None and not cache_path.exists():
         return None
-    cache = FeatureCache.open(found)
+    cache = FeatureCache.open(cache_path)
     try:
         checkpoint.check_cache(cache)
     except CheckpointError:
@@ -302,31 +220,18 @@ def _open_cache(checkpoint: Checkpoint, path: str | Path | None) -> FeatureCache
 def _recorded_dataset(cache: FeatureCache | None, checkpoint: Checkpoint) -> Dataset:
     if cache is None:
         raise DataError(
-            f"the cache that {checkpoint.path} was trained with is gone or was made anew otherwise: give --data FOLDER "
-            "with the pairs, or --cache FILE"
+            f"the cache that {checkpoint.path} was trained with is gone, or holds other features now: give --data "
+            "FOLDER with the pairs, or --cache FILE"
         )
     return Dataset.open(cache.header.dataset["data"])
 
 
 def _chosen(dataset: Dataset, wanted: list[str]) -> list[Pair]:
-    there = {pair.guid: pair for pair in dataset.pairs}
-    missing = [guid for guid in wanted if guid not in there]
+    pair_of = {pair.guid: pair for pair in dataset.pairs}
+    missing = [guid for guid in wanted if guid not in pair_of]
     if missing:
         raise DataError(
             f"{len(missing)} of the listed pairs are not in {dataset.data}, the first is {missing[0]!r}: take them out "
-            "of the list, or say with --data where they are"
+            "of the list, or give their folder with --data"
         )
-    return [there[guid] for guid in wanted]
-
-
-def _predictions(
-    checkpoint: Checkpoint,
-    guids: list[str],
-    by_guid: dict[str, NDArray[np.float32]],
-    rejects: list[Reject],
-    notes: Sequence[str] = (),
-) -> Predictions:
-    logits = np.stack([by_guid[guid] for guid in guids])
-    labels = [checkpoint.classes[index] for index in logits.argmax(axis=1)]
-    head = f"{checkpoint.path} ({checkpoint.recipe.modality}, {checkpoint.recipe.fusion})"
-    return Predictions(guids, labels, checkpoint.classes, softmax(logits), rejects, head, list(notes))
+    return [pair_of[guid] for guid in wanted]

@@ -1,9 +1,10 @@
-"""The run folder: what ``train-head`` leaves, and what ``--full`` reads back from it."""
+"""The run folder, which ``train-head`` and ``finetune`` write and ``--full`` reads."""
 
 import csv
 import os
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,19 @@ from ...cache.store import FeatureCache
 from ..evaluation.splits import write_split
 from ..recipe import Recipe
 from ..training.loop import Fit
-from .checkpoint import Checkpoint, save_checkpoint
+from .best_pt import save_checkpoint
+from .checkpoint import Checkpoint
 from .folders import new_folder
 
 
 def read_schedules(earlier: Checkpoint) -> list[list[float] | None]:
-    """Return, for each head of a run, the learning rates up to its best epoch; None for a linear head of stage 1."""
+    """Return the learning rates of each head up to its best epoch; None for a linear head of stage 1."""
     if earlier.recipe.head == "linear" and earlier.recipe.finetune is None:
         return [None for _ in earlier.seeds]
-    source = earlier.path
-    assert source is not None
-    history = source.parent / "history.csv"
+    assert earlier.path is not None
+    history = earlier.path.with_name("history.csv")
     if not history.is_file():
-        raise CheckpointError(f"no {history.name} beside {source}: give a best.pt inside its run folder")
+        raise CheckpointError(f"no {history.name} beside {earlier.path}: give a best.pt inside its run folder")
     with history.open(newline="", encoding="utf-8") as file:
         records = list(csv.DictReader(file))
     return [
@@ -36,7 +37,7 @@ def read_schedules(earlier: Checkpoint) -> list[list[float] | None]:
 
 
 def config_of(cache: FeatureCache, labels_file: Path, recipe: Recipe) -> dict[str, Any]:
-    """Return what ``config.json`` holds."""
+    """Return the content of ``config.json`` that all runs have."""
     return {
         "recipe": recipe.to_dict(),
         "cache": str(cache.path.absolute()),
@@ -48,46 +49,65 @@ def config_of(cache: FeatureCache, labels_file: Path, recipe: Recipe) -> dict[st
     }
 
 
-def write_run(
-    runs: Path,
-    checkpoint: Checkpoint,
-    fits: Mapping[int, Fit],
-    metrics: dict[str, Any],
-    config: dict[str, Any],
-    labels: dict[str, str],
-    started: float,
-    name: str | None = None,
-) -> dict[str, Any]:
-    """Write a run folder into ``runs``; return what its ``metrics.json`` holds, and ``notes`` where there are any.
+@dataclass(frozen=True)
+class RunContent:
+    """The content of a run folder.
+
+    Attributes
+    ----------
+    name
+        Last part of the name of the folder.
+    checkpoint
+        The content of best.pt. Writing it adds ``cache_from_run`` and ``labels_from_run`` to ``made_from``.
+    fits
+        By seed.
+    metrics
+        The content of ``metrics.json``, without what is the same for all runs.
+    config
+        The content of ``config.json``.
+    labels
+        Label by guid of the rows in the split.
+    """
+
+    name: str
+    checkpoint: Checkpoint
+    fits: Mapping[int, Fit]
+    metrics: dict[str, Any]
+    config: dict[str, Any]
+    labels: dict[str, str]
+
+
+def write_run(runs: Path, content: RunContent, started: float) -> dict[str, Any]:
+    """Write a run folder into ``runs``; return its ``metrics.json``, with ``notes`` if there are any.
 
     Parameters
     ----------
-    fits
-        By seed.
-    metrics, config
-        What goes into ``metrics.json``, beside what can be said of any run, and into ``config.json``.
-    name
-        Last part of the folder's name; default: what the head sees.
+    started
+        ``time.perf_counter()`` at the start of the run.
     """
-    from ...report import figures  # here, because whoever draws nothing must not wait for matplotlib
+    from ...report import figures  # imported here, because importing matplotlib takes a while
 
-    first = next(iter(fits.values()))
+    checkpoint, metrics, fits = content.checkpoint, content.metrics, list(content.fits.values())
     notes: list[str] = []
-    with new_folder(runs, name or checkpoint.recipe.sees, notes.append) as (draft, folder):
-        for what in ("cache", "labels"):
-            place = os.path.realpath(checkpoint.made_from[what])
-            checkpoint.made_from[f"{what}_from_run"] = os.path.relpath(place, os.path.realpath(folder))
+    with new_folder(runs, content.name, notes.append) as (draft, folder):
+        for source in ("cache", "labels"):
+            path = os.path.realpath(checkpoint.made_from[source])
+            checkpoint.made_from[f"{source}_from_run"] = os.path.relpath(path, os.path.realpath(folder))
         save_checkpoint(draft / "best.pt", checkpoint)
-        columns = list(first.history[0])
-        rows = ([seed, *(record[each] for each in columns)] for seed, found in fits.items() for record in found.history)
+        columns = list(fits[0].history[0])
+        rows = (
+            [seed, *(record[column] for column in columns)]
+            for seed, fitted in content.fits.items()
+            for record in fitted.history
+        )
         write_text(draft / "history.csv", table_text(["seed", *columns], rows))
-        write_split(draft / "splits", checkpoint.split, labels)
+        write_split(draft / "splits", checkpoint.split, content.labels)
         if "lr" in columns:  # a linear head has no epochs
-            histories, best_epochs = zip(*((found.history, found.best_epoch) for found in fits.values()), strict=True)
-            figures.curves(histories, best_epochs, draft / "curves.png")
+            histories = [fitted.history for fitted in fits]
+            figures.curves(histories, [fitted.best_epoch for fitted in fits], draft / "curves.png")
         shown = next(part for part in ("test", "val", "train") if part in metrics)
         figures.confusion(metrics[shown]["confusion"], checkpoint.classes, shown, draft / "confusion.png")
-        write_json(draft / "config.json", config)
+        write_json(draft / "config.json", content.config)
         result = {
             "run": str(folder.absolute()),
             "best_pt": str(folder.absolute() / "best.pt"),
@@ -96,8 +116,8 @@ def write_run(
             "modality": checkpoint.recipe.modality,
             "head": checkpoint.recipe.head,
             "parameters": checkpoint.head.n_parameters(),
-            "best_epoch": first.best_epoch,
-            "epochs": len(first.history),
+            "best_epoch": fits[0].best_epoch,
+            "epochs": len(fits[0].history),
             **metrics,
             "seconds": time.perf_counter() - started,
         }

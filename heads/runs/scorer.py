@@ -1,4 +1,4 @@
-"""``evaluate``: scores of a best.pt on the rows that it held out, or on rows that came later."""
+"""``evaluate``: score a best.pt on the rows that it held out, or on new rows."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from ..evaluation.duplicates import Groups, group_numbers, separated, without_co
 from ..evaluation.metrics import score
 from ..evaluation.splits import Split
 from .checkpoint import Checkpoint
-from .labelled import changed_labels, class_numbers, labels_of, left_for_features, usable_rows
+from .labelled import changed_labels, class_numbers, counts_of_unusable, labels_of, left_for_features, usable_rows
 from .trained import OnProgress, Trained, open_best_pt
 
 
@@ -32,31 +32,31 @@ def evaluate(
     Parameters
     ----------
     best_pt
-        A trained head: its file or run folder, or opened.
+        The file or run folder of a trained head, or the result of ``open_best_pt``.
     cache_path, labels_path
-        Default: those that the head was trained with.
+        Default: the cache and the labels file that the head was trained with.
     on
-        Parts of its split (``train``, ``val``, ``test``), or ``new``: rows of ``labels_path`` that are in none of them
-        and are no copies of its training or validation rows. Of several parts, those without a row are left out.
+        Parts of its split (``train``, ``val``, ``test``), or ``new``: rows of ``labels_path`` that are in no part and
+        are no copies of its training or validation rows. Parts without rows are left out, unless all are empty.
     max_bytes
         As in ``train_head``.
     on_progress
-        Called with (pairs computed, pairs to compute) where stage 2 has something to compute.
+        Called with (pairs computed, pairs to compute) while stage 2 computes states.
 
     Returns
     -------
     dict
         ``best_pt``, ``classes``, ``fusion``, ``modality``, ``labels_without_features``, and a score (see
-        ``metrics.score``) by part. ``parts_without_rows`` lists the parts asked for that are empty. By part:
-        ``rows_gone`` (pairs of the split without a label or features today), ``labels_changed`` (rows that count with
-        the label of today, where the splits folder is beside best.pt), ``labels_unknown`` (rows left out because the
-        head does not know their class). ``duplicates_separated``: rows with a copy in another part of the split.
-        ``duplicates_left_out``: copies that ``new`` leaves out.
+        ``metrics.score``) by part. ``parts_without_rows`` lists the requested parts that are empty. Three counts by
+        part: ``rows_gone`` (pairs of the split that have lost their label or features), ``labels_changed`` (rows scored
+        with a label that differs from the splits folder beside best.pt) and ``labels_unknown`` (rows left out because
+        the head does not know their class). ``duplicates_separated`` counts rows with a copy in another part of the
+        split, and ``duplicates_left_out`` the copies that ``new`` leaves out.
 
     Raises
     ------
     DataError
-        There is no row to score.
+        No row can be scored.
     """
     model = open_best_pt(best_pt, device)
     checkpoint = model.checkpoint
@@ -79,28 +79,27 @@ def evaluate(
 
 
 def _rows_to_score(
-    checkpoint: Checkpoint, cache: FeatureCache, labels: dict[str, str], asked: Sequence[str]
+    checkpoint: Checkpoint, cache: FeatureCache, labels: dict[str, str], requested: Sequence[str]
 ) -> tuple[dict[str, list[str]], dict[str, NDArray[np.int64]], dict[str, Any]]:
-    """Return the rows that can be scored and their groups, by part asked for, and what to say about the others."""
+    """Return the guids to score and their groups, by requested part, and the counts of other rows."""
     parts = checkpoint.split.named()
     seen = {guid for guids in parts.values() for guid in guids}
-    here = {name: [guid for guid in guids if guid in cache] for name, guids in parts.items()}
+    cached = {name: [guid for guid in guids if guid in cache] for name, guids in parts.items()}
     groups = Groups(cache, [guid for guid in cache.guids if guid in seen or guid in labels])
     counts: dict[str, Any] = {}
-    if "new" in asked:
+    if "new" in requested:
         fresh = [guid for guid in labels if guid not in seen]
-        parts["new"] = without_copies(fresh, [*here["train"], *here["val"]], groups)
+        parts["new"] = without_copies(fresh, [*cached["train"], *cached["val"]], groups)
         counts["duplicates_left_out"] = len(fresh) - len(parts["new"])
         if fresh and not parts["new"]:
             raise DataError(f"all {len(fresh)} new rows are copies of rows that the head learned from")
-    counts["parts_without_rows"] = [name for name in asked if not parts[name]]
-    if len(counts["parts_without_rows"]) == len(asked):
-        raise DataError(_nothing_to_score(checkpoint, asked[0]))
-    usable = {name: usable_rows(name, parts[name], labels, checkpoint.classes) for name in asked if parts[name]}
-    counts["rows_gone"] = {name: rows.gone for name, rows in usable.items()}
-    counts["labels_unknown"] = {name: rows.unknown for name, rows in usable.items()}
+    counts["parts_without_rows"] = [name for name in requested if not parts[name]]
+    if len(counts["parts_without_rows"]) == len(requested):
+        raise DataError(_nothing_to_score(checkpoint, requested[0]))
+    usable = {name: usable_rows(name, parts[name], labels, checkpoint.classes) for name in requested if parts[name]}
+    counts |= counts_of_unusable(usable)
     held_out = [name for name in usable if name in ("val", "test")]
-    counts["duplicates_separated"] = separated(Split(**here), groups, held_out)
+    counts["duplicates_separated"] = separated(Split(**cached), groups, held_out)
     scored = {name: rows.guids for name, rows in usable.items()}
     return scored, group_numbers(groups, scored), counts
 
@@ -110,7 +109,7 @@ def _nothing_to_score(checkpoint: Checkpoint, part: str) -> str:
     if part == "new":
         why = "give --labels FILE with labels of other pairs"
     elif part == "test" and checkpoint.split.val:
-        why = "its split has no labelled test part; label those pairs and score them with --on new, or take --on val"
+        why = "its split has no labelled test part; label those pairs and score them with --on new, or use --on val"
     else:
         why = "it learned from all rows; give --from the run that held some out"
     return f"{checkpoint.path} has no {part} row to be scored on: {why}"

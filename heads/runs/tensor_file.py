@@ -1,6 +1,6 @@
-"""Files of tensors: written by ``torch.save``, read only where every byte is as it was written.
+"""Files of tensors: written by ``torch.save``, and read only if the checksum of every record is right.
 
-PyTorch's reader does not look at the checksums of the zip file that it reads, and would use a flipped bit.
+PyTorch's own reader ignores the checksums of the zip file, and would use a flipped bit.
 """
 
 import io
@@ -17,29 +17,29 @@ from ...cache.atomic import write_bytes
 
 
 class TensorFileError(ValueError):
-    """A file of tensors cannot be used; says what is wrong with it, without its name."""
+    """A file of tensors cannot be used; the message says why, without the name of the file."""
 
 
 class CodeInsideError(TensorFileError):
-    """It holds Python objects, which could run code."""
+    """The file holds Python objects, which could run code."""
 
 
 def write_tensor_file(path: Path, content: Mapping[str, Any]) -> None:
-    """Write plain data and tensors to ``path``, whole or not at all."""
-    buffer = io.BytesIO()  # torch's own writing says RuntimeError where the disk is full
+    """Write plain data and tensors to ``path``, atomically."""
+    buffer = io.BytesIO()  # torch.save to a full disk raises a RuntimeError that does not say so
     torch.save(dict(content), buffer)
     write_bytes(path, buffer.getbuffer())
 
 
 def read_tensor_file(path: Path) -> Any:
-    """Return what ``torch.save`` wrote to ``path``. No code in it is run.
+    """Return what ``torch.save`` wrote to ``path``, without running code or taking more memory than the file's size.
 
     Raises
     ------
     TensorFileError
-        Not such a file, cut off, or damaged. Memory is not taken beyond the size of the file.
+        The file holds no tensors, or is cut off or damaged.
     """
-    if not zipfile.is_zipfile(path):  # a bare pickle is not even opened
+    if not zipfile.is_zipfile(path):  # a bare pickle is never opened
         raise TensorFileError("it is no file of tensors, or is cut off")
     try:
         with zipfile.ZipFile(path) as archive:
@@ -63,21 +63,21 @@ def read_tensor_file(path: Path) -> Any:
         raise TensorFileError(f"it cannot be read, it may be cut off ({first_line(error)})") from error
 
 
-def check_tensors(given: Any, expected: Mapping[str, torch.Tensor]) -> None:
-    """Check that ``given`` has the names, shapes and types of ``expected``, and finite numbers only.
+def check_tensors(tensors: Any, expected: Mapping[str, torch.Tensor]) -> None:
+    """Check that ``tensors`` has the names, shapes and types of ``expected``, and only finite numbers.
 
     Raises
     ------
     ValueError
-        Naming the tensor that does not fit.
+        A tensor does not fit; the message names it.
     """
-    if not isinstance(given, Mapping):
+    if not isinstance(tensors, Mapping):
         raise ValueError("its tensors have no names")
-    different = sorted(map(str, given.keys() ^ expected.keys()))
+    different = sorted(map(str, tensors.keys() ^ expected.keys()))
     if different:
-        raise ValueError(f"{different[0]} is {'unknown' if different[0] in given else 'missing'}")
+        raise ValueError(f"{different[0]} is {'unknown' if different[0] in tensors else 'missing'}")
     for name, like in expected.items():
-        tensor = given[name]
+        tensor = tensors[name]
         if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
             raise ValueError(f"{name} is no tensor")
         if tensor.shape != like.shape or tensor.dtype != like.dtype:
@@ -86,7 +86,7 @@ def check_tensors(given: Any, expected: Mapping[str, torch.Tensor]) -> None:
 
 
 def check_tensor(name: str, tensor: torch.Tensor) -> None:
-    """Raise a ValueError where a tensor claims more numbers than it brings, or one is not finite."""
+    """Raise a ValueError where a tensor has more numbers than its storage, or a number is not finite."""
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         raise ValueError(f"{name} repeats its numbers")
     if not bool(tensor.isfinite().all()):
@@ -98,5 +98,5 @@ def _described(tensor: torch.Tensor) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of what an error says."""
+    """Return the first line of the message of an error."""
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,4 +1,4 @@
-"""A trained head, ready for use: logits of rows of a cache, and of raw pairs. Of either stage."""
+"""A trained head of either stage, ready to compute logits of rows of a cache and of raw pairs."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,8 +19,9 @@ from ...featurize.frozen.state_store import StateStore, states_of_pairs
 from ...featurize.pairs.hashing import Reject
 from ...featurize.pairs.pair import Pair
 from ..model.head import Head
-from ..training.loop import predict_logits
-from .checkpoint import Checkpoint, load_checkpoint
+from ..training.prediction import predict_logits
+from .best_pt import load_checkpoint
+from .checkpoint import Checkpoint
 
 _AT_ONCE = 256  # pairs, so that the states of 100,000 are never in memory together
 
@@ -29,7 +30,7 @@ OnProgress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class PairLogits:
-    """Logits, (n, C) float32, of some of the pairs asked for, and those that could not be read."""
+    """Logits, (n, C) float32, of a block of pairs, and the pairs of the block that could not be read."""
 
     guids: list[str]
     logits: NDArray[np.float32]
@@ -37,16 +38,16 @@ class PairLogits:
 
 
 class Trained:
-    """A trained head with what it needs of the backbone, which is opened when it is first needed.
+    """A trained head with its part of the backbone, which is opened when it is first needed.
 
     Parameters
     ----------
     checkpoint
-        What best.pt holds.
+        The content of best.pt.
     device
-        A torch device, for what has to be computed.
+        A torch device.
     data
-        Where the raw pairs of the cache are now, to which a head of stage 2 goes back; default: as recorded.
+        Where the raw pairs of the cache are now, which stage 2 reads again; default: as recorded.
     backbone
         Where the backbone is now; default: as recorded.
     """
@@ -63,42 +64,44 @@ class Trained:
         self.place = moved_to(checkpoint.backbone, backbone)
         finetune = checkpoint.recipe.finetune
         self.layers = {} if finetune is None else finetune.layers()
-        self._sources: dict[str, Source] = {}  # by where the backbone is; kept, for the next pairs
-        self._stores: list[StateStore] = []  # for the cache that was asked for last
+        self._sources: dict[str, Source] = {}  # by place of the backbone, so that the next pairs need not open it
+        self._stores: list[StateStore] = []  # for the cache of the last call
 
     @property
     def needs_tokens(self) -> bool:
-        """Whether token states are looked at."""
+        """Whether the head reads token states."""
         return self.checkpoint.head.needs_tokens
 
     def get_ready(self, cache: FeatureCache, guids: Sequence[str], on_progress: OnProgress | None = None) -> None:
-        """Compute states that are not kept beside ``cache`` from the raw pairs, and keep them where that can be.
+        """Compute the missing states of ``guids`` from the raw pairs; keep them beside ``cache`` if it is writable.
 
         Parameters
         ----------
         on_progress
-            Called with (pairs computed, pairs to compute); not at all where nothing is missing.
+            Called with (pairs computed, pairs to compute), unless no state is missing.
         """
         if self.layers:
-            self._attach_tops(self._source(self.place))  # so that layers which do not fit are found before the work
+            self._attach_tops(self._source(self.place))  # before the work, so that wrong layers are found early
             if os.access(cache.path.parent, os.W_OK):
                 for store in self._stores_of(cache):
                     store.states(guids, on_progress)
 
     def of_rows(self, cache: FeatureCache, guids: Sequence[str], max_bytes: int | None = None) -> NDArray[np.float32]:
-        """Return the logits, (n, C), of rows of a cache with the checkpoint's fingerprint.
+        """Return the logits, (n, C) float32, of rows of a cache with the checkpoint's fingerprint.
 
         Parameters
         ----------
         max_bytes
-            Embeddings, or token states, that take more than this are read as they are needed.
+            Embeddings or token states that take more than this are read as they are needed.
 
         Raises
         ------
         CacheError
-            Tokens are needed and not there, or a number is not finite.
-        DataError, BackboneError
-            Of stage 2: a raw pair is gone or has changed; the backbone cannot be had, or is another one.
+            Tokens are needed and not in the cache, or a number is not finite.
+        DataError
+            In stage 2, a raw pair is gone or has changed.
+        BackboneError
+            In stage 2, the backbone cannot be opened, or is another backbone.
         """
         if not self.layers:
             return self._logits(guids, cache.features(guids, self.needs_tokens, max_bytes=max_bytes))
@@ -106,10 +109,10 @@ class Trained:
         stores = self._stores_of(cache)
         logits = []
         for start in range(0, len(guids), _AT_ONCE):
-            some = guids[start : start + _AT_ONCE]
-            features = cache.features(some, self.needs_tokens, max_bytes=max_bytes)
-            states = {store.tower: store.states(some, keep=False) for store in stores}
-            logits.append(self._logits(some, replace(features, states=states)))
+            block = guids[start : start + _AT_ONCE]
+            features = cache.features(block, self.needs_tokens, max_bytes=max_bytes)
+            states = {store.tower: store.states(block, keep=False) for store in stores}
+            logits.append(self._logits(block, replace(features, states=states)))
         return np.concatenate(logits)
 
     def of_pairs(
@@ -119,12 +122,12 @@ class Trained:
         cache: FeatureCache | None,
         on_progress: OnProgress | None = None,
     ) -> Iterator[PairLogits]:
-        """Yield the logits of raw pairs, some at a time. Rows of ``cache`` with the same raw bytes are taken from it.
+        """Yield the logits of raw pairs block by block. Pairs whose raw bytes are in ``cache`` are taken from it.
 
         Raises
         ------
         BackboneError
-            ``backbone`` cannot be had, or is not the one of the checkpoint.
+            ``backbone`` cannot be opened, or is not the backbone of the checkpoint.
         """
         source = self._source(backbone)
         if self.layers:
@@ -133,20 +136,19 @@ class Trained:
         size = _AT_ONCE if self.layers else max(len(pairs), 1)
         done = 0
         for start in range(0, len(pairs), size):
-            some = pairs[start : start + size]
+            block = pairs[start : start + size]
             progress = None if self.layers else on_progress
             for embedded in embed_pairs(
-                some, self.checkpoint.identity, source.encoder, cache, self.needs_tokens, progress
+                block, self.checkpoint.identity, source.encoder, cache, self.needs_tokens, progress
             ):
                 yield self._of_embedded(embedded, pair_of, source)
-            done += len(some)
+            done += len(block)
             if self.layers and on_progress is not None:
                 on_progress(done, len(pairs))
 
     def _of_embedded(self, embedded: Embedded, pair_of: Mapping[str, Pair], source: Source) -> PairLogits:
         if not embedded.guids:
-            none = np.zeros((0, len(self.checkpoint.classes)), np.float32)
-            return PairLogits([], none, embedded.rejects)
+            return PairLogits([], np.zeros((0, len(self.checkpoint.classes)), np.float32), embedded.rejects)
         features = embedded.features
         if self.layers:
             pairs = [pair_of[guid] for guid in embedded.guids]
@@ -154,13 +156,13 @@ class Trained:
         return PairLogits(embedded.guids, self._logits(embedded.guids, features), embedded.rejects)
 
     def _logits(self, guids: Sequence[str], features: Features) -> NDArray[np.float32]:
-        """Return the logits, (n, C), of ``guids``; a CheckpointError names the first that is not finite."""
+        """Return the logits, (n, C), of ``guids``; raise a CheckpointError that names the first non-finite row."""
         logits = predict_logits(self.checkpoint.head, features)
-        fine = np.isfinite(logits).all(axis=1)
-        if not fine.all():
+        finite = np.isfinite(logits).all(axis=1)
+        if not finite.all():
             raise CheckpointError(
-                f"{self.checkpoint.path} gives {np.count_nonzero(~fine)} of {len(guids)} pairs scores that are not "
-                f"finite, the first is {guids[int(np.argmin(fine))]!r}: train the head again"
+                f"{self.checkpoint.path} gives {np.count_nonzero(~finite)} of {len(guids)} pairs scores that are not "
+                f"finite, the first is {guids[int(np.argmin(finite))]!r}: train the head again"
             )
         return logits
 
@@ -177,7 +179,7 @@ class Trained:
         return self._stores
 
     def _attach_tops(self, source: Source) -> None:
-        """Give each head its layers of the backbone, with the weights that stage 2 gave them."""
+        """Attach the layers of the backbone to each head, with the weights that stage 2 learned."""
         if self.checkpoint.head.tops:
             return
         tops = source.tops(self.layers)
@@ -188,7 +190,8 @@ class Trained:
             except (KeyError, ValueError) as error:
                 head.tops.clear()
                 raise CheckpointError(
-                    f"the layers in {self.checkpoint.path} are not those of {source.place['name']} ({error})"
+                    f"the layers in {self.checkpoint.path} do not fit {source.place['name']} ({error}): give the "
+                    "backbone of the training with --backbone"
                 ) from error
         self.checkpoint.head.to(self.device).eval()
 
@@ -199,7 +202,7 @@ def open_best_pt(
     data: str | Path | None = None,
     backbone: str | None = None,
 ) -> Trained:
-    """Return the head in a best.pt or its run folder, on ``device``; a ``Trained`` is returned as it is."""
+    """Return the head in a best.pt or its run folder, on ``device``; a ``Trained`` is returned unchanged."""
     if isinstance(best_pt, Trained):
         return best_pt
     return Trained(load_checkpoint(best_pt, device), device, data, backbone)

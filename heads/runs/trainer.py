@@ -15,16 +15,17 @@ from ..model.inputs import Rows
 from ..recipe import Recipe
 from ..training.loop import FitOptions
 from .assembly import checkpoint_of, learn_offsets, scores_by_part, seed_scores
-from .checkpoint import Checkpoint, load_checkpoint, stage1_of
+from .best_pt import load_checkpoint, stage1_of
+from .checkpoint import Checkpoint
 from .fit_store import FitStore, data_key, key_of, order_in_file
 from .fitting import FitTask, OnFit, fit_tasks
 from .folders import check_writable
 from .labelled import labels_of, rows_of_parts, share_of
 from .last_layers import last_layers, stage2_tasks
 from .parallel import processes_for
-from .run_folder import config_of, read_schedules, write_run
+from .run_folder import RunContent, config_of, read_schedules, write_run
 
-KEPT = ".fits"  # folder of the fits of commands that are at work or were interrupted, in the folder of runs
+KEPT = ".fits"  # folder beside the runs, with the fits of running and interrupted commands
 
 
 def train_head(
@@ -48,11 +49,11 @@ def train_head(
     Parameters
     ----------
     cache_path
-        What ``featurize`` wrote.
+        The file that ``featurize`` wrote.
     labels_path
-        CSV ``guid,tag``; default: the one recorded in the cache.
+        CSV ``guid,tag``; default: the file recorded in the cache.
     recipe
-        How to train.
+        The settings of the training.
     split_dir
         Folder with train, val and test CSVs to reuse; default: a stratified 8:1:1 split by ``split_seed``. The test
         CSV may be missing or unlabelled; the run then has no test score.
@@ -61,25 +62,25 @@ def train_head(
     seeds
         Train with ``recipe.seed``, ``recipe.seed + 1`` and so on; best.pt is the ensemble of their probabilities.
     group_duplicates
-        Keep identical images and identical cleaned texts in one part of a split that is drawn.
+        When a split is drawn, keep identical images and identical cleaned texts in one part.
     max_bytes
-        What all processes may take: embeddings and token states that do not fit are read as they are needed.
+        Memory for all processes together; embeddings and token states that do not fit are read as they are needed.
     jobs
         Processes for several seeds; default: one per core.
     on_fit
-        Called with (heads trained, heads to train); of a single one, with (epochs behind it, epochs at most).
+        Called with (heads trained, heads to train); for a single head, with (epochs done, epochs at most).
     new
-        Where labelled rows go that ``split_dir`` does not name: ``train``, or ``none`` to leave them out.
+        Use of labelled rows that ``split_dir`` does not name: ``train``, or ``none`` to leave them out.
     rare
-        What becomes of classes too rare for a row in each part: ``train-only``, ``merge`` (into ``other``), ``drop``.
+        Use of classes too rare for a row in each part: ``train-only``, ``merge`` (into ``other``), ``drop``.
 
     Returns
     -------
     dict
-        What ``metrics.json`` holds: ``run``, ``best_pt``, ``train``, ``val``, ``test`` (see ``metrics.score``),
-        ``seeds`` (of each head: seed, epochs, best_epoch, val and test scores), ``over_seeds`` (mean and standard
-        deviation, with several), ``parameters``, ``duplicates_separated``, ``labels_without_features``, ``seconds``,
-        and what ``Division.counts`` says of the split.
+        The content of ``metrics.json``: ``run``, ``best_pt``, ``train``, ``val``, ``test`` (see ``metrics.score``),
+        ``seeds`` (for each head: seed, epochs, best_epoch, val and test scores), ``over_seeds`` (for several heads:
+        mean and standard deviation), ``parameters``, ``duplicates_separated``, ``labels_without_features``,
+        ``seconds``, and ``Division.counts``.
     """
     started = time.perf_counter()
     recipe = recipe or Recipe()
@@ -122,8 +123,8 @@ def train_head(
         config = config_of(cache, labels_file, recipe) | split_options.to_dict() | {"split": division.counts}
         by_seed = dict(zip(checkpoint.seeds, fits, strict=True))
         keys = [task.key for task in tasks]
-        del rows, tasks  # figures need room, too
-        result = write_run(Path(runs), checkpoint, by_seed, metrics, config, labels, started)
+        del rows, tasks  # frees memory for the figures
+        result = write_run(Path(runs), RunContent(recipe.sees, checkpoint, by_seed, metrics, config, labels), started)
         store.drop(keys)
         return result
 
@@ -138,16 +139,16 @@ def train_full(
     jobs: int | None = None,
     on_fit: OnFit | None = None,
 ) -> dict[str, Any]:
-    """Train again as an earlier run did, on all labelled rows, for the epochs that it found best.
+    """Repeat the training of an earlier run on all labelled rows, up to its best epoch.
 
-    Recipe, seeds, number of epochs, learning rate of each epoch and decision offsets are those of the run whose best.pt
-    is ``source``. After stage 2, both stages are repeated: the heads of stage 1 first, then stage 2 from them.
-    Nothing is held out, so there is no validation or test score.
+    Recipe, seeds, number of epochs, learning rate of each epoch and decision offsets come from the run whose best.pt is
+    ``source``. For a run of stage 2, both stages are repeated: first the heads of stage 1, then stage 2 from them. No
+    row is held out, so there is no validation or test score.
 
     Returns
     -------
     dict
-        As ``train_head``, with ``train`` only; ``full_of`` is the best.pt whose training was repeated.
+        The result of ``train_head`` with scores for ``train`` only; ``full_of`` is the best.pt of the earlier run.
     """
     started = time.perf_counter()
     earlier = load_checkpoint(source)
@@ -165,7 +166,10 @@ def train_full(
         split = Split(list(known), [], [])
         missing = sorted(set(earlier.classes) - set(known.values()))
         if missing:
-            raise DataError(f"{labels_file} has no row of class {missing[0]!r}, which the run of {earlier.path} knows")
+            raise DataError(
+                f"{labels_file} has no row of class {missing[0]!r}, which {earlier.path} knows: add rows of this "
+                "class, or train a new head with `mmcli train-head`"
+            )
         processes = processes_for(len(first.seeds), jobs, device)
         share = share_of(max_bytes, processes)
         rows = rows_of_parts(cache, {"train": split.train}, known, earlier.classes, earlier.recipe, share)["train"]
@@ -176,12 +180,10 @@ def train_full(
         if earlier.recipe.finetune is not None:
             backbone = Source(earlier.identity, earlier.backbone, device, earlier.made_from.get("data"))
             layers = last_layers(cache, earlier.recipe.finetune, backbone, {"train": split.train}, {"train": rows})
-            rows, rates = layers.rows["train"], read_schedules(earlier)
+            rows, schedules = layers.rows["train"], read_schedules(earlier)
             depends_on = {"full": [task.key for task in tasks]}
             heads = [fitted.head for fitted in fits]
-            second = stage2_tasks(
-                heads, first.recipe, layers, len(earlier.seeds), options, depends_on, rates.__getitem__
-            )
+            second = stage2_tasks(heads, first.recipe, layers, options, depends_on, schedules)
             fits = fit_tasks(second, store, 1, on_fit)
             tasks += second
         recipe = replace(first.recipe, epochs=max(first.best_epochs), finetune=earlier.recipe.finetune)
@@ -193,14 +195,14 @@ def train_full(
         metrics |= seed_scores(checkpoint, fits, {})
         config = config_of(cache, labels_file, recipe) | {"full": True, "epochs_from": str(earlier.path)}
         by_seed = dict(zip(checkpoint.seeds, fits, strict=True))
-        name = f"{recipe.sees}-finetune" if recipe.finetune is not None else None
-        result = write_run(Path(runs), checkpoint, by_seed, metrics, config, labels, started, name)
+        name = recipe.sees if recipe.finetune is None else f"{recipe.sees}-finetune"
+        result = write_run(Path(runs), RunContent(name, checkpoint, by_seed, metrics, config, labels), started)
         store.drop(task.key for task in tasks)
         return result
 
 
 def _repeated(earlier: Checkpoint, rows: Rows, options: FitOptions, data: str) -> list[FitTask]:
-    """Return the fits of stage 1 of an earlier run, on other rows."""
+    """Return the tasks that repeat stage 1 of an earlier run on ``rows``."""
     tasks = []
     for seed, rates in zip(earlier.seeds, read_schedules(earlier), strict=True):
         recipe = replace(earlier.recipe, seed=seed)

@@ -1,4 +1,4 @@
-"""The linear head: L2 logistic regression by scikit-learn, as in the CLIP paper's linear probe."""
+"""The linear head: L2 logistic regression by scikit-learn, like the linear probe of the CLIP paper."""
 
 import warnings
 
@@ -12,41 +12,56 @@ from ..evaluation.folds import group_folds, groups_per_class
 from ..model.fusions import refuse_weights
 from ..model.head import Head
 from ..model.inputs import Rows, batches
-from ..model.losses import class_weights
+from ..model.losses import class_weights, make_loss
 from ..recipe import Recipe
+from .prediction import predict_logits, scores_of_part
 
 _STRENGTHS = np.array([0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 1000.0])  # C times the number of rows, weakest penalty last
-_WITHOUT_FOLDS = 2  # which of them is taken where a class is too small for inner folds
+_WITHOUT_FOLDS = 2  # index of the strength to use where a class is too small for inner folds
 _INNER_FOLDS = 3
 _INNER_TOLERANCE = 1e-3
-_WORSE_IN_A_ROW = 2  # worse scores after which weaker penalties are not tried: they are slow, and seldom the best
+_WORSE_IN_A_ROW = 2  # the search stops after this many worse scores: weaker penalties are slow and seldom the best
 _MAX_ITERATIONS = 500
 
 
-def fit_linear(
-    head: Head, recipe: Recipe, n_classes: int, train: Rows, groups: NDArray[np.int64] | None = None
-) -> float:
+def linear_record(
+    head: Head, recipe: Recipe, train: Rows, val: Rows | None, groups: NDArray[np.int64] | None
+) -> dict[str, float]:
+    """Fit a linear head, and return the only entry of its history: C, losses and scores (see ``fit_linear``)."""
+    chosen = fit_linear(head, recipe, train, groups)
+    head.eval()
+    record: dict[str, float] = {"epoch": 1, "C": chosen}
+    loss = make_loss(recipe, np.bincount(train.classes, minlength=head.n_classes), "cpu")
+    for name, rows in (("train", train), ("val", val)):
+        if rows is not None:
+            logits = torch.from_numpy(predict_logits(head, rows.features))
+            record[f"{name}_loss"] = float(loss(logits, torch.from_numpy(rows.classes)))
+            record |= scores_of_part(logits, rows.classes, head.n_classes, name)
+    return record
+
+
+def fit_linear(head: Head, recipe: Recipe, train: Rows, groups: NDArray[np.int64] | None) -> float:
     """Set the linear layers of ``head`` to L2 logistic regressions on its standardised inputs.
 
-    C is chosen by inner cross-validated macro-F1 (Radford et al., Learning Transferable Visual Models From Natural
-    Language Supervision, 2021, appendix A.3 sweeps it on validation rows instead).
+    C is chosen by macro-F1 over inner folds. Radford et al., Learning Transferable Visual Models From Natural Language
+    Supervision, 2021, appendix A.3, sweep it on validation rows instead.
 
     Parameters
     ----------
     head
-        With learned inputs; its fusion must have no weights of its own.
+        A head that has learned its inputs.
     groups
-        (n,): rows of one group stay on one side of the inner folds.
+        Group of each row, (n,): the rows of a group stay on one side of the inner folds.
 
     Returns
     -------
     float
-        The C chosen; of late fusion, that of the text head.
+        The chosen C; late fusion has two, and this is the C of the text head.
 
     Raises
     ------
     MmcliError
-        The fusion has weights that a logistic regression cannot learn; the rows are left in the file.
+        The fusion has weights, which a logistic regression cannot learn, or the rows are left in the file.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -55,25 +70,25 @@ def fit_linear(
     refuse_weights(type(head.fusion), recipe.fusion)
     if train.features.places is not None:
         raise MmcliError(
-            f"a linear head needs all of its {len(train)} training rows in memory, which do not fit: raise "
-            "--max-memory, or train with --head mlp"
+            f"a linear head needs all {len(train)} training rows in memory, and they do not fit: raise --max-memory, "
+            "or train with --head mlp"
         )
-    weights = class_weights(np.bincount(train.classes, minlength=n_classes), recipe.class_weights)
-    by_class = dict(enumerate(weights.tolist()))
+    weights = class_weights(np.bincount(train.classes, minlength=head.n_classes), recipe.class_weights)
+    weight_of = dict(enumerate(weights.tolist()))
     device = str(next(head.parameters()).device)
     with torch.no_grad():
-        seen = [head.fusion(head.standardised(batch)) for batch in batches(train.features, False, device)]
+        fused = [head.fusion(head.standardised(batch)) for batch in batches(train.features, False, device)]
     chosen = 0.0
     for part, mlp in enumerate(head.mlps):
-        inputs = torch.cat([each[part] for each in seen]).cpu().numpy()
+        inputs = torch.cat([outputs[part] for outputs in fused]).cpu().numpy()
         with warnings.catch_warnings(), threadpool_limits(1):
-            warnings.simplefilter("ignore", ConvergenceWarning)  # where C is weak, the classes are separable
-            chosen = _choose(inputs, train.classes, by_class, groups, recipe.seed)
-            model = LogisticRegression(C=chosen, class_weight=by_class, max_iter=_MAX_ITERATIONS)
+            warnings.simplefilter("ignore", ConvergenceWarning)  # separable classes do not converge at a weak penalty
+            chosen = _best_c(inputs, train.classes, weight_of, groups, recipe.seed)
+            model = LogisticRegression(C=chosen, class_weight=weight_of, max_iter=_MAX_ITERATIONS)
             model.fit(inputs, train.classes)
         (layer,) = mlp.children()
         assert isinstance(layer, nn.Linear)
-        binary = n_classes == 2  # scikit-learn then keeps one row: the logit of the second class
+        binary = head.n_classes == 2  # then scikit-learn has only the logit of the second class
         weight = np.vstack([0 * model.coef_, model.coef_]) if binary else model.coef_
         bias = np.concatenate([[0.0], model.intercept_]) if binary else model.intercept_
         with torch.no_grad():
@@ -82,14 +97,14 @@ def fit_linear(
     return chosen
 
 
-def _choose(
+def _best_c(
     inputs: NDArray[np.float32],
     classes: NDArray[np.int64],
-    by_class: dict[int, float],
+    weight_of: dict[int, float],
     groups: NDArray[np.int64] | None,
     seed: int,
 ) -> float:
-    """Return the C with the best macro-F1 over inner folds, of equals the smallest; a middling one for too few rows."""
+    """Return the smallest C with the best macro-F1 over inner folds; too few rows for folds get a fixed strength."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import f1_score
 
@@ -99,10 +114,10 @@ def _choose(
     if groups_per_class(classes, rows, int(present[-1]) + 1)[present].min() < _INNER_FOLDS:
         return float(strengths[_WITHOUT_FOLDS])
     folds = group_folds(classes, rows, _INNER_FOLDS, seed)
-    settings = {"class_weight": by_class, "max_iter": _MAX_ITERATIONS, "tol": _INNER_TOLERANCE}
+    settings = {"class_weight": weight_of, "max_iter": _MAX_ITERATIONS, "tol": _INNER_TOLERANCE}
     models = [LogisticRegression(**settings, warm_start=True) for _ in folds]
     scores: list[float] = []
-    for strength in strengths:  # each starts from the solution of the stronger penalty
+    for strength in strengths:  # a warm start takes the solution of the stronger penalty
         predicted = np.zeros_like(classes)
         for model, (inside, outside) in zip(models, folds, strict=True):
             model.set_params(C=strength).fit(inputs[inside], classes[inside])

@@ -1,4 +1,4 @@
-"""What stage 1 and stage 2 have of their own: groups of parameters, epochs, and how the learning rate changes."""
+"""The plan of a fit, in which the stages differ: groups of parameters, epochs, and schedule of the learning rate."""
 
 import math
 from dataclasses import dataclass
@@ -14,22 +14,22 @@ from ..recipe import Recipe
 
 @dataclass(frozen=True)
 class Plan:
-    """How one fit is trained.
+    """Plan of one fit.
 
     Attributes
     ----------
     groups
         Parameters and their learning rates, as ``torch.optim`` takes them.
     epochs, patience, batch_size
-        At most ``epochs``; stop after ``patience`` epochs without a better validation score.
+        Train for at most ``epochs`` epochs; stop after ``patience`` epochs without a better validation score.
     steps
-        How many steps ``epochs`` take.
+        Number of steps in ``epochs`` epochs.
     rate_options
-        Options to lower when training diverges.
+        Options that the user should lower when training diverges.
     finetune
-        The warm-up and decay of stage 2; None: ReduceLROnPlateau, or ``rates``.
+        The recipe of stage 2, with its warm-up and decay; None in stage 1.
     rates
-        Factor of the learning rates in each epoch, as another fit had them.
+        In stage 1, factor of the learning rates in each epoch of the fit that is repeated; None: ReduceLROnPlateau.
     plateau
         Factor and patience of ReduceLROnPlateau.
     """
@@ -45,7 +45,7 @@ class Plan:
     plateau: tuple[float, int]
 
     def scheduler(self, optimizer: Optimizer) -> LRScheduler:
-        """Return what changes the learning rates of ``optimizer``."""
+        """Return the scheduler of the learning rates of ``optimizer``."""
         finetune, rates = self.finetune, self.rates
         if finetune is not None:
             steps = self.steps // self.epochs * finetune.epochs
@@ -56,12 +56,12 @@ class Plan:
         return ReduceLROnPlateau(optimizer, mode="max", factor=factor, patience=patience, eps=0)
 
     def after_step(self, scheduler: LRScheduler) -> None:
-        """Change the learning rates after a step, where they change with steps."""
+        """Update the learning rates after a step, if the schedule counts steps."""
         if self.finetune is not None:
             scheduler.step()
 
     def after_epoch(self, scheduler: LRScheduler, score: float | None) -> None:
-        """Change the learning rates after an epoch, where they change with epochs."""
+        """Update the learning rates after an epoch, if the schedule counts epochs."""
         if isinstance(scheduler, ReduceLROnPlateau):
             if score is not None:
                 scheduler.step(score)
@@ -70,18 +70,18 @@ class Plan:
 
 
 def plan_of(recipe: Recipe, head: Head, n_rows: int, rates: list[float] | None = None) -> Plan:
-    """Return how ``head`` is trained on ``n_rows`` rows: by ``recipe``, or with ``tops`` by ``recipe.finetune``.
+    """Return the plan for ``head`` on ``n_rows`` rows: by ``recipe``, or with ``tops`` by ``recipe.finetune``.
 
     Parameters
     ----------
     rates
-        The learning rate of each epoch of an earlier fit, which is repeated.
+        Learning rate of each epoch of an earlier fit that is repeated.
     """
     settings: Recipe | FinetuneRecipe = recipe
     if head.tops:
         assert recipe.finetune is not None
         settings = recipe.finetune
-    rows = n_rows - (n_rows % settings.batch_size == 1)  # a batch of one row is left out
+    rows = n_rows - (n_rows % settings.batch_size == 1)  # the loop leaves out a batch of one row
     epochs = settings.epochs if rates is None else len(rates)
     return Plan(
         groups=_groups(recipe, head),

@@ -142,7 +142,7 @@ def test_a_number_that_is_not_finite_is_found_when_it_is_read(cache_path, tmp_pa
 def test_train_head_and_evaluate_with_little_memory(cache_path, both, tmp_path, monkeypatch):
     monkeypatch.setattr(labelled, "_PROCESS_BYTES", 10**9 - 30_000)
     monkeypatch.setattr(labelled, "_BYTES_PER_ROW", 0)
-    monkeypatch.setattr(labelled, "_LEAST", 0)
+    monkeypatch.setattr(labelled, "_LEAST_BYTES", 0)
     seen = []
     original = labelled.rows_of
     monkeypatch.setattr(labelled, "rows_of", lambda *given: (seen.append(original(*given)), seen[-1])[1])

@@ -14,9 +14,8 @@ from mmcli.finetune import Watch, finetune, outcome
 from mmcli.finetune.outcome import overfitting
 from mmcli.heads import FinetuneRecipe, evaluate, load_checkpoint, open_best_pt, predict
 from mmcli.heads.evaluation.statistics import paired_bootstrap
-from mmcli.heads.runs.checkpoint import read_best_pt
 from mmcli.report.stage2_tables import stages_tables
-from small_finetune import LEARNS
+from small_finetune import LEARNS, read_best_pt
 
 
 def test_the_run_folder(tuned):
@@ -90,13 +89,13 @@ def test_where_stage_2_is_no_better_best_pt_holds_stage_1(stage1, tmp_path):
 @pytest.mark.usefixtures("kept_whatever")
 def test_best_pt_holds_the_changed_layers_only(tuned, tiny_clip):
     result = tuned()
-    stored = read_best_pt(result["best_pt"])
-    (changed,) = stored.content["changed"]
+    content, header = read_best_pt(result["best_pt"])
+    (changed,) = content["changed"]
     assert sorted(changed) == result["unfrozen"]["names"]
     assert all(name.startswith(("text_model.encoder.layers.2.", "text_model.final_layer_norm.")) for name in changed)
     assert result["unfrozen"]["parameters"] == sum(tensor.numel() for tensor in changed.values())
     assert Path(result["best_pt"]).stat().st_size < (tiny_clip / "model.safetensors").stat().st_size / 2
-    assert stored.header()["backbone"]["name"] == str(tiny_clip)
+    assert header["backbone"]["name"] == str(tiny_clip)
     from transformers import AutoModel
 
     weights = AutoModel.from_pretrained(tiny_clip).state_dict()
@@ -157,7 +156,7 @@ def test_it_differs_from_stage_1_and_is_what_the_whole_model_would_say(tuned, ra
 
     result = tuned({"lr_backbone": 3e-3})
     whole = whole_clip(tiny_clip, raw_sixty[0], 1, 0)
-    (changed,) = read_best_pt(result["best_pt"]).content["changed"]
+    (changed,) = read_best_pt(result["best_pt"])[0]["changed"]
     with torch.no_grad():
         for name, tensor in changed.items():
             whole.unfrozen[name].copy_(tensor)
@@ -182,10 +181,10 @@ def test_a_backbone_that_was_moved_is_found_where_it_is_now(tuned, tiny_clip, si
     result = tuned()
     shutil.rmtree(f"{sixty}.states")
     there = shutil.copytree(tiny_clip, tmp_path / "moved")
-    stored = read_best_pt(result["best_pt"])
-    header = stored.header() | {"backbone": {"name": str(tmp_path / "gone"), "revision": None}}
+    content, header = read_best_pt(result["best_pt"])
+    header |= {"backbone": {"name": str(tmp_path / "gone"), "revision": None}}
     best_pt = tmp_path / "best.pt"
-    torch.save(stored.content | {"header": json.dumps(header)}, best_pt)
+    torch.save(content | {"header": json.dumps(header)}, best_pt)
     code, _, err = cli("evaluate", "--from", best_pt, "--device", "cpu")
     assert (code, "no such backbone folder" in err) == (1, True)
     code, out, err = cli("evaluate", "--from", best_pt, "--backbone", there, "--device", "cpu", "--json")
@@ -288,7 +287,7 @@ def test_the_epochs_of_a_repeated_stage_2_are_those_of_the_whole_schedule(stage1
 def test_where_raw_pairs_and_backbone_were_moved_to_is_remembered(stage1, raw_sixty, tiny_clip, tmp_path):
     data, there = shutil.copytree(raw_sixty[0], tmp_path / "data"), shutil.copytree(tiny_clip, tmp_path / "clip")
     result = finetune(stage1(), LEARNS, data=data, backbone=str(there), runs=tmp_path / "runs")
-    header = read_best_pt(result["best_pt"]).header()
+    _, header = read_best_pt(result["best_pt"])
     assert header["backbone"]["name"] == str(there)
     assert header["made_from"]["data"] == str(data)
 

@@ -7,8 +7,7 @@ import pytest
 import torch
 from mmcli.cache import BackboneError, CacheError, CheckpointError, DataError, MmcliError
 from mmcli.finetune import finetune
-from mmcli.heads.runs.checkpoint import read_best_pt
-from small_finetune import QUICK
+from small_finetune import QUICK, read_best_pt
 
 
 def test_best_pt_missing_or_of_another_dataset(stage1, learnable, tmp_path):
@@ -36,7 +35,7 @@ def test_the_cache_or_the_backbone_is_not_at_hand(stage1, sixty, tmp_path):
     ("recipe", "settings", "message"),
     [
         ({}, {"unfreeze_text_layers": 9}, "has 3 layers, 9 are to be unfrozen"),
-        ({}, {"unfreeze_text_layers": 0}, "no layer is to be unfrozen"),
+        ({}, {"unfreeze_text_layers": 0}, "no layer is unfrozen"),
         ({}, {"unfreeze_text_layers": -2}, "must be 0 or more"),
         ({"modality": "text"}, {"unfreeze_vision_layers": 1}, "unfreeze_vision_layers has no effect"),
         ({"modality": "image"}, {"unfreeze_text_layers": 1}, "unfreeze_text_layers has no effect"),
@@ -61,9 +60,7 @@ def test_a_head_of_all_rows_has_none_to_stop_by(stage1, tmp_path):
 
 
 def _tampered(best_pt, path, change):
-    stored = read_best_pt(best_pt)
-    content = dict(stored.content)
-    header = stored.header()
+    content, header = read_best_pt(best_pt)
     change(content, header)
     torch.save(content | {"header": json.dumps(header)}, path)
     return path

@@ -9,8 +9,8 @@ import torch
 from mmcli.featurize import featurize
 from mmcli.finetune import Watch, finetune
 from mmcli.heads import load_checkpoint
-from mmcli.heads.runs.checkpoint import FORMAT, read_best_pt
-from small_finetune import LEARNS, interrupt_at
+from mmcli.heads.runs.best_pt import FORMAT
+from small_finetune import LEARNS, interrupt_at, read_best_pt
 
 
 @pytest.mark.usefixtures("kept_whatever")
@@ -39,7 +39,7 @@ def test_resumed_equals_uninterrupted(stage1, tmp_path, killed_in):
         assert (Path(result["run"]) / name).exists()
     assert (Path(result["run"]) / "history.csv").read_text() == (Path(whole["run"]) / "history.csv").read_text()
     assert result["test"] == whole["test"]
-    one, other = (read_best_pt(each["best_pt"]).content for each in (whole, result))
+    one, other = (read_best_pt(run["best_pt"])[0] for run in (whole, result))
     assert one["format"] == other["format"] == FORMAT
     assert len(one["changed"]) == 2
     for name, tensor in one["tensors"].items():

@@ -1,6 +1,7 @@
 """What tests of stage 2 share: a trained head with all that stage 2 needs, and a naive loop with the whole model."""
 
 import copy
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from mmcli.featurize.frozen.source import Source
 from mmcli.featurize.pairs.text import clean_text, decode_text
 from mmcli.heads.model.inputs import Batch, batches
 from mmcli.heads.model.losses import class_weights
-from mmcli.heads.runs.checkpoint import load_checkpoint
+from mmcli.heads.runs.best_pt import load_checkpoint
 from mmcli.heads.runs.labelled import rows_of_parts
 from mmcli.heads.runs.last_layers import last_layers
 from mmcli.heads.training.loop import FitOptions, fit
@@ -22,6 +23,12 @@ from tolerances import close_rows
 CLASSES = ("negative", "neutral", "positive")
 QUICK = {"epochs": 2, "batch_size": 16, "lr_backbone": 1e-3, "lr_head": 1e-3, "patience": 5}
 LEARNS = QUICK | {"lr_backbone": 3e-4}
+
+
+def read_best_pt(path):
+    """Return content and header of a best.pt, as PyTorch and json read them."""
+    content = torch.load(path, weights_only=True)
+    return content, json.loads(content["header"])
 
 
 def interrupt_at(step):

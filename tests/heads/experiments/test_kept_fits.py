@@ -62,7 +62,7 @@ def test_a_kept_fit_is_used_only_where_nothing_that_it_depends_on_has_changed(se
 
 def test_a_kept_fit_is_used_only_where_its_rows_were_read_in_the_same_order(setup, fitted, learnable, monkeypatch):
     """Rows that are left in the file are shuffled in blocks, so the memory for them decides what a fit gives."""
-    monkeypatch.setattr(labelled, "_LEAST", 0)
+    monkeypatch.setattr(labelled, "_LEAST_BYTES", 0)
     monkeypatch.setattr(inputs, "_STRETCH_ROWS", 64)
     candidates, protocol = candidates_of(["concat"], QUICK), Protocol(2, 1)
 

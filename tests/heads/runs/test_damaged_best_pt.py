@@ -120,7 +120,7 @@ WRONG = {
     "classes are numbers": (put("classes", value=[1, 2, 3]), "classes is no list of names"),
     "another class": (put("classes", value=["a", "b", "c", "d"]), r"is .*3.*, not .*4"),
     "a seed is text": (put("seeds", value=["a", "b"]), "seeds is no list of whole numbers"),
-    "many seeds": (many_seeds, "not as many heads as seeds"),
+    "many seeds": (many_seeds, "the numbers of heads and of seeds differ"),
     "huge": (put("sizes", "image", value=10**12), r"heads.0.*is .*, not .*1000000000000"),
     "beyond any number": (put("sizes", "image", value=10**40), "content does not fit"),
     "negative": (put("sizes", "image", value=-5), "content does not fit"),

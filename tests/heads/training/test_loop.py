@@ -6,8 +6,9 @@ import pytest
 import torch
 from mmcli.cache import Features, MmcliError
 from mmcli.heads import Ensemble, Head, Recipe, Rows, fit, predict_logits
-from mmcli.heads.model.head import Standardise, sizes_of
+from mmcli.heads.model.head import sizes_of
 from mmcli.heads.model.inputs import Batch
+from mmcli.heads.model.standardise import Standardise
 from mmcli.heads.recipe import Modality
 from mmcli.heads.training.loop import FitOptions
 from scipy.stats import chi2_contingency
@@ -155,7 +156,7 @@ def test_a_last_batch_of_one_row_is_survived():
         ({"focal_gamma": -1.0}, "focal_gamma must be 0 or more"),
         ({"seed": -1}, "seed must be in"),
         ({"head": "linear", "views": True}, "views have no meaning"),
-        ({"head": "linear", "fusion": "gated"}, "cannot learn the weights of gated: take concat, product or late"),
+        ({"head": "linear", "fusion": "gated"}, "cannot learn the weights of gated: use concat, product or late"),
         ({"fusion": "cross_attn"}, "cross_attn needs token states"),
         ({"views": True}, "trains on augmented views, but these features have none"),
     ],
