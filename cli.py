@@ -1,4 +1,4 @@
-"""The command line. What is typed is listed here; what it does is in the file of ``commands/`` that it is from.
+"""The command line. Every command is listed here; what it does is in the file of ``commands/`` that it comes from.
 
 Heavy modules (torch, scikit-learn, matplotlib) are imported inside the commands, so that help is instant.
 """
@@ -10,32 +10,40 @@ from typing import Annotated
 import typer
 
 from . import __version__
-from .commands import comparisons, features, stage2, train
+from .commands import caches, comparisons, demo, prediction, stage2, train
+from .commands.command import Command, CommandGroup
 from .report.streams import prepare_streams
 
 app = typer.Typer(
     name="mmcli",
+    cls=CommandGroup,
     help="Classify image-text pairs: featurize once with a frozen CLIP, then experiment in seconds.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-cache_app = typer.Typer(help="Look at a feature cache: info, verify, export.", no_args_is_help=True)
+cache_app = typer.Typer(
+    cls=CommandGroup,
+    help="Look at a feature cache: info, verify, export.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 
-app.command("featurize")(features.featurize)
+app.command("featurize", cls=Command)(caches.Featurize)
 app.add_typer(cache_app, name="cache")
-cache_app.command("info")(features.info)
-cache_app.command("verify")(features.verify)
-cache_app.command("export")(features.export)
-app.command("train-head")(train.train_head)
-app.command("finetune")(stage2.finetune)
-app.command("evaluate")(train.evaluate)
-app.command("predict")(train.predict)
-app.command("fusions")(train.fusions)
-app.command("compare")(comparisons.compare)
-app.command("ablate")(comparisons.ablate)
-app.command("sweep")(comparisons.sweep)
-app.command("demo")(train.demo)
+cache_app.command("info", cls=Command)(caches.Info)
+cache_app.command("verify", cls=Command)(caches.Verify)
+cache_app.command("export", cls=Command)(caches.Export)
+app.command("train-head", cls=Command)(train.TrainHead)
+app.command("finetune", cls=Command)(stage2.Finetune)
+app.command("evaluate", cls=Command)(prediction.Evaluate)
+app.command("predict", cls=Command)(prediction.Predict)
+app.command("fusions", cls=Command)(train.Fusions)
+app.command("compare", cls=Command)(comparisons.Compare)
+app.command("ablate", cls=Command)(comparisons.Ablate)
+app.command("sweep", cls=Command)(comparisons.Sweep)
+app.command("demo", cls=Command)(demo.Demo)
 
 
 def _version(wanted: bool) -> None:
@@ -55,8 +63,8 @@ def _root(
 
 def main() -> None:
     """Run the command line. Exit code 0 done, 1 ``MmcliError`` (one line on stderr), 2 usage, 130 interrupted."""
-    # Importing PyTorch makes 160,000 objects, of which none goes before the end. To look for garbage among them, again
-    # and again while they are made and once more at the end, would take a third of a second.
+    # PyTorch makes 160,000 objects that all stay until the end: looking for garbage among them, during the import and
+    # at exit, would take a third of a second.
     gc.set_threshold(50_000)
     prepare_streams()
     try:

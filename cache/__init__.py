@@ -1,35 +1,9 @@
 """The feature cache: one HDF5 file of embeddings, written atomically, rows matched by guid.
 
-Imports nothing else of mmcli.
+Imports nothing else of mmcli. ``__init__.pyi`` lists the public names; each is imported when it is first asked for, so
+that errors and recipes need no h5py.
 """
 
-from .errors import (
-    BackboneError,
-    CacheError,
-    CheckpointError,
-    DataError,
-    DiskFullError,
-    LockedError,
-    MmcliError,
-)
-from .features import Features, PaddedTokens, StoredRows, StoredTokens, Tokens
-from .labels import read_ids, read_labels
-from .store import FeatureCache
+import lazy_loader
 
-__all__ = [
-    "BackboneError",
-    "CacheError",
-    "CheckpointError",
-    "DataError",
-    "DiskFullError",
-    "FeatureCache",
-    "Features",
-    "LockedError",
-    "MmcliError",
-    "PaddedTokens",
-    "StoredRows",
-    "StoredTokens",
-    "Tokens",
-    "read_ids",
-    "read_labels",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

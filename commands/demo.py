@@ -1,13 +1,48 @@
-"""The whole job on a small dataset that is made on the spot."""
+"""demo: the whole job on a small dataset that is made on the spot."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from ..featurize.pairs.sample import make_sample
-from ..featurize.pipeline import FeaturizeOptions, featurize
-from ..heads.recipe import Recipe
-from ..heads.runs.trainer import train_head
+from .command import DataOption, Options, OutputOption
+from .options import GO_ON
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo(Options):
+    """Make a small dataset, featurize it, train on text, on image and on both, and show the scores.
+
+    Example: mmcli demo
+    """
+
+    pairs: Annotated[int, DataOption(min=60, help="Number of pairs in the sample dataset.")] = 360
+    seed: Annotated[int, DataOption(min=0, help="Seed for the sample dataset.")] = 0
+    out: Annotated[Path, OutputOption(help="Folder for the sample dataset and the runs.")] = Path("artifacts/demo")
+
+    def interrupted(self) -> str:
+        """Say that the same command goes on."""
+        return GO_ON
+
+    def run(self) -> None:
+        """Run the demo, and show the scores."""
+        from ..cache.machine import keep_freed_memory
+        from ..report.progress import ProgressLine
+        from ..report.tables import demo_hints, runs_table
+        from ..report.terminal import note, print_json, print_parts
+
+        folder = self.out
+        note(
+            f"{self.pairs} pairs into {folder}; "
+            f"mmcli featurize {folder}/data --labels {folder}/labels.csv --backbone offline"
+        )
+        keep_freed_memory()
+        with ProgressLine("featurize") as progress:
+            result = run_demo(folder, self.pairs, self.seed, progress)
+        if self.as_json:
+            print_json(result)
+        else:
+            print_parts(runs_table(result["runs"]), *demo_hints(folder))
 
 
 def run_demo(
@@ -24,6 +59,11 @@ def run_demo(
         ``data``, ``labels``, ``cache`` (paths), ``pairs``, and ``runs``: what ``train_head`` returned for ``text``,
         ``image`` and ``both``.
     """
+    from ..featurize import FeaturizeOptions, featurize
+    from ..featurize.pairs.sample import make_sample
+    from ..heads.recipe import Recipe
+    from ..heads.runs.trainer import train_head
+
     folder = Path(folder)
     data, labels = make_sample(folder, pairs, seed)
     cache = folder / "features.h5"

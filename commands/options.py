@@ -1,236 +1,145 @@
-"""Options that several commands share. The settings of a head are listed once, here, for all that train heads."""
+"""Options that several commands share. Their defaults and choices are those of the recipes in ``heads``."""
 
-import functools
-import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-from .paths import look_at_inputs
-
-if TYPE_CHECKING:
-    from ..heads.experiments import Setup
-    from ..heads.recipe import Recipe
+from ..heads.recipe import PRESETS, SETTINGS, ClassWeights, HeadKind, Loss, Modality, Preset, Recipe, parse_setting
+from .command import DataOption, HeadOption, MachineOption, Options, RecipeOption, SplitOption
 
 CACHE = Path("artifacts/features.h5")
 RUNS = Path("artifacts/runs")
 BEST = RUNS / "latest" / "best.pt"
-EXPERIMENTS = Path("artifacts/experiments")
-INTERRUPTED = "interrupted: what was finished is kept; run the same command again to go on"
-_LEAST_PROCESS = 700 * 10**6
+GO_ON = "interrupted: what was finished is kept; run the same command again to go on"
 MAX_SEED = 2**32 - 1  # what scikit-learn takes
+_LEAST_PROCESS = 700 * 10**6  # bytes
+DEFAULTS: Any = Recipe  # Any, because a Recipe says str where an option lists its choices
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
-Device = Annotated[Literal["auto", "cpu", "cuda", "mps"], typer.Option(help="Where to compute.")]
-CacheArgument = Annotated[Path, typer.Argument(help="The cache file.")]
-Labels = Annotated[Path | None, typer.Option(help="CSV guid,tag; default: the one recorded in the cache.")]
-From = Annotated[Path, typer.Option("--from", help="A best.pt, or its run folder; default: the latest run.")]
-SplitDir = Annotated[
-    Path | None,
-    typer.Option(
-        help="The splits/ folder of another run, or CSVs like it; test_split.csv may be missing or unlabelled."
-    ),
+CacheArgument = Annotated[Path, typer.Argument(help="The cache file.", rich_help_panel="Data")]
+TrainedCache = Annotated[Path | None, DataOption(help="Feature cache; default: the cache that the head learned from.")]
+TrainedLabels = Annotated[
+    Path | None, DataOption(help="CSV with the header guid,tag; default: the labels that the head learned from.")
 ]
-NewRows = Annotated[
-    Literal["train", "none"],
-    typer.Option("--new", help="Put labelled rows that --split-dir does not name into the training part, or nowhere."),
+MovedData = Annotated[
+    Path | None, DataOption(help="Folder or manifest of the raw pairs, if they were moved; only for stage 2.")
 ]
-RareClasses = Annotated[
-    Literal["train-only", "merge", "drop"],
-    typer.Option("--rare", help="Train on classes too rare to be scored, merge them into `other`, or drop them."),
+MovedBackbone = Annotated[str | None, DataOption(help="Hub id or folder of the backbone, if it was moved.")]
+From = Annotated[Path, DataOption("--from", help="A best.pt or its run folder; default: the latest run.")]
+HeadFusion = Annotated[str, HeadOption(help="Fusion of image and text; `mmcli fusions` lists them.")]
+HeadModality = Annotated[Modality, HeadOption(help="What the head sees.")]
+Device = Annotated[Literal["auto", "cpu", "cuda", "mps"], MachineOption(help="Device to compute on.")]
+MaxMemory = Annotated[
+    str, MachineOption(help="Memory for all processes; features that do not fit are read as they are needed.")
 ]
-SplitSeed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed for the 8:1:1 split.")]
-GroupDuplicates = Annotated[
-    bool,
-    typer.Option(
-        "--group-duplicates/--no-group-duplicates",
-        help="Keep copies in one part of that split; default: on, off with --preset report.",
-    ),
-]
-Jobs = Annotated[int | None, typer.Option(help="Processes at once; default: one per core.")]
-MaxMemory = Annotated[str, typer.Option(help="Features that do not fit in it are read as they are needed.")]
-Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed for weights, order and dropout.")]
 
 
-def _recipe_options(
-    preset: Annotated[
-        Literal["default", "report"], typer.Option(help="report: the recipe of the published report.")
-    ] = "default",
-    head: Annotated[Literal["mlp", "linear"], typer.Option(help="linear: L2 logistic regression.")] = "mlp",
-    hidden: Annotated[str, typer.Option(help="Widths of the hidden layers of the MLP.")] = "256x64",
-    epochs: Annotated[int, typer.Option(min=1, help="At most this many.")] = 60,
-    patience: Annotated[int, typer.Option(min=1, help="Epochs without a better validation macro-F1.")] = 8,
-    batch_size: Annotated[int, typer.Option(min=2, help="Rows per step.")] = 64,
-    lr: Annotated[float, typer.Option(help="Learning rate of AdamW.")] = 3e-4,
-    lr_attn: Annotated[float, typer.Option(help="Learning rate of the cross-attention.")] = 1e-4,
-    weight_decay: Annotated[float, typer.Option(min=0, help="Weight decay of AdamW.")] = 0.05,
-    dropout: Annotated[float, typer.Option(min=0, max=0.99, help="After each hidden layer.")] = 0.5,
-    class_weights: Annotated[
-        Literal["none", "inverse", "sqrt", "effective"], typer.Option(help="Against imbalance.")
-    ] = "sqrt",
-    loss: Annotated[Literal["ce", "focal"], typer.Option(help="Cross-entropy, or focal loss.")] = "ce",
-    focal_gamma: Annotated[float, typer.Option(min=0, help="How much focal loss discounts what is right.")] = 2.0,
-    label_smoothing: Annotated[float, typer.Option(min=0, max=0.99, help="Share spread over all classes.")] = 0.0,
-    logit_adjustment: Annotated[float, typer.Option(min=0, help="tau: log class frequencies in the loss.")] = 0.0,
+@dataclass(frozen=True, kw_only=True)
+class RecipeOptions(Options):
+    """The settings of a head."""
+
+    preset: Annotated[Preset, RecipeOption(help="Recipe to start from; report: that of the published report.")] = (
+        "default"
+    )
+    head: Annotated[HeadKind, RecipeOption(help="Kind of head; linear: L2 logistic regression.")] = DEFAULTS.head
+    hidden: Annotated[str, RecipeOption(help="Widths of the hidden layers of the MLP.")] = "x".join(
+        map(str, Recipe.hidden)
+    )
+    dropout: Annotated[float, RecipeOption(min=0, max=0.99, help="Dropout after each hidden layer.")] = Recipe.dropout
+    epochs: Annotated[int, RecipeOption(min=1, help="Largest number of epochs.")] = Recipe.epochs
+    patience: Annotated[
+        int, RecipeOption(min=1, help="Stop after this many epochs without a better validation macro-F1.")
+    ] = Recipe.patience
+    batch_size: Annotated[int, RecipeOption(min=2, help="Rows per step.")] = Recipe.batch_size
+    lr: Annotated[float, RecipeOption(help="Learning rate of AdamW.")] = Recipe.lr
+    lr_attn: Annotated[float, RecipeOption(help="Learning rate of the cross-attention.")] = Recipe.lr_attn
+    weight_decay: Annotated[float, RecipeOption(min=0, help="Weight decay of AdamW.")] = Recipe.weight_decay
+    class_weights: Annotated[ClassWeights, RecipeOption(help="Weights of the classes in the loss.")] = (
+        DEFAULTS.class_weights
+    )
+    loss: Annotated[Loss, RecipeOption(help="Cross-entropy or focal loss.")] = DEFAULTS.loss
+    focal_gamma: Annotated[
+        float, RecipeOption(min=0, help="How much focal loss discounts rows that are already right.")
+    ] = Recipe.focal_gamma
+    label_smoothing: Annotated[
+        float, RecipeOption(min=0, max=0.99, help="Share of the target that is spread over all classes.")
+    ] = Recipe.label_smoothing
+    logit_adjustment: Annotated[
+        float, RecipeOption(min=0, help="Factor tau of the log class frequencies that the loss adds to the logits.")
+    ] = Recipe.logit_adjustment
     offsets: Annotated[
-        bool, typer.Option("--offsets", help="Add a number per class to the logits, fitted on validation rows.")
-    ] = False,
+        bool, RecipeOption("--offsets", help="Add a number per class to the logits, fitted on the validation rows.")
+    ] = Recipe.offsets
     views: Annotated[
-        bool, typer.Option("--views", help="Train on a random augmented view per pair and epoch (featurize --views K).")
-    ] = False,
-    normalize: Annotated[bool, typer.Option(help="Scale each embedding to length 1 first.")] = True,
-    seed: Seed = 42,
-) -> None:
-    """List the options that make a recipe, beside fusion and modality. The defaults are those of ``heads.Recipe``."""
+        bool, RecipeOption("--views", help="Train on a random view per image and epoch (featurize --views K).")
+    ] = Recipe.views
+    normalize: Annotated[bool, RecipeOption(help="Scale each embedding to length 1 first.")] = Recipe.normalize
+    seed: Annotated[int, RecipeOption(min=0, max=MAX_SEED, help="Seed for initial weights, shuffling and dropout.")] = (
+        Recipe.seed
+    )
+
+    def recipe(self) -> Recipe:
+        """Return the recipe of the preset, changed by every setting that was typed."""
+        settings = {name: getattr(self, name) for name in SETTINGS if self.typed(name)}
+        if "hidden" in settings:
+            settings["hidden"] = parse_setting("hidden", self.hidden)
+        return Recipe().changed(**(PRESETS[self.preset] | settings))
+
+    def check_used(self, recipes: Sequence[Recipe]) -> None:
+        """Raise a usage error if a setting was typed on which none of ``recipes`` depends."""
+        used = {name for recipe in recipes for name in recipe.that_matter()} | {"fusion", "modality"}
+        self.refuse(set(SETTINGS) - used, "has no effect here: leave it out")
 
 
-def _setup_options(
-    cache: Annotated[Path, typer.Option(help="What featurize wrote.")] = CACHE,
-    labels: Labels = None,
-    split_dir: SplitDir = None,
-    split_seed: SplitSeed = 42,
-    group_duplicates: GroupDuplicates = True,
-    new: NewRows = "train",
-    rare: RareClasses = "train-only",
-    out: Annotated[
-        Path, typer.Option(help="Where the result folder goes; finished fits are kept in it.")
-    ] = EXPERIMENTS,
-    jobs: Jobs = None,
-    max_memory: MaxMemory = "4GB",
-) -> None:
-    """List the options that say where an experiment reads and writes. The defaults are those of ``Setup``."""
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions(RecipeOptions):
+    """What every command takes that trains heads: recipe, labels, split, and the size of the machine."""
 
+    labels: Annotated[
+        Path | None, DataOption(help="CSV with the header guid,tag; default: the file recorded in the cache.")
+    ] = None
+    split_dir: Annotated[
+        Path | None,
+        SplitOption(
+            help="Folder with train_split.csv, val_split.csv and test_split.csv, such as the splits/ of another run. "
+            "The test file may be missing or unlabelled."
+        ),
+    ] = None
+    split_seed: Annotated[int, SplitOption(min=0, max=MAX_SEED, help="Seed for the 8:1:1 split.")] = 42
+    group_duplicates: Annotated[
+        bool,
+        SplitOption(
+            show_default=False,
+            help="Keep copies (same image or same cleaned text) in one part of the split. Default: yes, but no with "
+            "--preset report.",
+        ),
+    ] = True
+    new: Annotated[
+        Literal["train", "none"],
+        SplitOption(help="Part for labelled rows that --split-dir does not name; none: leave them out."),
+    ] = "train"
+    rare: Annotated[
+        Literal["train-only", "merge", "drop"],
+        SplitOption(help="Train on classes that are too rare to be scored, merge them into `other`, or drop them."),
+    ] = "train-only"
+    jobs: Annotated[int | None, MachineOption(help="Number of processes; default: one per core.")] = None
+    max_memory: MaxMemory = "4GB"
 
-@dataclass(frozen=True)
-class Settings:
-    """What was typed of the settings of a head.
+    def keep_copies_together(self) -> bool:
+        """Return --group-duplicates as typed; by default it is on, but off with --preset report.
 
-    Attributes
-    ----------
-    preset
-        Where settings that were not typed come from.
-    typed
-        Settings by name.
-    """
-
-    preset: str
-    typed: dict[str, Any]
-
-    def recipe(self, **more: Any) -> "Recipe":
-        """Return the preset's recipe with what was typed, and with ``more``."""
-        from ..heads.recipe import PRESETS, Recipe, parse_setting
-
-        typed = self.typed | more
-        if "hidden" in typed:
-            typed["hidden"] = parse_setting("hidden", typed["hidden"])
-        return Recipe().changed(**(PRESETS[self.preset] | typed))
-
-    def check_used(self, recipes: "Sequence[Recipe]") -> None:
-        """Raise a usage error where a setting was typed on which none of ``recipes`` depends."""
-        used = {name for recipe in recipes for name in recipe.that_matter()}
-        for name in self.typed:
-            if name not in used:
-                raise typer.BadParameter(f"--{name.replace('_', '-')} has no effect here: leave it out")
-
-    def refuse(self, why: str) -> None:
-        """Raise a usage error where any setting was typed."""
-        for name in [*self.typed, *(["preset"] if self.preset != "default" else [])]:
-            raise typer.BadParameter(f"--{name.replace('_', '-')} {why}")
-
-
-def typed(context: typer.Context, name: str) -> bool:
-    """Whether an option was given on the command line."""
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
-
-
-def _settings(context: typer.Context, values: dict[str, Any]) -> Settings:
-    chosen = {name: value for name, value in values.items() if name != "preset" and typed(context, name)}
-    return Settings(values["preset"], chosen)
-
-
-def keep_copies_together(context: typer.Context) -> bool:
-    """Return what --group-duplicates is: as typed, else on, but off with --preset report.
-
-    Raises
-    ------
-    typer.BadParameter
-        Options of a split that is drawn beside --split-dir, or --new without it.
-    """
-    values = context.params
-    if values["split_dir"] is not None and values["group_duplicates"] and typed(context, "group_duplicates"):
-        raise typer.BadParameter("--group-duplicates makes a split, --split-dir reuses one: give one of them")
-    if values["split_dir"] is None and typed(context, "new"):
-        raise typer.BadParameter("--new is about rows that --split-dir does not name: add it, or leave this out")
-    if typed(context, "group_duplicates"):
-        return bool(values["group_duplicates"])
-    return bool(values["preset"] != "report")
-
-
-def _setup(context: typer.Context, values: dict[str, Any]) -> "Setup":
-    cache = (
-        values["cache"] if typed(context, "cache") else None
-    )  # without the default one, a usage error may come first
-    look_at_inputs(cache=cache, labels=values["labels"], split_dir=values["split_dir"], result_folder=values["out"])
-    from ..heads.experiments import Setup
-
-    values["group_duplicates"] = keep_copies_together(context)
-    return Setup(max_bytes=parse_bytes(values.pop("max_memory")), **values)
-
-
-@dataclass(frozen=True)
-class Group:
-    """Options that go together: a function whose signature lists them, and what is made of their values."""
-
-    listed: Callable[..., None]
-    made: Callable[[typer.Context, dict[str, Any]], Any]
-
-    @property
-    def options(self) -> list[inspect.Parameter]:
-        """The options, in order."""
-        return list(inspect.signature(self.listed).parameters.values())
-
-
-RECIPE = Group(_recipe_options, _settings)  # makes a Settings
-SETUP = Group(_setup_options, _setup)  # makes a Setup
-
-
-def with_options(
-    *groups: Group, interrupted: str = INTERRUPTED
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the options of ``groups``; it takes what they make as its first parameters, one for each.
-
-    The command also takes ``context``, and its last parameter stays last. Ctrl-C says ``interrupted`` and
-    exits with 130.
-    """
-
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        *own, last = list(inspect.signature(command).parameters.values())[len(groups) :]
-
-        @functools.wraps(command)
-        def run(**values: Any) -> None:
-            made = []
-            for group in groups:
-                of_group = {option.name: values.pop(option.name) for option in group.options}
-                made.append(group.made(values["context"], of_group))
-            try:
-                command(*made, **values)
-            except KeyboardInterrupt:
-                from ..report.terminal import note
-
-                note(interrupted)
-                raise typer.Exit(130) from None
-
-        shared = [option for group in groups for option in group.options]
-        parameters = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in (*own, *shared, last)]
-        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        run.__annotations__ = {each.name: each.annotation for each in parameters}
-        return run
-
-    return decorate
+        Raises
+        ------
+        typer.BadParameter
+            --group-duplicates was typed together with --split-dir, or --new without it.
+        """
+        if self.split_dir is not None and self.group_duplicates:
+            self.refuse(["group_duplicates"], "makes a split, --split-dir reuses one: give one of them")
+        if self.split_dir is None:
+            self.refuse(["new"], "is about rows that --split-dir does not name: add it, or leave this out")
+        return self.group_duplicates if self.typed("group_duplicates") else self.preset != "report"
 
 
 def parse_bytes(text: str) -> int:
@@ -246,12 +155,11 @@ def parse_bytes(text: str) -> int:
     for unit, size in units.items():
         number = stripped.removesuffix(unit)
         if stripped.endswith(unit) and number.replace(".", "", 1).isdigit() and float(number) > 0:
-            found = int(float(number) * size)
-            if found < _LEAST_PROCESS:
+            n_bytes = int(float(number) * size)
+            if n_bytes < _LEAST_PROCESS:
                 from ..report.terminal import note
 
-                note(
-                    f"--max-memory {text} cannot be kept: a process takes about {_LEAST_PROCESS // 10**6} MB by itself"
-                )
-            return found
+                least = f"{_LEAST_PROCESS // 10**6} MB"
+                note(f"--max-memory {text} cannot be kept: a process takes about {least} by itself")
+            return n_bytes
     raise typer.BadParameter(f"--max-memory is a size such as 500MB or 2GB, found {text!r}")

@@ -3,61 +3,50 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.table import Table
+from .score_table import ScoreTable
+from .tables import class_table, with_interval
 
-from .tables import with_interval
-
-_MOST_CLASSES = 8  # columns that a table can still have
+_MOST_CLASSES = 40  # rows that a table of classes can have
 _FEW_FITS = 8
 
 
-def comparison_tables(result: Mapping[str, Any], by_class: bool = True) -> list[Table | str]:
+def comparison_tables(result: Mapping[str, Any], by_class: bool = True) -> list[ScoreTable | str]:
     """Return the scores with differences, F1 by class, and a sentence on which differences are real."""
-    entries = result["candidates"]
+    candidates, classes = result["candidates"], result["classes"]
+    rows = [
+        (
+            candidate["name"],
+            with_interval(candidate["macro_f1"], candidate["macro_f1_ci"]),
+            with_interval(candidate["accuracy"], candidate["accuracy_ci"]),
+            *_difference_cells(candidate["difference"]),
+            f"{candidate['parameters']:,}",
+            f"{candidate['fit_seconds']:.2f}",
+        )
+        for candidate in candidates
+    ]
+    columns = ("", "macro-F1", "accuracy", "difference", "p", "p Holm", "p folds", "parameters", "fit s")
+    parts: list[ScoreTable | str] = [ScoreTable(columns, rows, _comparison_title(result))]
+    if by_class and len(classes) <= _MOST_CLASSES:
+        parts.append(class_table({candidate["name"]: candidate for candidate in candidates}, classes))
+    elif by_class:
+        parts.append(f"F1 of each of the {len(classes)} classes: in results.json")
+    return [*parts, verdict(result)]
+
+
+def _comparison_title(result: Mapping[str, Any]) -> str:
     protocol = f"{result['folds']} folds x {result['repeats']}, {result['rows']:,} rows"
     groups = result["rows"] - result["copies"]
     copies = f" in {groups:,} groups of copies, kept on one side and drawn together" if result["copies"] else ""
     left_out = ", test rows left out" if result["without_test"] else ""
-    table = Table(
-        title=f"out of fold, 95 % intervals; {protocol}{copies}{left_out}; differences from {result['against']}",
-        title_justify="left",
-    )
-    table.add_column("")
-    names = ["macro-F1", "accuracy", "difference", "p", "p Holm", "p folds", "parameters", "fit s"]
-    for name in names:
-        table.add_column(name, justify="right")
-    for entry in entries:
-        found = entry["difference"]
-        apart = ["-"] * 4
-        if found is not None:
-            apart = [f"{found['macro_f1']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"]
-            apart += [_p(found[name]) for name in ("p_bootstrap", "p_bootstrap_holm", "p_corrected_t_holm")]
-        table.add_row(
-            entry["name"],
-            with_interval(entry["macro_f1"], entry["macro_f1_ci"]),
-            with_interval(entry["accuracy"], entry["accuracy_ci"]),
-            *apart,
-            f"{entry['parameters']:,}",
-            f"{entry['fit_seconds']:.2f}",
-        )
-    parts: list[Table | str] = [table]
-    if by_class and len(result["classes"]) <= _MOST_CLASSES:
-        parts.append(_class_table(entries, result["classes"]))
-    return [*parts, verdict(result)]
+    return f"out of fold, 95 % intervals; {protocol}{copies}{left_out}; differences from {result['against']}"
 
 
-def _class_table(entries: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> Table:
-    table = Table()
-    table.add_column("F1 of class")
-    for name in classes:
-        table.add_column(name, justify="right")
-    for entry in entries:
-        found = [entry["per_class"][name] for name in classes]
-        table.add_row(
-            entry["name"],
-            *("no row" if one["f1"] is None else with_interval(one["f1"], one["f1_ci"]) for one in found),
-        )
-    return table
+def _difference_cells(difference: Mapping[str, Any] | None) -> list[str]:
+    """Return the difference in macro-F1 with its interval, and its three p values; dashes where there is none."""
+    if difference is None:
+        return ["-"] * 4
+    change = f"{difference['macro_f1']:+.3f} [{difference['low']:+.3f}, {difference['high']:+.3f}]"
+    return [change, *(_p(difference[name]) for name in ("p_bootstrap", "p_bootstrap_holm", "p_corrected_t_holm"))]
 
 
 def _p(value: float) -> str:
@@ -65,92 +54,87 @@ def _p(value: float) -> str:
 
 
 def verdict(result: Mapping[str, Any], level: float = 0.05) -> str:
-    """Say in words which candidates differ from the one that they are compared with."""
-    found = [(entry["name"], entry["difference"]) for entry in result["candidates"] if entry["difference"]]
-    if not found:
+    """Say in words which candidates differ from ``against``."""
+    differences = {entry["name"]: entry["difference"] for entry in result["candidates"] if entry["difference"]}
+    if not differences:
         return ""
-    clear = [name for name, each in found if each["p_bootstrap_holm"] < level and each["p_corrected_t_holm"] < level]
-    rows_only = [name for name, each in found if each["p_bootstrap_holm"] < level and name not in clear]
-    alike = [name for name, _ in found if name not in clear and name not in rows_only]
+    by_rows = [name for name, each in differences.items() if each["p_bootstrap_holm"] < level]
+    clear = [name for name in by_rows if differences[name]["p_corrected_t_holm"] < level]
+    rows_only = [name for name in by_rows if name not in clear]
+    alike = [name for name in differences if name not in by_rows]
     against = result["against"]
-    said = []
+    sentences = []
     if clear:
-        said.append(f"Different from {against} by both tests: {', '.join(clear)}.")
+        sentences.append(f"Different from {against} by both tests: {', '.join(clear)}.")
     if rows_only:
-        said.append(
-            "Different for these fits (p Holm), but not clearly so for other training rows (p folds): "
+        sentences.append(
+            "Different for these fits (p Holm), but perhaps not for other training rows (p folds): "
             f"{', '.join(rows_only)}."
         )
     if alike:
-        said.append(f"Not distinguishable from {against}: {', '.join(alike)}.")
+        sentences.append(f"Not distinguishable from {against}: {', '.join(alike)}.")
     fits = result["folds"] * result["repeats"]
     if fits < _FEW_FITS:
-        said.append(
-            f"({fits} fits each say little about how much fits vary: with more --repeats, differences get clearer.)"
+        sentences.append(
+            f"({fits} fits per candidate say little about how much fits vary: more --repeats make differences clearer.)"
         )
-    return " ".join(said)
+    return " ".join(sentences)
 
 
-def focus_table(result: Mapping[str, Any]) -> Table:
-    """One row per candidate: what becomes of the rows of the focus class."""
-    focus, classes = result["focus_class"], result["classes"]
-    table = Table(title=f"rows of class {focus}: recall, and what they are called", title_justify="left")
-    table.add_column("")
-    for name in (f"F1 of {focus}", f"recall of {focus}", *classes):
-        table.add_column(name, justify="right")
-    for entry in result["candidates"]:
-        one = entry["per_class"][focus]
-        counts = entry["confusion"][classes.index(focus)]
-        total = max(sum(counts), 1)
-        table.add_row(
-            entry["name"],
-            with_interval(one["f1"], one["f1_ci"]),
-            with_interval(one["recall"], one["recall_ci"]),
-            *(f"{count / total:.0%} ({count:.0f})" for count in counts),
-        )
-    return table
+def focus_table(result: Mapping[str, Any]) -> ScoreTable:
+    """One column per candidate: F1 and recall of the focus class, and which classes its rows are taken for."""
+    focus, classes, candidates = result["focus_class"], result["classes"], result["candidates"]
+    scores = [candidate["per_class"][focus] for candidate in candidates]
+    counts = [candidate["confusion"][classes.index(focus)] for candidate in candidates]
+    rows = [
+        ("F1", *(with_interval(each["f1"], each["f1_ci"]) for each in scores)),
+        ("recall", *(with_interval(each["recall"], each["recall_ci"]) for each in scores)),
+    ]
+    for number, name in enumerate(classes):
+        shares = (f"{row[number] / max(sum(row), 1):.0%} ({row[number]:.0f})" for row in counts)
+        rows.append((f"called {name}", *shares))
+    title = f"rows of class {focus}: scores, and what they are called"
+    return ScoreTable(("", *(candidate["name"] for candidate in candidates)), rows, title)
 
 
-def single_split_tables(result: Mapping[str, Any], what: str) -> list[Table]:
+def single_split_tables(result: Mapping[str, Any], what: str) -> list[ScoreTable]:
     """Return the published report's table of fusions (``what`` compare) or of modalities (``ablate``)."""
     sizes = ", ".join(f"{count:,} {name}" for name, count in result["rows"].items())
-    scored = [entry[part] for entry in result["candidates"] for part in ("val", "test")]
-    copies = ", copies drawn together" if any(each["n_groups"] < each["n"] for each in scored) else ""
+    scored = [candidate[part] for candidate in result["candidates"] for part in ("val", "test")]
+    copies = ", copies drawn together" if any(scores["n_groups"] < scores["n"] for scores in scored) else ""
+    title = f"one split: {sizes} rows; 95 % intervals{copies}"
     focus, classes = result["focus_class"], result["classes"]
-    table = Table(title=f"one split: {sizes} rows; 95 % intervals{copies}", title_justify="left")
-    table.add_column("")
-    fusions = what == "compare"
-    names = ["val F1", "test F1", "gap"] if fusions else ["test accuracy", "test F1"]
-    names += [f"F1 of {focus}"] if fusions else [f"F1 of {focus}", f"recall of {focus}"]
-    names += ["parameters"] if fusions else [f"called {name}" for name in classes]
-    for name in names:
-        table.add_column(name, justify="right")
-    for entry in result["candidates"]:
-        val, test = entry["val"], entry["test"]
-        one = test["per_class"][focus]
-        of_focus = "no row" if one["f1"] is None else with_interval(one["f1"], one["f1_ci"])
-        macro = with_interval(test["macro_f1"], test["macro_f1_ci"])
-        if fusions:
-            scores = [with_interval(val["macro_f1"], val["macro_f1_ci"]), macro, f"{entry['gap']:+.3f}", of_focus]
-            table.add_row(entry["name"], *scores, f"{entry['parameters']:,}")
+    rows = []
+    for candidate in result["candidates"]:
+        val, test = candidate["val"], candidate["test"]
+        of_focus = test["per_class"][focus]
+        f1_of_focus = "no row" if of_focus["f1"] is None else with_interval(of_focus["f1"], of_focus["f1_ci"])
+        test_f1 = with_interval(test["macro_f1"], test["macro_f1_ci"])
+        if what == "compare":
+            val_f1 = with_interval(val["macro_f1"], val["macro_f1_ci"])
+            cells = [val_f1, test_f1, f"{candidate['gap']:+.3f}", f1_of_focus, f"{candidate['parameters']:,}"]
         else:
             accuracy = with_interval(test["accuracy"], test["accuracy_ci"])
-            counts = test["confusion"][classes.index(focus)]
-            table.add_row(entry["name"], accuracy, macro, of_focus, f"{one['recall']:.2f}", *map(str, counts))
-    return [table]
+            called = map(str, test["confusion"][classes.index(focus)])
+            cells = [accuracy, test_f1, f1_of_focus, f"{of_focus['recall']:.2f}", *called]
+        rows.append((candidate["name"], *cells))
+    if what == "compare":
+        columns = ["val F1", "test F1", "gap", f"F1 of {focus}", "parameters"]
+    else:
+        called_names = [f"called {name}" for name in classes]
+        columns = ["test accuracy", "test F1", f"F1 of {focus}", f"recall of {focus}", *called_names]
+    return [ScoreTable(("", *columns), rows, title)]
 
 
-def fusions_table(fusions: Sequence[Mapping[str, Any]], sizes: Mapping[str, int], n_classes: int) -> Table:
+def fusions_table(fusions: Sequence[Mapping[str, Any]], sizes: Mapping[str, int], n_classes: int) -> ScoreTable:
     """One row per fusion: formula, source, parameters of the head."""
     numbers = ", ".join(f"{name.replace('_', ' ')} {size}" for name, size in sizes.items() if size)
-    table = Table(title=f"v image, t text; parameters of the whole head for {numbers}, {n_classes} classes")
-    for name in ("fusion", "what the MLP sees", "source"):
-        table.add_column(name)
-    for name in ("parameters", "with --head linear"):
-        table.add_column(name, justify="right")
-    for each in fusions:
-        needs = "; needs featurize --tokens" if each["needs_tokens"] else ""
-        counted = "no tokens here" if each["parameters"] is None else f"{each['parameters']:,}"
-        linear = "-" if each["parameters_linear"] is None else f"{each['parameters_linear']:,}"
-        table.add_row(each["name"], each["formula"], each["source"] + needs, counted, linear)
-    return table
+    rows = []
+    for fusion in fusions:
+        source = fusion["source"] + ("; needs featurize --tokens" if fusion["needs_tokens"] else "")
+        counted = "no tokens here" if fusion["parameters"] is None else f"{fusion['parameters']:,}"
+        linear = "-" if fusion["parameters_linear"] is None else f"{fusion['parameters_linear']:,}"
+        rows.append((fusion["name"], fusion["formula"], source, counted, linear))
+    columns = ("fusion", "what the MLP sees", "source", "parameters", "with --head linear")
+    title = f"v image, t text; parameters of the whole head for {numbers}, {n_classes} classes"
+    return ScoreTable(columns, rows, title, text_columns=3)

@@ -1,4 +1,4 @@
-"""What a reader of scores should know beside them, said on stderr."""
+"""Notes on stderr: what a reader of scores should know about them."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -11,9 +11,9 @@ _PARTS = {"train": "training", "val": "validation", "test": "test", "new": "new"
 
 
 def note_about(result: Mapping[str, Any]) -> None:
-    """Say on stderr what a reader of the scores should know."""
-    for said in result.get("notes", ()):
-        note(said)
+    """Print the notes on a result of training, evaluation or an experiment."""
+    for text in result.get("notes", ()):
+        note(text)
     for text in (*_about_rows(result), *_about_copies(result), *_about_rare_classes(result), *_about_scores(result)):
         note(f"note: {text}")
 
@@ -21,12 +21,12 @@ def note_about(result: Mapping[str, Any]) -> None:
 def _about_rows(result: Mapping[str, Any]) -> Iterator[str]:
     """Say which rows are used, and which are not."""
     if result["labels_without_features"]:
-        yield f"{result['labels_without_features']} labels are of pairs without features; left out"
+        yield f"{result['labels_without_features']} labels belong to pairs without features: left out"
     if result.get("new_rows"):
         new = result["new_rows"]
         if result["new_rows_go_to"] == "train":
             copies = result["new_copies"]
-            but = f", but for {copies} copies of validation and test pairs, which are left out" if copies else ""
+            but = f", except {copies} copies of validation and test pairs, which are left out" if copies else ""
             yield f"{new} labelled pairs are in no part of --split-dir: they train{but} (--new none leaves them out)"
         else:
             yield f"{new} labelled pairs are in no part of --split-dir: left out (--new train trains on them)"
@@ -53,8 +53,8 @@ def _about_rows(result: Mapping[str, Any]) -> Iterator[str]:
         yield f"the test rows that are left out are those of {where}"
     elif "without_test" in result:
         yield (
-            "these are all labelled rows, the test rows of train-head too: to choose by these scores and report a test "
-            "score after that, add --without-test"
+            "all labelled rows are scored, including the test rows of train-head: to choose by these scores and then "
+            "report a test score, add --without-test"
         )
 
 
@@ -67,7 +67,7 @@ def _rows(result: Mapping[str, Any], part: str) -> int | None:
 
 
 def _about_copies(result: Mapping[str, Any]) -> Iterator[str]:
-    """Say where copies are."""
+    """Say which rows are copies, and what became of them."""
     if result.get("duplicates_together") and not result.get("duplicates_separated") and "folds" not in result:
         yield (
             f"{result['duplicates_together']} copies (same image or same cleaned text) are kept in one part with their "
@@ -99,28 +99,26 @@ def _about_rare_classes(result: Mapping[str, Any]) -> Iterator[str]:
             f"too rare: {listed}"
         )
     if result.get("rare_merged"):
-        yield f"{len(result['rare_merged'])} rare classes are one class 'other' (--rare merge)"
+        yield f"{len(result['rare_merged'])} rare classes are merged into one class 'other' (--rare merge)"
     if result.get("rare_left_out"):
         yield f"{result['rare_left_out']} rows of rare classes are left out (--rare drop)"
     not_scored = result.get("classes_not_scored", result.get("rare_train_only", []))
     if not_scored:
         yield (
-            f"in training only: {_listed(not_scored)}; the scores say nothing about them (--rare merge or drop does "
-            "otherwise)"
+            f"in training only: {_listed(not_scored)}; the scores say nothing about them (--rare merge and --rare drop "
+            "change that)"
         )
 
 
 def _about_scores(result: Mapping[str, Any]) -> Iterator[str]:
-    """Say what the scores cannot be trusted for."""
+    """Say why scores may be better than they should be, or unreliable."""
     for part in ("val", "test"):
         if part in result:
             yield from _about_part(part, result[part], result.get("rare_train_only", []))
-    if result.get("stage2_left_out"):
-        yield f"--full does not repeat stage 2: this is the head of its stage 1, {result['full_of']}, on all rows"
     if result.get("full"):
         yield "the scores are of the rows that the head learned from"
     if result.get("offsets") and "val" in result.get("candidates", [result])[0]:
-        yield "the offsets were fitted on the validation rows, whose scores they flatter; look at the test rows"
+        yield "the offsets were fitted on the validation rows, so those scores are too high: look at the test rows"
 
 
 def _about_part(part: str, scores: Mapping[str, Any], train_only: Sequence[str]) -> Iterator[str]:
@@ -130,7 +128,7 @@ def _about_part(part: str, scores: Mapping[str, Any], train_only: Sequence[str])
     if few:
         copies = "" if scores["n_groups"] == scores["n"] else " (copies counted once)"
         yield (
-            f"fewer than {_FEW} {_PARTS[part]} rows{copies} of {_listed(few)}: the F1 is unreliable, and counts as "
+            f"fewer than {_FEW} {_PARTS[part]} rows{copies} of {_listed(few)}: the F1 is unreliable, and it counts as "
             "much in the macro-F1 as the others"
         )
     absent = [name for name, each in per_class.items() if each["support"] == 0 and name not in train_only]
@@ -139,8 +137,8 @@ def _about_part(part: str, scores: Mapping[str, Any], train_only: Sequence[str])
     if scores["accuracy"] == 1:
         wrong = 1 - 0.05 ** (1 / scores["n_groups"])
         yield (
-            f"all {_PARTS[part]} rows are right, so the intervals have no width: with as many rows, up to {wrong:.1%} "
-            "of all pairs may still be wrong (95 % bound)"
+            f"all {_PARTS[part]} rows are right, so the intervals have no width: with this many rows, up to "
+            f"{wrong:.1%} of all pairs may still be wrong (95 % bound)"
         )
 
 

@@ -1,4 +1,4 @@
-"""Progress on stderr: a bar with rate and remaining time on a terminal, a line now and then in a log."""
+"""Progress on stderr: on a terminal a bar with rate and remaining time, in a log a line every 15 seconds."""
 
 import sys
 import time
@@ -7,6 +7,7 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Column
 from rich.text import Text
 
 from .terminal import say
@@ -16,7 +17,7 @@ _LOG_EVERY = 15.0  # seconds
 
 class _RateColumn(ProgressColumn):
     def __init__(self, things: str) -> None:
-        super().__init__()
+        super().__init__(table_column=Column(no_wrap=True))
         self.things = things
 
     def render(self, task: Task) -> Text:
@@ -28,20 +29,20 @@ def _rate(value: float) -> str:
 
 
 class ProgressLine:
-    """Call it with (done, total); it shows nothing before the first call.
+    """Progress of one piece of work. Call it with (done, total); before the first call it shows nothing.
 
     Parameters
     ----------
     what
-        The work, in a word.
+        Name of the work.
     things
-        What is counted.
+        Name of what is counted.
     """
 
     def __init__(self, what: str, things: str = "pairs") -> None:
         self.what, self.things = what, things
         self.started = self.last = 0.0
-        self.done = self.first = -1  # what was finished before is nothing that was done since
+        self.done = self.first = -1  # the first call says what was finished before, which is no part of the rate
         self.bar: Progress | None = None
 
     def __enter__(self) -> "ProgressLine":
@@ -65,7 +66,7 @@ class ProgressLine:
             line = f"{self.what}: {done}/{total} {self.things}"
             elapsed = now - self.started
             since = done - self.first
-            if since and elapsed >= 1:  # a rate over less is noise
+            if since and elapsed >= 1:  # over a shorter time, a rate is noise
                 left = timedelta(seconds=round((total - done) * elapsed / since))
                 line += f", {_rate(since / elapsed)} {self.things}/s" + (f", {left} left" if done < total else "")
             say(line)
@@ -74,11 +75,12 @@ class ProgressLine:
         if self.bar is None:
             self.bar = Progress(
                 TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
+                BarColumn(bar_width=None),  # as wide as the text leaves room for
+                MofNCompleteColumn(table_column=Column(no_wrap=True)),
                 _RateColumn(self.things),
-                TimeRemainingColumn(),
+                TimeRemainingColumn(table_column=Column(no_wrap=True)),
                 console=Console(stderr=True),
+                expand=True,
             )
             self.bar.add_task(self.what, total=total)
             self.bar.start()

@@ -2,9 +2,14 @@
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+
+from .score_table import ScoreTable
+
+_COUNTED = ("content", "labels", "without_files", "codecs", "truncated")  # shown in words, not as they are
 
 
 def shown_path(path: str) -> str:
@@ -19,13 +24,13 @@ def with_interval(value: float, bounds: Sequence[float]) -> str:
 
 
 def title_of_scores(parts: Iterable[Mapping[str, Any]]) -> str:
-    """Return a title for scores, which says so where intervals are over groups of copies, not over rows."""
+    """Return a title for scores; it says whether the intervals draw copies together."""
     copies = any(scores["n_groups"] < scores["n"] for scores in parts)
     return "scores with 95 % bootstrap intervals" + (", copies drawn together" if copies else "")
 
 
 def count_of(scores: Mapping[str, Any]) -> str:
-    """Return how many rows were scored, and in how many groups of copies they are: ``360 in 72 groups``."""
+    """Return the number of scored rows and of their groups of copies: ``360 in 72 groups``."""
     n, n_groups = scores["n"], scores["n_groups"]
     return f"{n}" if n == n_groups else f"{n} in {n_groups} groups"
 
@@ -33,52 +38,50 @@ def count_of(scores: Mapping[str, Any]) -> str:
 def pairs_table(rows: Mapping[str, object]) -> Table:
     """Two columns, name and value, without lines."""
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    table.add_column(style="bold")
+    table.add_column(style="bold", overflow="fold")
     table.add_column(overflow="fold")
     for name, value in rows.items():
         table.add_row(name, str(value))
     return table
 
 
-def score_tables(parts: Mapping[str, Mapping[str, Any]], classes: Sequence[str]) -> tuple[Table, Table]:
+def score_tables(parts: Mapping[str, Mapping[str, Any]], classes: Sequence[str]) -> tuple[ScoreTable, ScoreTable]:
     """One row per part (train, val, test) with macro-F1 and accuracy; one row per class with its F1 in each part."""
-    overall = Table(title=title_of_scores(parts.values()), title_justify="left")
-    overall.add_column("rows of")
-    for name in ("n", "macro-F1", "accuracy"):
-        overall.add_column(name, justify="right")
-    for name, scores in parts.items():
-        overall.add_row(
+    overall = [
+        (
             name,
             count_of(scores),
             with_interval(scores["macro_f1"], scores["macro_f1_ci"]),
             with_interval(scores["accuracy"], scores["accuracy_ci"]),
         )
-    by_class = Table()
-    by_class.add_column("F1 of class")
-    for name in parts:
-        by_class.add_column(name, justify="right")
-    for each in classes:
-        found = [scores["per_class"][each] for scores in parts.values()]
-        by_class.add_row(
-            each, *("no row" if one["f1"] is None else with_interval(one["f1"], one["f1_ci"]) for one in found)
-        )
-    return overall, by_class
+        for name, scores in parts.items()
+    ]
+    return (
+        ScoreTable(("rows", "n", "macro-F1", "accuracy"), overall, title_of_scores(parts.values())),
+        class_table(parts, classes),
+    )
+
+
+def class_table(scores: Mapping[str, Mapping[str, Any]], classes: Sequence[str], title: str = "") -> ScoreTable:
+    """One row per class, one column per name in ``scores``: the F1 in its ``per_class``."""
+    rows = [(name, *(_f1_of(each["per_class"][name]) for each in scores.values())) for name in classes]
+    return ScoreTable(("F1 of class", *scores), rows, title)
+
+
+def _f1_of(scores: Mapping[str, Any]) -> str:
+    return "no row" if scores["f1"] is None else with_interval(scores["f1"], scores["f1_ci"])
 
 
 def counted(guids: Sequence[str], shown: int = 10) -> str:
-    """Format a list of guids: how many, then the first few."""
-    listed = ", ".join(guids[:shown]) + (", …" if len(guids) > shown else "")
+    """Format guids: their number, then the first few."""
+    listed = ", ".join(guids[:shown]) + (f", and {len(guids) - shown} more" if len(guids) > shown else "")
     return f"{len(guids)}: {listed}" if guids else "0"
 
 
-def runs_table(runs: Mapping[str, Mapping[str, Any]]) -> Table:
+def runs_table(runs: Mapping[str, Mapping[str, Any]]) -> ScoreTable:
     """One row per run: validation and test macro-F1 with intervals, test accuracy, seconds."""
-    table = Table(title="macro-F1 and accuracy with 95 % bootstrap intervals", title_justify="left")
-    table.add_column("head sees")
-    for name in ("val macro-F1", "test macro-F1", "test accuracy", "parameters", "seconds"):
-        table.add_column(name, justify="right")
-    for name, run in runs.items():
-        table.add_row(
+    rows = [
+        (
             name,
             with_interval(run["val"]["macro_f1"], run["val"]["macro_f1_ci"]),
             with_interval(run["test"]["macro_f1"], run["test"]["macro_f1_ci"]),
@@ -86,7 +89,10 @@ def runs_table(runs: Mapping[str, Mapping[str, Any]]) -> Table:
             f"{run['parameters']:,}",
             f"{run['seconds']:.1f}",
         )
-    return table
+        for name, run in runs.items()
+    ]
+    columns = ("head sees", "val macro-F1", "test macro-F1", "test accuracy", "parameters", "seconds")
+    return ScoreTable(columns, rows, "macro-F1 and accuracy with 95 % bootstrap intervals")
 
 
 def featurize_table(summary: Mapping[str, Any], next_command: str) -> Table:
@@ -111,7 +117,7 @@ def featurize_table(summary: Mapping[str, Any], next_command: str) -> Table:
         kept = "dropped" if summary["pruned"] else "kept; --prune drops them"
         rows["gone"] = f"{summary['gone']:,} cached pairs are no longer in the dataset ({kept})"
     if summary["labels_missing"]:
-        rows["labels missing"] = f"no such file now: {summary['labels_missing']}; say with --labels where it is"
+        rows["labels missing"] = f"no such file now: {summary['labels_missing']}; give its place with --labels"
     if summary["unused_columns"]:
         rows["not used"] = "columns " + ", ".join(summary["unused_columns"])
     rows |= {
@@ -137,7 +143,7 @@ def content_rows(content: Mapping[str, Any], labels: Mapping[str, Any]) -> dict[
         rows["classes"] = _counts(labels["classes"])
     if labels["alike_classes"]:
         alike = "; ".join(", ".join(map(repr, names)) for names in labels["alike_classes"])
-        rows["alike"] = f"classes that differ in spelling alone: {alike}"
+        rows["alike"] = f"classes that differ only in spelling: {alike}"
     if labels["read_as_unlabelled"]:
         plain = {"": "an empty cell", "guid given twice": "a guid given twice"}
         spelled = {plain.get(name, repr(name)): count for name, count in labels["read_as_unlabelled"].items()}
@@ -155,7 +161,7 @@ def content_rows(content: Mapping[str, Any], labels: Mapping[str, Any]) -> dict[
 
 
 def _counts(by_name: Mapping[str, int], most: int = 12) -> str:
-    """Format counts by name, the largest of many."""
+    """Format counts by name; of many, only the largest."""
     shown = list(by_name.items())
     if len(shown) > most:
         shown = sorted(shown, key=lambda item: -item[1])[:most]
@@ -164,12 +170,13 @@ def _counts(by_name: Mapping[str, int], most: int = 12) -> str:
 
 
 def run_table(result: Mapping[str, Any], next_command: str) -> Table:
-    """Show what ``train-head`` did beside the scores, and what to type next."""
+    """Show epochs, size, time and folder of a run, and what to type next."""
     seeds = result["seeds"]
-    one = f"{seeds[0]['epochs']}, best {seeds[0]['best_epoch']}"
-    epochs = {"epochs": one if len(seeds) == 1 else " ".join(str(each["epochs"]) for each in seeds)}
+    epochs = f"{seeds[0]['epochs']}, best {seeds[0]['best_epoch']}"
+    if len(seeds) > 1:
+        epochs = " ".join(str(seed["epochs"]) for seed in seeds)
     return pairs_table(
-        ({} if result["head"] == "linear" else epochs)
+        ({} if result["head"] == "linear" else {"epochs": epochs})
         | {
             "parameters": f"{result['parameters']:,}",
             "time": f"{result['seconds']:.1f} s",
@@ -179,25 +186,40 @@ def run_table(result: Mapping[str, Any], next_command: str) -> Table:
     )
 
 
-def seeds_table(result: Mapping[str, Any]) -> Table:
+def next_after_training(runs: Path | None) -> str:
+    """Return what to type after a run is written: into the default folder, or into ``runs``."""
+    source = "" if runs is None else f"--from {runs / 'latest' / 'best.pt'} "
+    return f"mmcli predict {source}--ids FILE --out submission.txt"
+
+
+def seeds_table(result: Mapping[str, Any]) -> ScoreTable:
     """Show scores of single seeds beside those of their ensemble."""
-    seeds = [each["seed"] for each in result["seeds"]]
-    table = Table(title=f"{len(seeds)} seeds, {seeds[0]} to {seeds[-1]}", title_justify="left")
-    table.add_column("rows of")
-    for name in ("macro-F1, mean ± sd", "of the ensemble", "accuracy, mean ± sd", "of the ensemble"):
-        table.add_column(name, justify="right")
-    for part, found in result["over_seeds"].items():
+    rows = []
+    for part, over_seeds in result["over_seeds"].items():
         cells = []
-        for what in ("macro_f1", "accuracy"):
-            cells += [f"{found[what]['mean']:.3f} ± {found[what]['sd']:.3f}", f"{result[part][what]:.3f}"]
-        table.add_row(part, *cells)
-    return table
+        for score in ("macro_f1", "accuracy"):
+            cells += [f"{over_seeds[score]['mean']:.3f} ± {over_seeds[score]['sd']:.3f}", f"{result[part][score]:.3f}"]
+        rows.append((part, *cells))
+    seeds = [seed["seed"] for seed in result["seeds"]]
+    columns = ("rows", "macro-F1, mean ± sd", "macro-F1, ensemble", "accuracy, mean ± sd", "accuracy, ensemble")
+    return ScoreTable(columns, rows, f"{len(seeds)} seeds, {seeds[0]} to {seeds[-1]}")
+
+
+def info_table(result: Mapping[str, Any]) -> Table:
+    """Show what ``cache info`` says."""
+    rows = {name: flat(value) for name, value in result.items() if name not in _COUNTED}
+    without_files = result.get("without_files", {"rows": 0})
+    if without_files["rows"]:
+        rows["without files"] = (
+            f"{without_files['rows']:,} rows whose files are not both there, such as {without_files['example']!r}"
+        )
+    return pairs_table(rows | content_rows(result["content"], result.get("labels", {"file": None})))
 
 
 def flat(value: Any) -> str:
     """Nested plain data on one line."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {flat(each)}" for key, each in value.items())
+        return ", ".join(f"{key} {flat(inner)}" for key, inner in value.items())
     return str(value)
 
 

@@ -1,7 +1,7 @@
 """stdout carries the answer: tables, or one JSON document. stderr carries everything else.
 
-Nothing is lost where a stream cannot hold a character (a Windows code page, ``LC_ALL=C``): it is written as its escape.
-Nothing that stands in data (labels, class names) can command the terminal: control characters are written as escapes.
+A character that the stream cannot hold (a Windows code page, ``LC_ALL=C``) is written as its escape.
+Control characters in data (labels, class names) are written as escapes, so that they cannot command the terminal.
 """
 
 import json
@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 _PIPE_COLUMNS = 160
-# Controls but for tab and line feed; halves of emoji; marks that turn the direction of writing.
+# Control characters except tab and line feed; halves of emoji; marks that change the direction of writing.
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
@@ -24,14 +24,14 @@ def printable(text: str) -> str:
 
 
 class _Console(Console):
-    """A console on which text from data is no command."""
+    """A console that escapes control characters in text."""
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(printable(text), **options)
 
 
 def print_json(result: Any) -> None:
-    r"""Print ``result`` as one JSON document; what stdout cannot hold, as ``\u00e9``."""
+    r"""Print ``result`` as one JSON document, with escapes such as ``\u00e9`` for what stdout cannot hold."""
     text = json.dumps(result, ensure_ascii=False)
     if not _can_hold(sys.stdout, text) or _CONTROLS.search(text):
         text = json.dumps(result)
@@ -39,11 +39,12 @@ def print_json(result: Any) -> None:
 
 
 def print_parts(*parts: Any) -> None:
-    """Print text and tables, text to the letter; a pipe gets wide tables and no trailing spaces."""
-    terminal = sys.stdout.isatty()
-    console = _Console(
-        highlight=False, markup=False, emoji=False, soft_wrap=True, width=None if terminal else _PIPE_COLUMNS
-    )
+    """Print text and tables, text to the letter, without trailing spaces.
+
+    Tables are as wide as the terminal, or as ``COLUMNS`` says; in a pipe without ``COLUMNS``, they are wide.
+    """
+    width = None if sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit() else _PIPE_COLUMNS
+    console = _Console(highlight=False, markup=False, emoji=False, soft_wrap=True, width=width)
     with console.capture() as captured:
         for part in parts:
             console.print(part)
@@ -51,22 +52,22 @@ def print_parts(*parts: Any) -> None:
 
 
 def print_csv(text: str) -> None:
-    """Print a CSV: into a pipe to the letter, on a terminal without control characters."""
+    """Print a CSV: unchanged into a pipe, with control characters escaped on a terminal."""
     if not _can_hold(sys.stdout, text):
         note(
-            f"note: standard output is {sys.stdout.encoding}, which cannot hold all of it: such characters are written "
-            "as escapes; a file (--out) is always UTF-8"
+            f"note: standard output is {sys.stdout.encoding}, which cannot hold every character here: the others are "
+            "written as escapes; a file (--out) is always UTF-8"
         )
     _write(printable(text) if sys.stdout.isatty() else text)
 
 
 def note(text: str) -> None:
-    """Say something beside the answer, on stderr."""
+    """Print a message on stderr."""
     say(printable(text))
 
 
 def say(line: str) -> None:
-    """Write a line to stderr; a reader that is gone stops no work."""
+    """Write a line to stderr; work goes on if nobody reads it."""
     try:
         sys.stderr.write(line + "\n")
         sys.stderr.flush()
@@ -75,7 +76,7 @@ def say(line: str) -> None:
 
 
 def _write(text: str) -> None:
-    """Write the answer. A reader that has enough (``| head``) is no error; a disk that is full is one."""
+    """Write the answer. A reader that has gone (``| head``) is no error; a full disk is."""
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
@@ -94,7 +95,7 @@ def _can_hold(stream: TextIO, text: str) -> bool:
 
 
 def _let_go(stream: TextIO) -> None:
-    """Let what is still to be written to ``stream`` go nowhere, so that Python does not fail again at its end."""
+    """Redirect ``stream`` to nowhere, so that Python does not fail again when it exits."""
     try:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())

@@ -8,13 +8,13 @@ import sys
 import tomllib
 from collections import Counter
 from pathlib import Path
-from typing import get_args
+from typing import get_args, get_type_hints
 
 import mmcli
 import pytest
 import typer.main
 from mmcli.cli import app
-from mmcli.commands import features
+from mmcli.commands import comparisons
 
 ROOT = Path(__file__).resolve().parent.parent
 MAY_IMPORT = {
@@ -128,44 +128,35 @@ def test_every_command_prints_json_on_demand(name):
     assert "--json" in {option for parameter in COMMANDS[name].params for option in parameter.opts}
 
 
-def test_choices_and_defaults_of_the_command_line_are_those_of_the_code():
-    from mmcli.commands import comparisons as experiments
-    from mmcli.commands import options
-    from mmcli.commands import stage2 as finetune
-    from mmcli.commands import train as heads
-    from mmcli.featurize.backbones.base import DEFAULT_BACKBONE
-    from mmcli.heads import recipe
-    from mmcli.heads.experiments import Protocol, Setup
-    from mmcli.heads.finetune_recipe import SETTINGS
-    from mmcli.heads.finetune_recipe import parse_finetune_setting as parse_of_stage2
+def defaults_of(name):
+    return {parameter.name: parameter.default for parameter in COMMANDS[name].params}
 
-    parameters = inspect.signature(options._recipe_options).parameters
-    for name, choices in (
-        ("class_weights", recipe.ClassWeights),
-        ("head", recipe.HeadKind),
-        ("loss", recipe.Loss),
-        ("preset", recipe.Preset),
-    ):
-        assert get_args(parameters[name].annotation)[0] == choices
+
+def test_every_setting_is_an_option_with_its_default():
+    from mmcli.heads import finetune_recipe, recipe
+
+    typed = defaults_of("train-head")
+    for name in set(recipe.SETTINGS) - {"lr_factor", "lr_patience"}:
+        assert recipe.parse_setting(name, str(typed[name])) == recipe.SETTINGS[name], name
+    typed = defaults_of("finetune")
+    for name, default in finetune_recipe.SETTINGS.items():
+        assert finetune_recipe.parse_finetune_setting(name, str(typed[name])) == default, name
     assert set(get_args(recipe.Preset)) == set(recipe.PRESETS)
-    defaults = recipe.SETTINGS | {"hidden": [256, 64]}
-    not_typed = {"fusion", "modality", "lr_factor", "lr_patience"}
-    assert set(parameters) - {"preset"} == set(defaults) - not_typed
-    for name in set(parameters) - {"preset", "hidden"}:
-        assert parameters[name].default == defaults[name], name
-    assert recipe.parse_setting("hidden", parameters["hidden"].default) == recipe.Recipe().hidden
-    modality = inspect.signature(heads.train_head).parameters["modality"]
-    assert get_args(modality.annotation)[0] == recipe.Modality
-    for name in ("cache", "labels", "split_dir", "split_seed", "out", "jobs"):
-        assert str(inspect.signature(options._setup_options).parameters[name].default) == str(getattr(Setup(), name))
-    typed = inspect.signature(experiments._scoring_options).parameters
-    for name, field in (("folds", "folds"), ("repeats", "repeats"), ("fold_seed", "seed"), ("without_test",) * 2):
-        assert typed[name].default == getattr(Protocol(), field)
-    of_stage2 = inspect.signature(finetune.finetune).parameters
-    assert set(finetune._SETTINGS) == set(SETTINGS)
-    for name, value in SETTINGS.items():
-        assert parse_of_stage2(name, str(of_stage2[name].default)) == value, name
-    backbone = get_args(inspect.signature(features.featurize).parameters["backbone"].annotation)[1]
+
+
+def test_defaults_of_the_command_line_are_those_of_the_code():
+    from mmcli.featurize.backbones.base import DEFAULT_BACKBONE
+    from mmcli.heads.evaluation.division import New, Rare
+    from mmcli.heads.experiments import Protocol, Setup
+
+    typed = defaults_of("compare")
+    for field in set(Setup.__dataclass_fields__) - {"max_bytes", "on_fit", "on_states"}:
+        assert str(typed[field]) == str(getattr(Setup(), field)), field
+    for field in Protocol.__dataclass_fields__:
+        assert typed[{"seed": "fold_seed"}.get(field, field)] == getattr(Protocol(), field), field
+    types = get_type_hints(comparisons.Compare)
+    assert (types["new"], types["rare"]) == (New, Rare)
+    (backbone,) = [parameter for parameter in COMMANDS["featurize"].params if parameter.name == "backbone"]
     assert DEFAULT_BACKBONE in backbone.help
 
 

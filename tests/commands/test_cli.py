@@ -187,7 +187,7 @@ def test_a_corrupt_pair_is_counted_and_listed(cli, pairs, tiny_clip, tmp_path):
     assert "features.h5.rejects.csv" in out
     assert "7,not an image," in (tmp_path / "artifacts" / "features.h5.rejects.csv").read_text()
     code, _, err = cli("train-head", "--epochs", "1")
-    assert (code, "note: 1 labels are of pairs without features" in err) == (0, True)
+    assert (code, "note: 1 labels belong to pairs without features" in err) == (0, True)
 
 
 def test_labels_of_rows_that_the_run_has_seen_are_not_new(cli, featurized, tmp_path):

@@ -30,7 +30,7 @@ def test_on_the_command_line(cli, learnable, tmp_path):
     code, out, _ = cli("compare", "--single-split", "--fusions", "concat", "--preset", "report", *shared, "--json")
     assert json.loads(out)["candidates"][0]["name"] == "concat"
     code, out, err = cli("sweep", "--grid", "lr=1e-3,1e-2", "--folds", "2", *shared)
-    assert (code, "lr=0.001" in out, "--lr" in err or "as they are" in err) == (0, True, True)
+    assert (code, "lr=0.001" in out, "--lr" in err or "the current settings" in err) == (0, True, True)
     for arguments, words in (
         (("compare", "--folds", "0"), "at least 2 folds"),
         (("ablate", "--repeats", "0"), "1 repeat"),
@@ -89,8 +89,11 @@ def test_interrupted_train_head_does_not_say_that_anything_was_kept(cli, learnab
         raise KeyboardInterrupt
 
     monkeypatch.setattr(fitting, "_fit_and_keep", interrupt)
-    code, out, err = cli("train-head", "--cache", learnable[0], "--labels", learnable[1])
+    train = ("train-head", "--cache", learnable[0], "--labels", learnable[1])
+    code, out, err = cli(*train)
     assert (code, out, err.splitlines()[-1]) == (130, "", "interrupted: nothing was written")
+    code, out, err = cli(*train, "--seeds", "2", "--jobs", "1")
+    assert (code, out, "run the same command again" in err.splitlines()[-1]) == (130, "", True)
 
 
 @pytest.mark.parametrize("option", [("--split-seed", "7"), ("--no-group-duplicates",)])

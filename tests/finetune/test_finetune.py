@@ -326,7 +326,7 @@ def test_on_the_command_line(cli, stage1):
     for text in (
         "macro-F1, stage 1",
         "macro-F1, stage 2",
-        "Macro-F1 of training less validation rows",
+        "Macro-F1 on training rows minus",
         "best.pt holds",
     ):
         assert text in out

@@ -272,7 +272,7 @@ def test_copies_are_drawn_together(setup, learnable):
     assert "copies drawn together" in single_split_tables(split, "compare")[0].title
     overall = score_tables({"test": run["test"]}, result["classes"])[0]
     assert "copies drawn together" in overall.title
-    assert list(overall.columns[1].cells) == [f"{run['test']['n']} in {run['test']['n_groups']} groups"]
+    assert [row[1] for row in overall.rows] == [f"{run['test']['n']} in {run['test']['n_groups']} groups"]
 
 
 def test_the_largest_seeds_there_are(setup):

@@ -1,0 +1,165 @@
+"""evaluate and predict: what a best.pt is for."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from .command import DataOption, Options, OutputOption
+from .options import (
+    BEST,
+    Device,
+    From,
+    MaxMemory,
+    MovedBackbone,
+    MovedData,
+    TrainedCache,
+    TrainedLabels,
+    parse_bytes,
+)
+from .paths import InputPaths
+
+if TYPE_CHECKING:
+    from ..heads.runs.predictor import Predictions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(Options):
+    """Score a trained head, with intervals.
+
+    Example: mmcli evaluate --from artifacts/runs/latest/best.pt --on test
+    """
+
+    source: From = BEST
+    on: Annotated[
+        Literal["held-out", "val", "test", "train", "new"],
+        DataOption(help="Rows to score. held-out: val and test; new: labelled rows that the run has not seen."),
+    ] = "held-out"
+    cache: TrainedCache = None
+    labels: TrainedLabels = None
+    data: MovedData = None
+    backbone: MovedBackbone = None
+    max_memory: MaxMemory = "4GB"
+    device: Device = "auto"
+
+    def run(self) -> None:
+        """Score the rows, and show the scores."""
+        InputPaths(best_pt=self.source, cache=self.cache, labels=self.labels, data=self.data).check()
+        from ..featurize.backbones.opening import choose_device
+        from ..heads import evaluate, open_best_pt
+        from ..report.notes import note_about
+        from ..report.progress import ProgressLine
+        from ..report.tables import score_tables, shown_path
+        from ..report.terminal import print_json, print_parts
+
+        parts: list[str] = ["val", "test"] if self.on == "held-out" else [self.on]
+        device = choose_device(self.device)
+        model = open_best_pt(self.source, device, data=self.data, backbone=self.backbone)
+        if not model.layers and "stage1" not in model.checkpoint.made_from:
+            self.refuse(["data", "backbone"], f"has no effect: {model.checkpoint.path} needs no raw pairs")
+        with ProgressLine("frozen part") as progress:
+            result = evaluate(
+                model,
+                cache_path=self.cache,
+                on=parts,
+                labels_path=self.labels,
+                device=device,
+                max_bytes=parse_bytes(self.max_memory),
+                on_progress=progress,
+            )
+        note_about(result)
+        if self.as_json:
+            print_json(result)
+        else:
+            print_parts(f"{result['modality']}, {result['fusion']}: {shown_path(result['best_pt'])}")
+            print_parts(*score_tables({name: result[name] for name in parts if name in result}, result["classes"]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predict(Options):
+    """Predict the label of listed pairs, of a folder of pairs, or of one pair.
+
+    Example: mmcli predict --ids test_without_label.txt --out submission.txt
+    """
+
+    source: From = BEST
+    ids: Annotated[Path | None, DataOption(help="CSV with the column guid: the pairs to predict, in order.")] = None
+    data: Annotated[Path | None, DataOption(help="Folder or manifest of pairs, featurized or not.")] = None
+    image: Annotated[Path | None, DataOption(help="One image file; needs --text.")] = None
+    text: Annotated[str | None, DataOption(help="One text; needs --image.")] = None
+    cache: TrainedCache = None
+    backbone: MovedBackbone = None
+    out: Annotated[Path | None, OutputOption(help="CSV file to write; default: print the CSV.")] = None
+    probs: Annotated[bool, OutputOption("--probs", help="Add a column with the probability of each class.")] = False
+    device: Device = "auto"
+
+    def run(self) -> None:
+        """Predict, and write or print the predictions."""
+        if (self.image is None) != (self.text is None):
+            raise typer.BadParameter("--image and --text go together")
+        if (self.image is None) == (self.ids is None and self.data is None):
+            raise typer.BadParameter(
+                "give --ids FILE, or --data FOLDER (with or without --ids), or --image with --text"
+            )
+        from ..report.terminal import note
+
+        InputPaths(best_pt=self.source, cache=self.cache, ids=self.ids, data=self.data, image=self.image).check()
+        predictions = self._predict()
+        note(f"head: {predictions.head}")
+        for text in predictions.notes:
+            note(text)
+        for reject in predictions.rejects:
+            note(f"left out {reject.guid}: {reject.reason}")
+        if self.out is not None:
+            predictions.write(self.out, self.probs)
+        self._show(predictions)
+
+    def _predict(self) -> "Predictions":
+        """Predict, after a check that --out is no file that the command reads."""
+        from ..cache.atomic import make_folder, refuse_to_overwrite
+        from ..cache.machine import keep_freed_memory
+        from ..report.progress import ProgressLine
+
+        if self.out is not None:
+            inputs = (self.source, self.ids, self.data, self.image, self.cache)
+            refuse_to_overwrite(self.out, b"guid", [path for path in inputs if path])
+            make_folder(self.out.parent)
+        from ..featurize.backbones.opening import choose_device
+        from ..heads import open_best_pt, predict
+
+        keep_freed_memory()
+        with ProgressLine("encode") as progress:
+            model = open_best_pt(self.source, choose_device(self.device), backbone=self.backbone)
+            if (
+                self.out is not None
+            ):  # labels look like predictions, and a head that learns from its own would score well
+                refuse_to_overwrite(self.out, b"guid", model.checkpoint.inputs(self.cache))
+            return predict(
+                model,
+                ids=self.ids,
+                data=self.data,
+                pair=None if self.image is None or self.text is None else (self.image, self.text),
+                cache_path=self.cache,
+                backbone=self.backbone,
+                device=self.device,
+                on_progress=progress,
+            )
+
+    def _show(self, predictions: "Predictions") -> None:
+        from ..report.terminal import print_csv, print_json, print_parts
+
+        classes, probs = predictions.classes, predictions.probs.tolist()
+        if self.as_json:
+            rows = zip(predictions.guids, predictions.labels, probs, strict=True)
+            listed = [{"guid": guid, "tag": tag, "probs": of_row} for guid, tag, of_row in rows]
+            left_out = [asdict(reject) for reject in predictions.rejects]
+            out = None if self.out is None else str(self.out)
+            print_json({"classes": classes, "predictions": listed, "left_out": left_out, "out": out})
+        elif self.out is not None:
+            print_parts(f"{self.out}: {len(predictions.guids)} predictions")
+        elif self.image is not None:
+            shown = ", ".join(f"{name} {prob:.3f}" for name, prob in zip(classes, probs[0], strict=True))
+            print_parts(f"{predictions.labels[0]} ({shown})")
+        else:
+            print_csv(predictions.to_csv(self.probs))
