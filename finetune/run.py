@@ -14,8 +14,8 @@ from ..cache.store import FeatureCache
 from ..featurize.backbones.opening import moved_to
 from ..featurize.frozen.source import Source
 from ..featurize.frozen.state_store import OnProgress
-from ..heads.evaluation.division import renamed
 from ..heads.evaluation.duplicates import Groups, group_numbers, separated
+from ..heads.evaluation.rare import renamed
 from ..heads.evaluation.splits import Split
 from ..heads.model.head import Head
 from ..heads.runs.assembly import checkpoint_of, learn_offsets, seed_scores

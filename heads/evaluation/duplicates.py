@@ -13,41 +13,28 @@ _NOTHING = np.array([EMPTY_SHA256, bytes(32)], dtype="V32")  # an empty side, an
 
 
 def duplicate_groups(cache: FeatureCache, guids: Sequence[str]) -> NDArray[np.int64]:
-    """Return a group number per pair, (n,) int64: the same where images or cleaned texts are the same.
+    """Return the group number of each pair, (n,) int64, from 0; copies of each other have the same number.
 
-    Groups are closed: a pair that shares its image with one and its text with another joins them. Texts of which
-    cleaning leaves nothing, and images that are missing, are not copies of each other. Where a cache has no digests of
-    cleaned texts, those of the raw ones are taken.
+    Groups are closed: a pair that shares its image with a second pair and its text with a third joins all three.
+    Missing images, and texts that are empty after cleaning, are not copies of each other. A cache without digests of
+    cleaned texts is compared by its raw texts.
     """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     rows, n = cache.rows(guids), len(guids)
     text = "row/cleaned_sha256" if cache.has_cleaned else "row/text_sha256"
-    left, right = [], []
+    pairs, first_copies = [], []
     for name in ("row/image_sha256", text):
         digests = np.ascontiguousarray(cache.read(name, rows)).view("V32").reshape(n)
-        mine = np.flatnonzero((digests != _NOTHING[0]) & (digests != _NOTHING[1]))
-        _, first, inverse = np.unique(digests[mine], return_index=True, return_inverse=True)
-        left.append(mine)
-        right.append(mine[first[inverse]])
-    return connected(n, np.concatenate(left), np.concatenate(right))
-
-
-def connected(n: int, left: NDArray[np.int64], right: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the number of the connected component of each of n nodes, (n,), given the two ends of each edge.
-
-    Numbered by their first nodes, as ``scipy.sparse.csgraph.connected_components`` does, which takes longer to import
-    than a million nodes take here.
-    """
-    first = np.arange(n)  # the least node that is known to be in the component
-    while True:
-        one, other = first[left], first[right]
-        if np.array_equal(one, other):
-            numbers: NDArray[np.int64] = np.unique(first, return_inverse=True)[1].astype(np.int64)
-            return numbers
-        least = np.minimum(one, other)
-        np.minimum.at(first, one, least)
-        np.minimum.at(first, other, least)
-        while not np.array_equal(first, first[first]):
-            first = first[first]
+        there = np.flatnonzero((digests != _NOTHING[0]) & (digests != _NOTHING[1]))
+        _, first, inverse = np.unique(digests[there], return_index=True, return_inverse=True)
+        pairs.append(there)
+        first_copies.append(there[first[inverse]])
+    edges = (np.concatenate(pairs), np.concatenate(first_copies))
+    graph = coo_array((np.ones(len(edges[0]), dtype=np.bool_), edges), shape=(n, n))
+    numbers: NDArray[np.int64] = connected_components(graph, directed=False)[1].astype(np.int64)
+    return numbers
 
 
 class Groups(Mapping[str, int]):

@@ -11,9 +11,10 @@ import numpy as np
 from ...cache.errors import CheckpointError, MmcliError
 from ...cache.machine import cpu_count
 from ...cache.store import FeatureCache
-from ..evaluation.division import SplitOptions, divide, settle_rare_in_folds
+from ..evaluation.division import SplitOptions, divide
 from ..evaluation.duplicates import Groups
 from ..evaluation.folds import Fold, Indices
+from ..evaluation.rare import settle_rare_in_folds
 from ..evaluation.splits import Split
 from ..runs.fit_store import data_key
 from ..runs.fitting import OnFit

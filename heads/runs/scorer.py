@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from ...cache.errors import DataError
 from ...cache.store import FeatureCache
-from ..evaluation.division import renamed
 from ..evaluation.duplicates import Groups, group_numbers, separated, without_copies
 from ..evaluation.metrics import score
+from ..evaluation.rare import renamed
 from ..evaluation.splits import Split
 from .checkpoint import Checkpoint
 from .labelled import changed_labels, class_numbers, labels_of, left_for_features, usable_rows

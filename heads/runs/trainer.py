@@ -8,8 +8,9 @@ from typing import Any
 from ...cache.errors import CheckpointError, DataError, MmcliError
 from ...cache.store import FeatureCache
 from ...featurize.frozen.source import Source
-from ..evaluation.division import SplitOptions, divide, relabel
+from ..evaluation.division import SplitOptions, divide
 from ..evaluation.duplicates import Groups, duplicate_groups, group_numbers, separated
+from ..evaluation.rare import relabel
 from ..evaluation.splits import Split
 from ..model.inputs import Rows
 from ..recipe import Recipe
