@@ -1,6 +1,6 @@
 """Pairs that are copies of each other: byte-identical images, or identical cleaned texts."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +9,7 @@ from ...cache.schema import EMPTY_SHA256
 from ...cache.store import FeatureCache
 from .splits import Split
 
-_NOTHING = np.array([EMPTY_SHA256, bytes(32)], dtype="V32")  # an empty side, and one that is missing
+_NOTHING = np.array([EMPTY_SHA256, bytes(32)], dtype="V32")  # digests of an empty side and of a missing side
 
 
 def duplicate_groups(cache: FeatureCache, guids: Sequence[str]) -> NDArray[np.int64]:
@@ -37,22 +37,9 @@ def duplicate_groups(cache: FeatureCache, guids: Sequence[str]) -> NDArray[np.in
     return numbers
 
 
-class Groups(Mapping[str, int]):
-    """The group number of each of some pairs, by guid."""
-
-    def __init__(self, cache: FeatureCache, guids: Sequence[str]) -> None:
-        self._guids, self._row_of = guids, cache.row_of
-        self._numbers = np.zeros(len(cache), dtype=np.int64)
-        self._numbers[cache.rows(guids)] = duplicate_groups(cache, guids)
-
-    def __getitem__(self, guid: str) -> int:
-        return int(self._numbers[self._row_of[guid]])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._guids)
-
-    def __len__(self) -> int:
-        return len(self._guids)
+def groups_by_guid(cache: FeatureCache, guids: Sequence[str]) -> dict[str, int]:
+    """Return the number of each pair's group of copies, by guid; see ``duplicate_groups``."""
+    return dict(zip(guids, duplicate_groups(cache, guids).tolist(), strict=True))
 
 
 def group_numbers(groups: Mapping[str, int], parts: Mapping[str, Sequence[str]]) -> dict[str, NDArray[np.int64]]:
@@ -62,12 +49,15 @@ def group_numbers(groups: Mapping[str, int], parts: Mapping[str, Sequence[str]])
 
 def separated(split: Split, groups: Mapping[str, int], of_parts: Sequence[str] = ("val", "test")) -> int:
     """Count the rows of ``of_parts`` that have a copy in another part of the split."""
-    parts = group_numbers(groups, split.named())
-    elsewhere = {name: np.concatenate([found for other, found in parts.items() if other != name]) for name in of_parts}
-    return sum(int(np.isin(parts[name], others).sum()) for name, others in elsewhere.items())
+    numbers = group_numbers(groups, split.named())
+    count = 0
+    for name in of_parts:
+        elsewhere = np.concatenate([numbers[part] for part in numbers if part != name])
+        count += int(np.isin(numbers[name], elsewhere).sum())
+    return count
 
 
 def without_copies(guids: Sequence[str], learned_from: Sequence[str], groups: Mapping[str, int]) -> list[str]:
-    """Return the guids that are no copies of rows that a head learned from."""
+    """Return the guids of pairs that are not copies of pairs that a head learned from."""
     known = {groups[guid] for guid in learned_from}
     return [guid for guid in guids if groups[guid] not in known]
