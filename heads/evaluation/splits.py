@@ -1,4 +1,4 @@
-"""Train, validation and test rows: drawn once per run, and written as CSV."""
+"""Training, validation and test rows: drawn once per run and written as CSV."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,12 +12,12 @@ from ...cache.labels import read_labels, read_table, table_text
 from .folds import Indices, check_classes_left, groups_per_class, train_only
 
 SPLITS = ("train", "val", "test")
-NEEDED = 10  # groups of a class, so that a tenth of them is one
+NEEDED = 10  # groups of a class: a tenth of them is at least one
 
 
 @dataclass(frozen=True)
 class Split:
-    """Guids of the training, validation and test rows, and of test rows that have no label yet."""
+    """Guids of training, validation and test rows, and of test rows without a label."""
 
     train: list[str]
     val: list[str]
@@ -29,7 +29,7 @@ class Split:
         return {name: getattr(self, name) for name in SPLITS}
 
     def to_dict(self) -> dict[str, list[str]]:
-        """Return the lists as plain data; ``Split(**...)`` takes it."""
+        """Return the lists as plain data; ``Split(**data)`` restores the split."""
         return self.named() | ({"unlabelled": self.unlabelled} if self.unlabelled else {})
 
 
@@ -42,7 +42,7 @@ def stratified_split(guids: Sequence[str], tags: Sequence[str], seed: int = 42) 
     Raises
     ------
     DataError
-        Naming a class of which a part would have no row.
+        A part would have no row of some class; the message names the class.
     """
     names, classes = np.unique(list(tags), return_inverse=True)
     groups = np.arange(len(classes))
@@ -50,9 +50,9 @@ def stratified_split(guids: Sequence[str], tags: Sequence[str], seed: int = 42) 
     if len(rare):
         rarest = int(rare[np.argmin(np.bincount(classes)[rare])])
         raise DataError(
-            f"{len(tags)} labelled pairs cannot be split 8:1:1 with each class in each part: class "
+            f"{len(tags)} labelled pairs cannot be split 8:1:1 with every class in every part: class "
             f"{str(names[rarest])!r} has {np.count_nonzero(classes == rarest)} rows, and {NEEDED} are needed: label "
-            "more of it, or take it out"
+            "more of it, or leave it out"
         )
     return Split(*([guids[row] for row in rows.tolist()] for rows in parts))
 
@@ -191,7 +191,7 @@ def _merged_strata(strata: Indices, standing: Indices, too_small: Indices, remed
 def write_split(folder: Path, split: Split, labels: Mapping[str, str]) -> None:
     """Write ``train_split.csv``, ``val_split.csv`` and ``test_split.csv``, each with header ``guid,tag``.
 
-    Test rows that never had a label have an empty tag; a pair that lost its label is left out.
+    Test rows that never had a label get an empty tag. A pair that has lost its label is left out.
     """
     for name, guids in split.named().items():
         rows = [[guid, labels[guid]] for guid in guids if guid in labels]
@@ -201,18 +201,18 @@ def write_split(folder: Path, split: Split, labels: Mapping[str, str]) -> None:
 
 
 def read_split(folder: str | Path) -> dict[str, dict[str, str | None]]:
-    """Read the files that ``write_split`` wrote, or that somebody made like them.
+    """Read the files that ``write_split`` wrote, or files of the same form.
 
     Returns
     -------
     dict
-        Tag by guid, None where it is empty, for ``train``, ``val`` and ``test``. A test part that is not there, or
-        names no pair, is empty.
+        Tag by guid, for ``train``, ``val`` and ``test``; None for an empty tag. A test part without a file or without
+        a pair is an empty dict.
 
     Raises
     ------
     DataError
-        The training or validation part is missing or names no pair; a guid is in two parts.
+        The training or validation part is missing or names no pair, or a guid is in two parts.
     """
     folder = Path(folder)
     parts: dict[str, dict[str, str | None]] = {}
