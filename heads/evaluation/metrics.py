@@ -21,9 +21,9 @@ _CELLS_AT_ONCE = 4_000_000  # bounds the memory of the matrices that are drawn t
 
 def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
     """Return probabilities, (n, C) float64, of logits (n, C). Rows sum to 1 within rounding, as scikit-learn asks."""
-    from scipy.special import softmax as scipy_softmax
-
-    probs: NDArray[np.float64] = scipy_softmax(logits.astype(np.float64), axis=1)
+    exact = logits.astype(np.float64)
+    exponentials = np.exp(exact - exact.max(axis=1, keepdims=True))
+    probs: NDArray[np.float64] = exponentials / exponentials.sum(axis=1, keepdims=True)
     return probs
 
 
