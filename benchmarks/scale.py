@@ -77,12 +77,12 @@ def step(name, cache, max_memory):
             print(len(opened.guids))
     elif name == "split":
         from mmcli.heads.evaluation.division import SplitOptions, divide
-        from mmcli.heads.evaluation.duplicates import Groups
+        from mmcli.heads.evaluation.duplicates import groups_by_guid
         from mmcli.heads.runs.labelled import labels_of
 
         with FeatureCache.open(cache) as opened:
             _, labels, _ = labels_of(opened, None)
-            divide(labels, Groups(opened, list(labels)), SplitOptions())
+            divide(labels, groups_by_guid(opened, list(labels)), SplitOptions())
     elif name == "train-head":
         train(cache, max_memory)
     elif name == "pairs":

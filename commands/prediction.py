@@ -21,7 +21,7 @@ from .options import (
 from .paths import InputPaths
 
 if TYPE_CHECKING:
-    from ..heads.runs.predictor import Predictions
+    from ..heads.runs.predictions import Predictions
 
 
 @dataclass(frozen=True, kw_only=True)

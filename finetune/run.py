@@ -14,8 +14,8 @@ from ..cache.store import FeatureCache
 from ..featurize.backbones.opening import moved_to
 from ..featurize.frozen.source import Source
 from ..featurize.frozen.state_store import OnProgress
-from ..heads.evaluation.division import renamed
-from ..heads.evaluation.duplicates import Groups, group_numbers, separated
+from ..heads.evaluation.duplicates import group_numbers, groups_by_guid, separated
+from ..heads.evaluation.rare import renamed
 from ..heads.evaluation.splits import Split
 from ..heads.model.head import Head
 from ..heads.runs.assembly import checkpoint_of, learn_offsets, seed_scores
@@ -154,7 +154,7 @@ def finetune(
         stage2.relabelled, stage2.backbone = stage1.relabelled, stage1.backbone
         if recipe.offsets:
             learn_offsets(stage2.head, layers.rows["val"])
-        groups = Groups(cache, list(labels))
+        groups = groups_by_guid(cache, list(labels))
         outcome = compare_stages(stage1, stage2, fits, layers.rows, group_numbers(groups, parts))
         metrics = outcome.metrics() | seed_scores(stage2, fits, layers.rows)
         metrics |= {"labels_without_features": absent, "seconds_before_training": ready}

@@ -27,38 +27,38 @@ _NOT_RECIPE = ("validation_fraction", "random_state", "image_columns")
 class FusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """A head over X = [image | text], for ``clone``, ``cross_val_score``, ``GridSearchCV`` and pipelines.
 
-    The first ``image_columns`` columns are the image embedding, the others the text embedding. A tenth of the rows
-    is held out to stop an MLP by and to fit offsets on, where every class can have a row in it; otherwise training
-    takes all ``epochs``.
+    The first ``image_columns`` columns are the image embedding, the others the text embedding. An MLP needs rows that
+    decide when to stop, and offsets need rows to be fitted on: a tenth of the rows is held out for both. If some class
+    has too few rows for that, training takes all ``epochs``.
 
     Parameters
     ----------
     fusion, modality, head, hidden, dropout, lr, weight_decay, batch_size, epochs, patience, class_weights, loss
-        As in ``Recipe``. cross_attn is not to be had here: it needs token states.
+        As in ``Recipe``. cross_attn does not work here, because it needs token states.
     focal_gamma, label_smoothing, logit_adjustment, offsets
         As in ``Recipe``.
     normalize
-        Whether each half of a row is scaled to length 1 first. Unlike in ``Recipe`` it is off: X may be anything. With
-        embeddings, turn it on to have what ``mmcli train-head`` does.
+        Whether to scale each half of a row to length 1 first. Unlike in ``Recipe``, the default is False, because X may
+        hold anything. For embeddings, True does what ``mmcli train-head`` does.
     image_columns
-        How many columns of X are the image embedding. Default: half of them, so X must have an even number.
+        Number of columns of X that are the image embedding. Default: half of them, so X must have an even number.
     validation_fraction
-        Share of the rows to stop by.
+        Share of the rows that is held out.
     random_state
-        Of weights, order, dropout and the rows held out.
+        Seed or generator for weights, shuffling, dropout and the rows held out.
 
     Attributes
     ----------
     classes_
-        (C,), in the order of the columns of ``predict_proba``.
+        (C,) labels, in the order of the columns of ``predict_proba``.
     n_features_in_, image_columns_
-        Columns of X, and how many of them are the image embedding.
+        Number of columns of X, and how many of them are the image embedding.
     head_
         The trained ``Head``.
     offsets_
-        (C,), added to the logits; zeros unless ``offsets``.
+        (C,) float32, added to the logits; zeros unless ``offsets``.
     n_iter_
-        Epochs trained.
+        Number of epochs trained.
 
     Examples
     --------
@@ -117,7 +117,7 @@ class FusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Raises
         ------
         ValueError
-            A setting that cannot be; columns that cannot be cut into image and text; one class only.
+            A setting is not allowed, the columns cannot be divided into image and text, or y holds a single class.
         """
         X, y = validate_data(self, X, y, dtype=np.float64, ensure_min_samples=2)
         check_classification_targets(y)
@@ -136,7 +136,7 @@ class FusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             done = fit(recipe, len(self.classes_), rows.take(train), val, FitOptions(score_train=False))
         except MmcliError as error:
             raise ValueError(str(error)) from error
-        # In float64, so that a row alone and a row among others give the same to the last digits.
+        # In float64, so that results do not depend on the batch.
         self.head_, self.n_iter_ = done.head.double(), len(done.history)
         self.offsets_ = np.zeros(len(self.classes_), dtype=np.float32)
         if self.offsets and val is not None:
@@ -144,17 +144,17 @@ class FusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return self
 
     def _checked_image_columns(self, columns: int) -> int:
-        """Return where X is cut; a ValueError says why it cannot be."""
+        """Return the number of image columns; raise a ValueError where X cannot be divided so."""
         chosen = _fusion_of(self)
         if chosen is not None and chosen.needs_tokens:
             raise ValueError(
-                f"fusion {self.fusion!r} needs token states, which X has not: use `mmcli train-head --fusion "
+                f"fusion {self.fusion!r} needs token states, which X does not hold: use `mmcli train-head --fusion "
                 f"{self.fusion}`, or another fusion"
             )
         if self.image_columns is None and columns % 2:
             raise ValueError(
-                f"X is [image | text], and {columns} feature(s) cannot be halved: say with image_columns how many "
-                "columns are the image embedding"
+                f"X is [image | text], and {columns} feature(s) cannot be halved: give the number of image columns as "
+                "image_columns"
             )
         cut = columns // 2 if self.image_columns is None else self.image_columns
         least, most = int(self.modality != "text"), columns - int(self.modality != "image")
@@ -165,7 +165,7 @@ class FusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             )
         if chosen is not None and chosen.equal_halves and 2 * cut != columns:
             raise ValueError(
-                f"fusion {self.fusion!r} joins image and text number by number, so both must have the same number of "
+                f"fusion {self.fusion!r} combines image and text elementwise, so both must have the same number of "
                 f"columns; found {cut} image columns of {columns} feature(s): take another fusion"
             )
         return int(cut)
@@ -181,7 +181,7 @@ class FusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _held_out(
         self, classes: NDArray[np.int64], random: np.random.RandomState
     ) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
-        """Return rows to train on and rows to stop by; None where a class has too few for both."""
+        """Return rows to train on, and rows held out; None in place of these where a class has too few for both."""
         rows = np.arange(len(classes))
         share = self.validation_fraction
         if not 0 <= share < 1:
@@ -190,20 +190,20 @@ class FusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if not needed or share * np.bincount(classes).min() < 1:
             if self.offsets:
                 raise ValueError(
-                    f"offsets are fitted on a held-out {share:g} of the rows, of which the rarest class "
-                    f"({np.bincount(classes).min()} rows) would have none: turn them off, or give more rows"
+                    f"offsets are fitted on a held-out share of {share:g} of the rows, and the rarest class "
+                    f"({np.bincount(classes).min()} rows) would have no row there: turn offsets off, or give more rows"
                 )
             return rows, None
         train, stop = train_test_split(rows, test_size=share, stratify=classes, random_state=random)
         return train, stop
 
     def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Return logits, (n, C); with two classes (n,), that of the second less that of the first."""
+        """Return logits, (n, C); with two classes the difference of their logits, second minus first, (n,)."""
         logits = self._logits(X)
         return logits[:, 1] - logits[:, 0] if len(self.classes_) == 2 else logits
 
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Return probabilities, (n, C), rows summing to 1."""
+        """Return probabilities, (n, C) float64; each row sums to 1."""
         return softmax(self._logits(X))
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
@@ -219,7 +219,7 @@ class FusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _raw_logits(self, features: Features) -> NDArray[np.float64]:
         with torch.inference_mode():
-            image, text = (torch.from_numpy(each).double() for each in (features.image, features.text))
+            image, text = (torch.from_numpy(side).double() for side in (features.image, features.text))
             logits: NDArray[np.float64] = self.head_(Batch(image, text)).numpy()
         return logits
 
@@ -239,28 +239,28 @@ _CHECKS_WITH_ODD_COLUMNS = (
     "check_pipeline_consistency",
     "check_supervised_y_2d",
 )
-_BLOBS = "the check wants three blobs told apart by two columns, of which "
+_BLOBS = "the check needs both of its two columns to separate three blobs, and "
 
 
 def expected_failed_checks(estimator: FusionClassifier) -> dict[str, str]:
-    """Return the checks of scikit-learn that an estimator's settings make impossible, each with its reason.
+    """Return the checks of scikit-learn that an estimator cannot pass because of its settings, each with its reason.
 
     For ``parametrize_with_checks(..., expected_failed_checks=expected_failed_checks)``. Empty for concat, film and
-    late with ``image_columns=1``, and for the linear head on them.
+    late with ``image_columns=1``, with an MLP or a linear head.
     """
     chosen = _fusion_of(estimator)
     impossible = {}
     if estimator.image_columns is None or (chosen is not None and chosen.equal_halves):
         impossible = dict.fromkeys(_CHECKS_WITH_ODD_COLUMNS, _ODD)
     if chosen is Gated:
-        impossible["check_classifiers_train"] = _BLOBS + "a scalar gate leaves one mixture"
+        impossible["check_classifiers_train"] = _BLOBS + "a scalar gate leaves a single mixture of them"
     elif estimator.modality != "both":
-        impossible["check_classifiers_train"] = _BLOBS + "a single modality sees one"
+        impossible["check_classifiers_train"] = _BLOBS + "a single modality sees one of them"
     return impossible
 
 
 def _fusion_of(estimator: FusionClassifier) -> type[Fusion] | None:
-    """Return the class of an estimator's fusion; None where its settings name none."""
+    """Return the class of an estimator's fusion; None if its settings name no fusion that exists."""
     try:
         return fusion_class(estimator.fusion, estimator.modality)
     except (MmcliError, KeyError):

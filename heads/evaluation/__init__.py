@@ -1,1 +1,1 @@
-"""Scores and what they are scores of: metrics, statistics, splits, folds, copies."""
+"""Rows to score and their scores: splits, folds, copies and rare classes; metrics and statistics."""

@@ -1,7 +1,7 @@
 """Scores of a classifier, each with a bootstrap interval.
 
-Everything is computed from confusion matrices, so that thousands of bootstrap replicates cost one array operation.
-scikit-learn is the witness in the tests.
+Every score is computed from confusion matrices, so that one array operation scores thousands of bootstrap replicates.
+The tests compare the scores with scikit-learn's.
 """
 
 from collections.abc import Sequence
@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...cache.errors import MmcliError
-from .resampling import Units, units_of
+from .folds import groups_per_class
+from .resampling import ResamplingUnits, resampling_units
 
 REPLICATES = 2000
 LEVEL = 0.95
-_BOOTSTRAP_CELLS = 4_000_000  # cells of all matrices drawn at once
+_CELLS_AT_ONCE = 4_000_000  # bounds the memory of the matrices that are drawn together
 
 
 def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
@@ -32,32 +33,36 @@ def confusion_matrix(true: NDArray[np.int64], predicted: NDArray[np.int64], n_cl
     return counts.reshape(n_classes, n_classes).astype(np.int64)
 
 
-def f1_of(hits: NDArray[Any], total: NDArray[Any]) -> NDArray[np.float64]:
-    """F1 = 2 hits / total, total being how often a class occurs plus how often it is predicted; NaN where that is 0."""
+def f1_from_counts(hits: NDArray[Any], total: NDArray[Any]) -> NDArray[np.float64]:
+    """Return F1 = 2 hits / total, NaN where the total is 0.
+
+    The total is how often a class occurs plus how often it is predicted.
+    """
     return np.where(total > 0, 2 * hits / np.maximum(total, 1), np.nan)
 
 
 def f1_per_class(confusion: NDArray[Any]) -> NDArray[np.float64]:
-    """F1 of each class, (..., C) float64, from confusion matrices (..., C, C).
+    """Return the F1 of each class, (..., C) float64, from confusion matrices (..., C, C).
 
-    F1 = 2 TP / (2 TP + FP + FN), and NaN for a class without a row, also where it is predicted: nothing says how well
-    its rows would be found. Such predictions count as errors of the classes that the rows have.
+    F1 = 2 TP / (2 TP + FP + FN). A class without a row has NaN, even where it is predicted, because nothing says how
+    well its rows would be recognised. Such predictions still count as errors of the classes that the rows belong to.
     """
     hits = np.diagonal(confusion, axis1=-2, axis2=-1)
     support = confusion.sum(axis=-1)
-    return np.where(support > 0, f1_of(hits, support + confusion.sum(axis=-2)), np.nan)
+    return np.where(support > 0, f1_from_counts(hits, support + confusion.sum(axis=-2)), np.nan)
 
 
 def macro_f1(confusion: NDArray[Any]) -> NDArray[np.float64]:
-    """Mean of the F1 of the classes that have rows, (...,) float64, from (..., C, C).
+    """Return the mean F1 of the classes that have rows, (...,) float64, from confusion matrices (..., C, C).
 
-    A bootstrap replicate that misses a rare class says nothing about it; counting it as 0 would bend the interval.
+    A bootstrap replicate without a rare class says nothing about that class; counting its F1 as 0 would distort the
+    interval.
     """
     return np.nanmean(f1_per_class(confusion), axis=-1)
 
 
 def accuracy(confusion: NDArray[Any]) -> NDArray[np.float64]:
-    """Share of rows on the diagonal, (...,) float64, from confusion matrices (..., C, C)."""
+    """Return the share of rows on the diagonal, (...,) float64, from confusion matrices (..., C, C)."""
     hits = np.diagonal(confusion, axis1=-2, axis2=-1).sum(axis=-1)
     return hits / np.maximum(confusion.sum(axis=(-2, -1)), 1)
 
@@ -68,23 +73,25 @@ def quick_scores(true: NDArray[np.int64], predicted: NDArray[np.int64], n_classe
     return {"macro_f1": float(macro_f1(confusion)), "accuracy": float(accuracy(confusion))}
 
 
-def bootstrap_scores(units: Units, n_classes: int, seed: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """F1 per class, (R, C), and accuracy, (R,), of bootstrap replicates, in bounded memory.
+def bootstrap_scores(
+    units: ResamplingUnits, n_classes: int, seed: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return F1 per class, (B, C), and accuracy, (B,), of B bootstrap replicates, in bounded memory.
 
     The kinds of rows in ``units`` are the C x C cells of the confusion matrix.
     """
-    at_once = max(1, min(REPLICATES, _BOOTSTRAP_CELLS // len(units.counts)))
-    f1, hits = [], []
+    at_once = max(1, min(REPLICATES, _CELLS_AT_ONCE // len(units.counts)))
+    f1, accuracies = [], []
     for start in range(0, REPLICATES, at_once):
         generator = np.random.default_rng(seed + start)
-        drawn = units.draw(generator, min(at_once, REPLICATES - start)).reshape(-1, n_classes, n_classes)
-        f1.append(f1_per_class(drawn))
-        hits.append(accuracy(drawn))
-    return np.concatenate(f1), np.concatenate(hits)
+        confusions = units.draw(generator, min(at_once, REPLICATES - start)).reshape(-1, n_classes, n_classes)
+        f1.append(f1_per_class(confusions))
+        accuracies.append(accuracy(confusions))
+    return np.concatenate(f1), np.concatenate(accuracies)
 
 
 def interval(values: NDArray[np.float64], level: float = LEVEL) -> list[float]:
-    """Percentile interval [low, high] of bootstrap replicates (R,)."""
+    """Return the percentile interval [low, high] of bootstrap replicates (B,)."""
     tail = (1 - level) / 2
     return [float(np.nanquantile(values, tail)), float(np.nanquantile(values, 1 - tail))]
 
@@ -96,7 +103,7 @@ def score(
     groups: NDArray[np.int64] | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Score predictions against truth.
+    """Score predicted classes against the true ones.
 
     Parameters
     ----------
@@ -105,8 +112,8 @@ def score(
     classes
         Names, in the order of the numbers.
     groups
-        (n,) group number of each row, from 0: rows with the same number are copies, and the bootstrap draws them
-        together; default: no copies.
+        (n,) group number of each row, from 0. Rows with the same number are copies, and the bootstrap draws them
+        together. Default: no copies.
     seed
         Seed for the bootstrap.
 
@@ -114,8 +121,9 @@ def score(
     -------
     dict
         ``n``, ``n_groups``, ``macro_f1``, ``macro_f1_ci``, ``accuracy``, ``accuracy_ci`` (95 % percentile bootstrap
-        over groups), ``per_class`` (precision, recall, f1, f1_ci, support, and the groups that hold a row of the
-        class; None for the F1 of a class without a row), ``confusion`` (rows true, columns predicted).
+        over groups), ``per_class`` (``precision``, ``recall``, ``f1``, ``f1_ci``, ``support``, and ``groups``, the
+        number of groups that hold a row of the class; F1 is None for a class without a row), ``confusion`` (rows true,
+        columns predicted).
 
     Raises
     ------
@@ -126,11 +134,9 @@ def score(
         raise MmcliError("there is no row to score: a score needs at least one")
     n_classes = len(classes)
     confusion = confusion_matrix(true, predicted, n_classes)
-    units = units_of(true * n_classes + predicted, n_classes**2, groups)
+    units = resampling_units(true * n_classes + predicted, n_classes**2, groups)
     f1_replicates, accuracy_replicates = bootstrap_scores(units, n_classes, seed)
-    hits, support, called = np.diagonal(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
-    of_class = support if groups is None else _groups_by_class(true, groups, n_classes)
-    f1 = f1_per_class(confusion)
+    n_groups = confusion.sum(axis=1) if groups is None else groups_per_class(true, groups, n_classes)
     return {
         "n": len(true),
         "n_groups": int(units.counts.sum()),
@@ -139,21 +145,20 @@ def score(
         "accuracy": float(accuracy(confusion)),
         "accuracy_ci": interval(accuracy_replicates),
         "per_class": {
-            name: {
-                "precision": float(hits[k] / max(called[k], 1)),
-                "recall": float(hits[k] / max(support[k], 1)),
-                "f1": None if np.isnan(f1[k]) else float(f1[k]),
-                "f1_ci": None if np.isnan(f1[k]) else interval(f1_replicates[:, k]),
-                "support": int(support[k]),
-                "groups": int(of_class[k]),
-            }
-            for k, name in enumerate(classes)
+            name: _class_scores(confusion, number, f1_replicates[:, number]) | {"groups": int(n_groups[number])}
+            for number, name in enumerate(classes)
         },
         "confusion": confusion.tolist(),
     }
 
 
-def _groups_by_class(true: NDArray[np.int64], groups: NDArray[np.int64], n_classes: int) -> NDArray[np.int64]:
-    """Count the groups that hold a row of each class, (C,)."""
-    held = np.sort(groups * n_classes + true)
-    return np.bincount(held[np.diff(held, prepend=-1) > 0] % n_classes, minlength=n_classes)
+def _class_scores(confusion: NDArray[np.int64], number: int, f1_replicates: NDArray[np.float64]) -> dict[str, Any]:
+    """Return precision, recall, F1 with its interval, and support of one class; see ``score``."""
+    hits, support, called = confusion[number, number], confusion[number].sum(), confusion[:, number].sum()
+    return {
+        "precision": float(hits / max(called, 1)),
+        "recall": float(hits / max(support, 1)),
+        "f1": float(f1_from_counts(hits, support + called)) if support else None,
+        "f1_ci": interval(f1_replicates) if support else None,
+        "support": int(support),
+    }

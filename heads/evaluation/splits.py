@@ -1,11 +1,10 @@
-"""Train, validation and test rows: drawn once per run, and written as CSV."""
+"""Training, validation and test rows: drawn once per run and written as CSV."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...cache.atomic import write_text
 from ...cache.errors import DataError
@@ -13,12 +12,12 @@ from ...cache.labels import read_labels, read_table, table_text
 from .folds import Indices, check_classes_left, groups_per_class, train_only
 
 SPLITS = ("train", "val", "test")
-NEEDED = 10  # groups of a class, so that a tenth of them is one
+NEEDED = 10  # groups of a class: a tenth of them is at least one
 
 
 @dataclass(frozen=True)
 class Split:
-    """Guids of the training, validation and test rows, and of test rows that have no label yet."""
+    """Guids of training, validation and test rows, and of test rows without a label."""
 
     train: list[str]
     val: list[str]
@@ -30,7 +29,7 @@ class Split:
         return {name: getattr(self, name) for name in SPLITS}
 
     def to_dict(self) -> dict[str, list[str]]:
-        """Return the lists as plain data; ``Split(**...)`` takes it."""
+        """Return the lists as plain data; ``Split(**data)`` restores the split."""
         return self.named() | ({"unlabelled": self.unlabelled} if self.unlabelled else {})
 
 
@@ -43,7 +42,7 @@ def stratified_split(guids: Sequence[str], tags: Sequence[str], seed: int = 42) 
     Raises
     ------
     DataError
-        Naming a class of which a part would have no row.
+        A part would have no row of some class; the message names the class.
     """
     names, classes = np.unique(list(tags), return_inverse=True)
     groups = np.arange(len(classes))
@@ -51,9 +50,9 @@ def stratified_split(guids: Sequence[str], tags: Sequence[str], seed: int = 42) 
     if len(rare):
         rarest = int(rare[np.argmin(np.bincount(classes)[rare])])
         raise DataError(
-            f"{len(tags)} labelled pairs cannot be split 8:1:1 with each class in each part: class "
+            f"{len(tags)} labelled pairs cannot be split 8:1:1 with every class in every part: class "
             f"{str(names[rarest])!r} has {np.count_nonzero(classes == rarest)} rows, and {NEEDED} are needed: label "
-            "more of it, or take it out"
+            "more of it, or leave it out"
         )
     return Split(*([guids[row] for row in rows.tolist()] for rows in parts))
 
@@ -61,21 +60,23 @@ def stratified_split(guids: Sequence[str], tags: Sequence[str], seed: int = 42) 
 def split_rows(
     classes: Indices, groups: Indices, names: Sequence[str], seed: int, remedy: str = ""
 ) -> tuple[tuple[Indices, Indices, Indices], Indices]:
-    """Split rows 8:1:1, stratified by class, with all rows of a group in one part.
+    """Split rows 8:1:1, stratified by class, and keep all rows of a group in one part.
 
-    One row stands for each group, with the class of its first row. Where no group has two rows and no class is too
-    rare, the parts are exactly scikit-learn's (see ``stratified_split``). A class with fewer than ``NEEDED`` groups, of
-    which that draw leaves a part without a row, trains only, with its copies in other classes; so does every class with
-    as few groups.
+    The first row of each group stands for the group in the draw. Where every group is a single row and no class is too
+    rare, the parts are exactly scikit-learn's (see ``stratified_split``). If the draw leaves a class with fewer than
+    ``NEEDED`` groups without a row in some part, then this class trains only, and so does every class with as few
+    groups. Copies of their rows in other classes train only, too.
 
     Parameters
     ----------
     classes, groups
-        (n,) each.
+        Class number and group number of each row, (n,) each.
     names
-        Of the classes.
+        Names of the classes.
+    seed
+        Seed for both draws.
     remedy
-        What to do beside labelling more where too few classes are left.
+        What the user can do, other than label more, where too few classes are left.
 
     Returns
     -------
@@ -92,31 +93,45 @@ def split_rows(
     _, first, group_of = np.unique(groups, return_index=True, return_inverse=True)
     strata, rare = classes[first], np.zeros(0, dtype=np.int64)
     while True:
-        alone = train_only(classes, groups, rare)
+        trains_only = train_only(classes, groups, rare)
         check_classes_left(classes, groups, names, rare, NEEDED, remedy)
-        standing = np.sort(first[~alone[first]])  # one row for each group, in the order of the rows
-        drawn, suspects = _draw_parts(strata[group_of[standing]], seed)
-        parts = [_members(group_of, group_of[standing[rows]]) for rows in drawn]
-        scored = np.setdiff1d(classes, rare)
-        if parts:
-            suspects = np.unique(np.concatenate([np.setdiff1d(scored, classes[rows]) for rows in parts]))
-        counts = groups_per_class(classes[~alone], groups[~alone], len(names))
-        too_few = suspects[counts[suspects] < NEEDED]
-        if parts and not len(too_few):
-            too_few = np.setdiff1d(scored, classes[parts[0]])
-        if len(too_few):
-            rare = np.union1d(rare, scored[counts[scored] <= counts[too_few].max()])
+        standing = np.sort(first[~trains_only[first]])  # one row for each group, in the order of the rows
+        parts, too_small = _draw_parts(standing, strata[group_of[standing]], seed)
+        parts = [_members(group_of, group_of[rows]) for rows in parts]
+        counts = groups_per_class(classes[~trains_only], groups[~trains_only], len(names))
+        too_rare = _classes_too_rare(parts, too_small, classes, np.setdiff1d(classes, rare), counts)
+        if len(too_rare):
+            rare = np.union1d(rare, too_rare)
         elif parts:
-            return (np.concatenate([parts[0], np.flatnonzero(alone)]), parts[1], parts[2]), rare
-        else:  # classes whose rows are mostly copies of rows of other classes: they cannot be strata
-            largest = np.bincount(strata[group_of[standing]]).argmax()
-            merged = np.where(np.isin(strata, suspects), largest, strata)
-            fewer = len(np.unique(merged[group_of[standing]])) < len(np.unique(strata[group_of[standing]]))
-            if not fewer and not strata.any():
-                raise DataError(
-                    f"{len(standing)} rows, copies counted once, are too few for an 8:1:1 split: label more{remedy}"
-                )
-            strata = merged if fewer else np.zeros_like(strata)
+            return (np.concatenate([parts[0], np.flatnonzero(trains_only)]), parts[1], parts[2]), rare
+        else:
+            strata = _merged_strata(strata, group_of[standing], too_small, remedy)
+
+
+def _draw_parts(rows: Indices, strata: Indices, seed: int) -> tuple[list[Indices], Indices]:
+    """Divide ``rows`` 8:1:1.
+
+    Returns
+    -------
+    parts
+        The rows of the three parts, or no part where a stratum is too small to be drawn from.
+    too_small
+        The smallest strata in that case, else none.
+    """
+    from sklearn.model_selection import train_test_split
+
+    parts: list[Indices] = []
+    present, numbers = np.unique(strata, return_inverse=True)
+    for share in (0.8, 0.5):
+        count = int(share * len(rows))
+        sizes = np.bincount(numbers, minlength=len(present))
+        drawable = sizes[sizes > 0]
+        # What scikit-learn refuses: a stratum of one row, or more strata than rows on a side.
+        if not len(rows) or drawable.min() < 2 or min(count, len(rows) - count) < len(drawable):
+            return [], present[sizes == sizes.min(initial=len(rows))]
+        part, rows, _, numbers = train_test_split(rows, numbers, train_size=count, stratify=numbers, random_state=seed)
+        parts.append(part)
+    return [*parts, rows], np.zeros(0, dtype=np.int64)
 
 
 def _members(group_of: Indices, chosen: Indices) -> Indices:
@@ -127,75 +142,56 @@ def _members(group_of: Indices, chosen: Indices) -> Indices:
     return rows[np.argsort(rank[group_of[rows]], kind="stable")]
 
 
-def _draw_parts(strata: Indices, seed: int) -> tuple[list[Indices], Indices]:
-    """Return the row numbers of the three parts, or none and the strata that are too small for them."""
-    none = np.zeros(0, dtype=np.int64)
-    if not len(strata):
-        return [], none
-    present, numbers, counts = np.unique(strata, return_inverse=True, return_counts=True)
-    first = stratified_draw(numbers, int(0.8 * len(numbers)), seed)
-    if first is None:
-        return [], present[counts == counts.min()]
-    train, rest = first
-    second = stratified_draw(numbers[rest], len(rest) // 2, seed)
-    if second is None:
-        left = np.bincount(numbers[rest], minlength=len(present))
-        return [], present[left == left.min()]
-    return [train, rest[second[0]], rest[second[1]]], none
-
-
-def stratified_draw(
-    classes: NDArray[np.int64], count: int, seed: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
-    """Draw ``count`` of n rows, each class in its share; return the rows drawn, and the others, both in random order.
-
-    The numbers of scikit-learn's ``train_test_split(stratify=classes, random_state=seed)``, whatever its version, and
-    without the second that importing it takes. None where it would refuse: a class with one row, or more classes than
-    rows on a side.
+def _classes_too_rare(
+    parts: Sequence[Indices], too_small: Indices, classes: Indices, scored: Indices, counts: Indices
+) -> Indices:
+    """Return the classes that must train only, because the draw failed on them or left them out of a part.
 
     Parameters
     ----------
+    parts, too_small
+        Rows of the drawn parts; or no part, and the strata that were too small.
     classes
-        (n,): numbers from 0.
+        (n,).
+    scored
+        Numbers of the classes that are not known as rare yet.
+    counts
+        Groups of each class, (C,).
     """
-    per_class = np.bincount(classes)
-    others = len(classes) - count
-    present = np.unique(classes)
-    per_class = per_class[present]
-    if per_class.min() < 2 or min(count, others) < len(present):
-        return None
-    random = np.random.RandomState(seed)
-    drawn_of = _shares(per_class, count, random)
-    others_of = _shares(per_class - drawn_of, others, random)
-    drawn: list[NDArray[np.int64]] = []
-    left: list[NDArray[np.int64]] = []
-    rows_of = np.split(np.argsort(classes, kind="stable"), np.cumsum(per_class)[:-1])
-    for rows, here, there in zip(rows_of, drawn_of.tolist(), others_of.tolist(), strict=True):
-        shuffled = rows[random.permutation(len(rows))]
-        drawn.append(shuffled[:here])
-        left.append(shuffled[here : here + there])
-    return random.permutation(np.concatenate(drawn)), random.permutation(np.concatenate(left))
+    missing = [np.setdiff1d(scored, classes[rows]) for rows in parts]
+    suspects = np.unique(np.concatenate(missing)) if parts else too_small
+    too_few = suspects[counts[suspects] < NEEDED]
+    if parts and not len(too_few):
+        too_few = missing[0]  # no head can be scored on a class that it does not learn
+    return scored[counts[scored] <= counts[too_few].max()] if len(too_few) else too_few
 
 
-def _shares(per_class: NDArray[np.int64], count: int, random: np.random.RandomState) -> NDArray[np.int64]:
-    """Return how many of ``count`` rows each class gives: its share rounded down, the rest by largest remainders."""
-    exact = per_class / per_class.sum() * count
-    shares = np.floor(exact)
-    missing = int(count - shares.sum())
-    for remainder in np.sort(np.unique(exact - shares))[::-1] if missing else ():
-        (tied,) = np.where(exact - np.floor(exact) == remainder)
-        chosen = random.choice(tied, size=min(len(tied), missing), replace=False)
-        shares[chosen] += 1
-        missing -= len(chosen)
-        if missing == 0:
-            break
-    return shares.astype(np.int64)
+def _merged_strata(strata: Indices, standing: Indices, too_small: Indices, remedy: str) -> Indices:
+    """Return strata, one per group, of which those too small to be drawn from have joined the largest.
+
+    A class with enough rows can still be too small a stratum, where its rows are mostly copies of rows of other
+    classes. If joining leaves as many strata as before, all groups become one stratum.
+
+    Parameters
+    ----------
+    standing
+        The groups that are divided.
+    """
+    largest = np.bincount(strata[standing], minlength=1).argmax()
+    merged = np.where(np.isin(strata, too_small), largest, strata)
+    if len(np.unique(merged[standing])) < len(np.unique(strata[standing])):
+        return merged
+    if not len(standing) or not strata.any():
+        raise DataError(
+            f"{len(standing)} rows, copies counted once, are too few for an 8:1:1 split: label more{remedy}"
+        )
+    return np.zeros_like(strata)
 
 
 def write_split(folder: Path, split: Split, labels: Mapping[str, str]) -> None:
     """Write ``train_split.csv``, ``val_split.csv`` and ``test_split.csv``, each with header ``guid,tag``.
 
-    Test rows that never had a label have an empty tag; a pair that lost its label is left out.
+    Test rows that never had a label get an empty tag. A pair that has lost its label is left out.
     """
     for name, guids in split.named().items():
         rows = [[guid, labels[guid]] for guid in guids if guid in labels]
@@ -205,18 +201,18 @@ def write_split(folder: Path, split: Split, labels: Mapping[str, str]) -> None:
 
 
 def read_split(folder: str | Path) -> dict[str, dict[str, str | None]]:
-    """Read the files that ``write_split`` wrote, or that somebody made like them.
+    """Read the files that ``write_split`` wrote, or files of the same form.
 
     Returns
     -------
     dict
-        Tag by guid, None where it is empty, for ``train``, ``val`` and ``test``. A test part that is not there, or
-        names no pair, is empty.
+        Tag by guid, for ``train``, ``val`` and ``test``; None for an empty tag. A test part without a file or without
+        a pair is an empty dict.
 
     Raises
     ------
     DataError
-        The training or validation part is missing or names no pair; a guid is in two parts.
+        The training or validation part is missing or names no pair, or a guid is in two parts.
     """
     folder = Path(folder)
     parts: dict[str, dict[str, str | None]] = {}

@@ -11,9 +11,10 @@ import numpy as np
 from ...cache.errors import CheckpointError, MmcliError
 from ...cache.machine import cpu_count
 from ...cache.store import FeatureCache
-from ..evaluation.division import SplitOptions, divide, settle_rare_in_folds
-from ..evaluation.duplicates import Groups
+from ..evaluation.division import SplitOptions, divide
+from ..evaluation.duplicates import groups_by_guid
 from ..evaluation.folds import Fold, Indices
+from ..evaluation.rare import settle_rare_in_folds
 from ..evaluation.splits import Split
 from ..model.inputs import Rows
 from ..runs.fit_store import data_key
@@ -126,7 +127,7 @@ def open_data(
         raise MmcliError(f"a name is given twice among {', '.join(names)}")
     with FeatureCache.open(setup.cache) as cache:
         labels_file, labels, absent = labels_of(cache, setup.labels)
-        group_of, split, counts = Groups(cache, list(labels)), None, {}
+        group_of, split, counts = groups_by_guid(cache, list(labels)), None, {}
         if parts is not None:
             division = divide(labels, group_of, setup.split_options())
             labels, split, counts = division.labels, division.split, division.counts

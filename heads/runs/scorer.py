@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from ...cache.errors import DataError
 from ...cache.store import FeatureCache
-from ..evaluation.division import renamed
-from ..evaluation.duplicates import Groups, group_numbers, separated, without_copies
+from ..evaluation.duplicates import group_numbers, groups_by_guid, separated, without_copies
 from ..evaluation.metrics import score
+from ..evaluation.rare import renamed
 from ..evaluation.splits import Split
 from .checkpoint import Checkpoint
 from .labelled import changed_labels, class_numbers, counts_of_unusable, labels_of, left_for_features, usable_rows
@@ -85,7 +85,7 @@ def _rows_to_score(
     parts = checkpoint.split.named()
     seen = {guid for guids in parts.values() for guid in guids}
     cached = {name: [guid for guid in guids if guid in cache] for name, guids in parts.items()}
-    groups = Groups(cache, [guid for guid in cache.guids if guid in seen or guid in labels])
+    groups = groups_by_guid(cache, [guid for guid in cache.guids if guid in seen or guid in labels])
     counts: dict[str, Any] = {}
     if "new" in requested:
         fresh = [guid for guid in labels if guid not in seen]

@@ -8,8 +8,9 @@ from typing import Any
 from ...cache.errors import CheckpointError, DataError, MmcliError
 from ...cache.store import FeatureCache
 from ...featurize.frozen.source import Source
-from ..evaluation.division import SplitOptions, divide, relabel
-from ..evaluation.duplicates import Groups, duplicate_groups, group_numbers, separated
+from ..evaluation.division import SplitOptions, divide
+from ..evaluation.duplicates import duplicate_groups, group_numbers, groups_by_guid, separated
+from ..evaluation.rare import relabel
 from ..evaluation.splits import Split
 from ..model.inputs import Rows
 from ..recipe import Recipe
@@ -92,7 +93,7 @@ def train_head(
         raise MmcliError("train_head trains stage 1 alone: leave finetune out of the recipe, then call mmcli.finetune")
     with FeatureCache.open(cache_path) as cache:
         labels_file, labels, absent = labels_of(cache, labels_path)
-        groups = Groups(cache, list(labels))
+        groups = groups_by_guid(cache, list(labels))
         division = divide(labels, groups, split_options)
         split, classes = division.split, division.classes
         parts = {name: guids for name, guids in split.named().items() if guids}

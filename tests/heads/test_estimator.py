@@ -154,14 +154,18 @@ def test_decision_offsets_and_the_linear_head():
 @pytest.mark.parametrize(
     ("settings", "columns", "words"),
     [
-        ({}, 7, r"7 feature\(s\) cannot be halved: say with image_columns"),
-        ({"fusion": "late", "normalize": True}, 7, r"7 feature\(s\) cannot be halved: say with image_columns"),
+        ({}, 7, r"7 feature\(s\) cannot be halved: give the number of image columns"),
+        (
+            {"fusion": "late", "normalize": True},
+            7,
+            r"7 feature\(s\) cannot be halved: give the number of image columns",
+        ),
         ({"image_columns": 8}, 8, r"image_columns must be a whole number from 1 to 7 .* 8 feature\(s\), found 8"),
         ({"image_columns": -1}, 8, "image_columns must be a whole number from 1 to 7"),
         ({"image_columns": 2.5}, 8, "image_columns must be a whole number from 1 to 7"),
         ({"image_columns": 8, "modality": "text"}, 8, "image_columns must be a whole number from 0 to 7"),
-        ({"fusion": "gated", "image_columns": 3}, 8, r"joins image and text number by number.*found 3 image columns"),
-        ({"fusion": "cross_attn"}, 8, "needs token states, which X has not"),
+        ({"fusion": "gated", "image_columns": 3}, 8, r"combines image and text elementwise.*found 3 image columns"),
+        ({"fusion": "cross_attn"}, 8, "needs token states, which X does not hold"),
         ({"fusion": "magic"}, 8, "unknown fusion 'magic'"),
         ({"modality": "smell"}, 8, "unknown modality 'smell'"),
         ({"lr": -1.0}, 8, "lr must be above 0"),
@@ -192,7 +196,7 @@ def test_a_linear_head_holds_nothing_out(monkeypatch):
     FusionClassifier(head="linear").fit(X, y)
     FusionClassifier(**QUICK).fit(X, y)
     assert sizes == [200, 180]
-    with pytest.raises(ValueError, match=r"offsets are fitted on a held-out 0\.1 of the rows"):
+    with pytest.raises(ValueError, match=r"offsets are fitted on a held-out share of 0\.1 of the rows"):
         FusionClassifier(offsets=True).fit(X[:20], y[:20])
 
 

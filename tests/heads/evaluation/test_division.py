@@ -317,10 +317,10 @@ def test_merges_that_cannot_be(rare, tmp_path):
     path, labels = rare
     tags = read_labels(labels)
     write_tags(labels, {guid: "other" if tag == "emu" else tag for guid, tag in tags.items()})
-    with pytest.raises(DataError, match="makes a class 'other' of rare classes, and the labels file has one"):
+    with pytest.raises(DataError, match="into a class 'other', and the labels file already has that class"):
         train_head(path, labels, QUICK, runs=tmp_path / "runs", rare="merge")
     write_tags(labels, {guid: tag for guid, tag in tags.items() if tag not in ("emu", "fox")})
-    with pytest.raises(DataError, match="needs two rare classes, and only 'gnu' is rare: take --rare train-only"):
+    with pytest.raises(DataError, match="needs two rare classes, and only 'gnu' is rare: use --rare train-only"):
         train_head(path, labels, QUICK, runs=tmp_path / "runs", rare="merge")
     with pytest.raises(MmcliError, match="rare cannot be 'hide': choose one of train-only, merge, drop"):
         train_head(path, labels, QUICK, runs=tmp_path / "runs", rare="hide")

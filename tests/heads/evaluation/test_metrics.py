@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mmcli.cache import MmcliError
 from mmcli.heads.evaluation.metrics import accuracy, f1_per_class, interval, macro_f1, score, softmax
-from mmcli.heads.evaluation.resampling import units_of
+from mmcli.heads.evaluation.resampling import resampling_units
 from mmcli.heads.model.losses import class_weights
 from mmcli.report.notes import note_about
 from scipy import stats
@@ -36,7 +36,7 @@ def test_scores_equal_scikit_learn(rows):
 
 def drawn(true, predicted, replicates, groups=None, n_classes=3):
     """Confusion matrices of bootstrap replicates, (replicates, C, C)."""
-    units = units_of(true * n_classes + predicted, n_classes**2, groups)
+    units = resampling_units(true * n_classes + predicted, n_classes**2, groups)
     return units.draw(np.random.default_rng(0), replicates).reshape(-1, n_classes, n_classes)
 
 
@@ -95,7 +95,7 @@ def test_without_copies_the_draws_are_one_multinomial_over_the_confusion_matrix(
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9)), min_size=1, max_size=40))
 def test_each_replicate_holds_whole_groups_and_as_many_as_there_are(rows):
     kinds, groups = (np.array(column, dtype=np.int64) for column in zip(*rows, strict=True))
-    units = units_of(kinds, 4, groups)
+    units = resampling_units(kinds, 4, groups)
     assert units.counts.sum() == len(set(groups.tolist()))
     contents = np.eye(4, dtype=np.int64)
     if units.contents is not None:

@@ -84,7 +84,7 @@ def test_all_scores_of_the_paired_bootstrap_are_centred_on_those_of_scikit_learn
 def test_the_bootstrap_in_several_blocks_is_as_good(monkeypatch):
     true, said = predictions()
     whole = paired_bootstrap(true, said, 3, seed=0, replicates=4000).macro_f1
-    monkeypatch.setattr("mmcli.heads.evaluation.statistics._CELLS", 1000)
+    monkeypatch.setattr("mmcli.heads.evaluation.statistics._CELLS_AT_ONCE", 1000)
     blocks = paired_bootstrap(true, said, 3, seed=0, replicates=4000).macro_f1
     assert blocks.shape == whole.shape
     assert blocks.std() == pytest.approx(whole.std(), rel=0.05)
