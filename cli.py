@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from . import __version__
-from .commands import caches, comparisons, demo, prediction, stage2, train
+from .commands import caches, comparisons, demo, predict, stage2, train
 from .commands.command import Command, CommandGroup
 from .report.streams import prepare_streams
 
@@ -37,8 +37,8 @@ cache_app.command("verify", cls=Command)(caches.Verify)
 cache_app.command("export", cls=Command)(caches.Export)
 app.command("train-head", cls=Command)(train.TrainHead)
 app.command("finetune", cls=Command)(stage2.Finetune)
-app.command("evaluate", cls=Command)(prediction.Evaluate)
-app.command("predict", cls=Command)(prediction.Predict)
+app.command("evaluate", cls=Command)(predict.Evaluate)
+app.command("predict", cls=Command)(predict.Predict)
 app.command("fusions", cls=Command)(train.Fusions)
 app.command("compare", cls=Command)(comparisons.Compare)
 app.command("ablate", cls=Command)(comparisons.Ablate)
