@@ -190,7 +190,9 @@ def train_full(
         recipe = replace(first.recipe, epochs=max(first.best_epochs), finetune=earlier.recipe.finetune)
         checkpoint = checkpoint_of(cache, fits, recipe, earlier.classes, split, labels_file)
         checkpoint.head.offsets.copy_(earlier.head.offsets)
-        checkpoint.relabelled = earlier.relabelled
+        checkpoint.relabelled, checkpoint.backbone = earlier.relabelled, earlier.backbone
+        if "data" in earlier.made_from:
+            checkpoint.made_from["data"] = earlier.made_from["data"]
         metrics: dict[str, Any] = scores_by_part(checkpoint.head, {"train": rows}, earlier.classes, {"train": groups})
         metrics |= {"labels_without_features": absent, "full_of": str(earlier.path)}
         metrics |= seed_scores(checkpoint, fits, {})

@@ -12,7 +12,7 @@ import torch
 from mmcli.cache import CheckpointError, FeatureCache
 from mmcli.finetune import Watch, finetune, outcome
 from mmcli.finetune.outcome import overfitting
-from mmcli.heads import FinetuneRecipe, evaluate, load_checkpoint, open_best_pt, predict
+from mmcli.heads import FinetuneRecipe, evaluate, load_checkpoint, open_best_pt, predict, train_full
 from mmcli.heads.evaluation.statistics import paired_bootstrap
 from mmcli.report.stage2_tables import stages_tables
 from small_finetune import LEARNS, read_best_pt
@@ -238,8 +238,6 @@ def test_all_layers_can_be_asked_for(cli, stage1):
 
 
 def test_all_rows_where_stage_1_was_kept_is_the_head_of_stage_1(stage1, tmp_path, decide):
-    from mmcli.heads import train_full
-
     decide(False)
     best_pt = stage1(seeds=2)
     result = finetune(best_pt, LEARNS, runs=tmp_path / "runs", seeds=1)
@@ -253,8 +251,6 @@ def test_all_rows_where_stage_1_was_kept_is_the_head_of_stage_1(stage1, tmp_path
 @pytest.mark.usefixtures("kept_whatever")
 def test_all_rows_after_stage_2_repeats_both_stages(stage1, tmp_path, raw_sixty):
     """Two models from one head of stage 1, each for the epochs that were found best; the result predicts raw pairs."""
-    from mmcli.heads import train_full
-
     result = finetune(stage1(), LEARNS | {"epochs": 3}, runs=tmp_path / "runs", seeds=2)
     full = train_full(result["best_pt"], runs=tmp_path / "full", jobs=1)
     model = open_best_pt(full["best_pt"])
