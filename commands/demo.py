@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..featurize import FeaturizeOptions, featurize
 from ..featurize.pairs.sample import make_sample
-from ..featurize.pipeline import FeaturizeOptions, featurize
 from ..heads.recipe import Recipe
 from ..heads.runs.trainer import train_head
 
