@@ -14,7 +14,7 @@ from PIL.Image import Image
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from . import onednn
+from .architectures import Tower
 from .base import MAX_TOKENS, Encoded
 from .pixels import Preparer
 from .tensors import TorchEncoder, computing, in_turn, pad, ready, to_device, to_float, to_half, tokenize
@@ -66,10 +66,7 @@ class OfflineEncoder(TorchEncoder):
         image = EfficientNet.from_name("efficientnet-lite0")
         image.load_state_dict(torch.load(image_weights, map_location="cpu", weights_only=True))
         # Depthwise convolutions are twice as fast on a CPU with channels last.
-        folded = fold_norms(image.eval())
-        if onednn.can_be_used(device, dtype):
-            fuse_activations(folded)
-        self.folded_image_model = ready(folded, device, dtype).to(memory_format=torch.channels_last)
+        self.folded_image_model = ready(fold_norms(image.eval()), device, dtype).to(memory_format=torch.channels_last)
         self.image_model = ready(image, device, dtype).to(memory_format=torch.channels_last)
         processor = transformers.CLIPImageProcessorPil(
             size={"shortest_edge": IMAGE_SIZE},
@@ -165,16 +162,6 @@ def fold_norms(model: nn.Module) -> nn.Module:
     return model
 
 
-def fuse_activations(model: nn.Module) -> None:
-    """Let the convolutions of an EfficientNet with folded norms do the activations that follow them."""
-    for module in list(model.modules()):
-        for name in _NORM_OF:
-            if hasattr(module, name) and name != "_project_conv":  # which no activation follows
-                setattr(module, name, onednn.ConvReLU6(getattr(module, name)))
-        if hasattr(module, "_swish"):
-            module._swish = nn.Identity()
-
-
 def _own(states: NDArray[Any], ids: Sequence[Sequence[int]]) -> list[NDArray[Any]]:
     return [state[: len(row)] for state, row in zip(states, ids, strict=True)]
 
@@ -195,7 +182,7 @@ class _MiniLMTop(Top):
     projection: Tensor
 
     def __init__(self, model: nn.Module, layers: int, projection: Tensor, pad_id: int) -> None:
-        tower, unfrozen = cut(model, layers)
+        tower, unfrozen = cut(model, Tower("text_model", "layer"), layers)
         tower = with_children(tower, pooler=None)  # a layer of BERT that nothing here looks at
         super().__init__(nn.ModuleDict({"text_model": tower}), unfrozen, pad_id)
         self.register_buffer("projection", projection)

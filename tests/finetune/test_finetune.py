@@ -283,9 +283,10 @@ def test_the_epochs_of_a_repeated_stage_2_are_those_of_the_whole_schedule(stage1
 def test_where_raw_pairs_and_backbone_were_moved_to_is_remembered(stage1, raw_sixty, tiny_clip, tmp_path):
     data, there = shutil.copytree(raw_sixty[0], tmp_path / "data"), shutil.copytree(tiny_clip, tmp_path / "clip")
     result = finetune(stage1(), LEARNS, data=data, backbone=str(there), runs=tmp_path / "runs")
-    _, header = read_best_pt(result["best_pt"])
-    assert header["backbone"]["name"] == str(there)
-    assert header["made_from"]["data"] == str(data)
+    for run in (result, train_full(result["best_pt"], runs=tmp_path / "full", jobs=1)):
+        _, header = read_best_pt(run["best_pt"])
+        assert header["backbone"]["name"] == str(there)
+        assert header["made_from"]["data"] == str(data)
 
 
 def test_the_rates_rise_then_fall():
