@@ -141,7 +141,7 @@ def sweep(
     for changes in unchanged + settings_to_try(grid, trials, protocol.seed):
         changed = Candidate(describe(changes) or "finetune", recipe.changed(**changes))
         used |= set(changed.recipe.that_matter()) | {name for name in changes if name.startswith(OF_STAGE_2)}
-        if all(changed.recipe.that_matter() != other.recipe.that_matter() for other in candidates):
+        if changed.recipe.that_matter() not in [candidate.recipe.that_matter() for candidate in candidates]:
             tried[changed.name] = changes
             candidates.append(changed)
     for name in grid:

@@ -50,7 +50,7 @@ def read_tensor_file(path: Path) -> Any:
                 raise TensorFileError("its records are larger than the file")
             damaged = archive.testzip()
         if damaged is not None:
-            raise TensorFileError(f"it is damaged: the checksum of {damaged} is another")
+            raise TensorFileError(f"it is damaged: the checksum of {damaged} is wrong")
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CodeInsideError("it holds Python objects, which could run code when loaded") from error

@@ -90,7 +90,7 @@ def train_head(
     if seeds < 1:
         raise MmcliError(f"seeds must be 1 or more, found {seeds}")
     if recipe.finetune is not None:
-        raise MmcliError("train_head trains stage 1 alone: leave finetune out of the recipe, then call mmcli.finetune")
+        raise MmcliError("train_head trains stage 1 only: leave finetune out of the recipe, then call mmcli.finetune")
     with FeatureCache.open(cache_path) as cache:
         labels_file, labels, absent = labels_of(cache, labels_path)
         groups = groups_by_guid(cache, list(labels))

@@ -196,7 +196,10 @@ class _Training:
         self.epoch_random = np.random.default_rng(recipe.seed)
         self.views = recipe.views and "image" not in train.features.states
         if self.views and train.features.views is None:
-            raise MmcliError("this recipe trains on augmented views, but these features have none")
+            raise MmcliError(
+                "this recipe trains on augmented views, but these features have none: run `mmcli featurize` with "
+                "--views, or leave views out"
+            )
         self.resident = None if train.features.places is not None else _Resident.of(train, head, self.device)
         self.loss: Loss = make_loss(recipe, np.bincount(train.classes, minlength=n_classes), self.device)
         self.plan: Plan = plan_of(recipe, head, len(train), options.rates)

@@ -114,9 +114,7 @@ def test_a_head_learns_as_well_from_the_file(both, settings):
 
 
 def test_a_linear_head_needs_all_rows_at_once(both):
-    with pytest.raises(
-        MmcliError, match="all of its 3000 training rows in memory, which do not fit: raise --max-memory"
-    ):
+    with pytest.raises(MmcliError, match="all 3000 training rows in memory, and they do not fit: raise --max-memory"):
         fit(replace(RECIPE, head="linear"), 3, both[1])
 
 
@@ -144,8 +142,8 @@ def test_train_head_and_evaluate_with_little_memory(cache_path, both, tmp_path, 
     monkeypatch.setattr(labelled, "_BYTES_PER_ROW", 0)
     monkeypatch.setattr(labelled, "_LEAST_BYTES", 0)
     seen = []
-    original = labelled.rows_of
-    monkeypatch.setattr(labelled, "rows_of", lambda *given: (seen.append(original(*given)), seen[-1])[1])
+    original = labelled.features_for
+    monkeypatch.setattr(labelled, "features_for", lambda *given: (seen.append(original(*given)), seen[-1])[1])
     labels = tmp_path / "labels.csv"
     order = np.random.default_rng(1).permutation(N)
     labels.write_text(
@@ -155,7 +153,7 @@ def test_train_head_and_evaluate_with_little_memory(cache_path, both, tmp_path, 
     limits = (["--max-memory", "1GB"], ["--max-memory", "1TB"])
     runs = ["train-head", "--runs", str(tmp_path / "runs"), "--epochs", "4", "--lr", "0.01", "--hidden", "8"]
     results = [json.loads(CliRunner().invoke(app, [*runs, *command, *limit]).stdout) for limit in limits]
-    assert [rows.features.places is not None for rows in seen] == [True, True, True, False, False, False]
+    assert [features.places is not None for features in seen] == [True, True, True, False, False, False]
     assert abs(results[0]["test"]["macro_f1"] - results[1]["test"]["macro_f1"]) < 0.05
     for limit in limits:
         again = CliRunner().invoke(app, ["evaluate", "--from", results[0]["best_pt"], "--on", "test", *command, *limit])

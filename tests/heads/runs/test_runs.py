@@ -274,7 +274,7 @@ def test_a_disk_that_fills_up_while_a_run_is_written(learnable, tmp_path):
 
 
 def test_a_recipe_with_a_stage_2_is_not_half_done(learnable, tmp_path):
-    with pytest.raises(MmcliError, match="train_head trains stage 1 alone"):
+    with pytest.raises(MmcliError, match="train_head trains stage 1 only"):
         train_head(*learnable, Recipe().with_finetune(), runs=tmp_path / "runs")
 
 
