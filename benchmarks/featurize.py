@@ -5,8 +5,8 @@
 
 Ours is the whole process of `mmcli featurize` on every pair of DATA. Each peer is a process that loads the model,
 encodes one batch as a warm-up, and is timed from files to embeddings on a sample of DATA in batches of 64. All of them
-read and clean the text in the same way. After each peer, ours is timed on the same sample in the same way, so each ratio
-compares neighbours in time.
+read and clean the text in the same way. After each peer, ours is timed on the same sample in the same way, so each
+ratio compares neighbours in time.
 
 `loop`: CLIPModel and CLIPProcessor as in their documentation, float32, texts padded to 77. `sentence-transformers`: its
 `encode` for images and for texts. `onnxruntime`: both towers exported, float32, texts padded to the longest in a batch.
