@@ -4,8 +4,8 @@
 
 Each step is a process of its own, so its peak memory is its own. `open` reads the header and every guid. `split` reads
 labels, finds copies and splits 8:1:1. `train-head` trains for three epochs; the third epoch with its validation score
-is also timed alone. `evaluate` scores the test rows, `predict` every row. `train-head --max-memory` leaves features in the
-file if they do not fit. `featurize` does all of its steps on tiny pictures around a backbone that costs nothing.
+is also timed alone. `evaluate` scores the test rows, `predict` every row. `train-head --max-memory` leaves features in
+the file if they do not fit. `featurize` does all of its steps on tiny pictures around a backbone that costs nothing.
 """
 
 import argparse
