@@ -1,4 +1,4 @@
-"""What the scripts share: steps of a script in processes of their own, and how numbers are printed."""
+"""Functions that the scripts share: running a step in a process of its own, and printing numbers."""
 
 import json
 import os
@@ -12,13 +12,13 @@ MMCLI = Path(sys.executable).with_name("mmcli")
 
 
 def spread(values, unit, digits=1):
-    """Return median, lowest and highest."""
+    """Return the median, and the lowest and highest value in brackets, as text."""
     low, middle, high = (f"{each:.{digits}f}" for each in (min(values), statistics.median(values), max(values)))
     return f"{middle} {unit} [{low}, {high}]"
 
 
 def step(script, *arguments):
-    """Run a step of a script; return (seconds of the whole process, the JSON that it printed last)."""
+    """Run a step of a script as a process; return (its seconds, the JSON that it printed last)."""
     command = [sys.executable, script, *map(str, arguments)]
     started = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True)

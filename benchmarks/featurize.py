@@ -1,17 +1,17 @@
-"""Pairs per second from files to embeddings, against what people write or install instead, in one run.
+"""Pairs per second from files to embeddings, compared in one run with what people write or install instead.
 
     pip install -e '.[offline,benchmarks]'
     python benchmarks/featurize.py DATA CLIP_FOLDER
 
-Ours is the command, whole process, on every pair of DATA: `mmcli featurize`. Each peer is a process that loads the
-model, encodes a batch to get warm, and is timed from files to embeddings on a sample of DATA, batches of 64; reading
-and cleaning the text is the same for all. After each of them ours is timed on the same sample in the same way, so that
-each ratio is of neighbours in time.
+Ours is the whole process of `mmcli featurize` on every pair of DATA. Each peer is a process that loads the model,
+encodes one batch as a warm-up, and is timed from files to embeddings on a sample of DATA in batches of 64. All of them
+read and clean the text in the same way. After each peer, ours is timed on the same sample in the same way, so each
+ratio compares neighbours in time.
 
 `loop`: CLIPModel and CLIPProcessor as in their documentation, float32, texts padded to 77. `sentence-transformers`: its
-`encode` of images and of texts. `onnxruntime`: both towers exported, float32, texts padded to the longest of a batch.
-`gemm`: the rate of this machine's own bfloat16 matrix products of the sizes that occur, times the operations that are
-needed for the distinct images and texts, without padding, and of the last layer for the position that is pooled only.
+`encode` for images and for texts. `onnxruntime`: both towers exported, float32, texts padded to the longest in a batch.
+`gemm`: a bound. It measures the rate of this machine's bfloat16 matrix products in the sizes that occur, and counts the
+operations that the distinct images and texts need without padding, the last layer only at the position that is pooled.
 """
 
 import argparse

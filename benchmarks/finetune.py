@@ -1,13 +1,13 @@
-"""Stage 2 against the same epochs with both towers in the loop, in one run on the same pairs.
+"""Stage 2 compared with the same epochs with both towers in the loop, in one run on the same pairs.
 
     mmcli featurize DATA --labels LABELS --backbone CLIP_FOLDER --out features.h5
     python benchmarks/finetune.py features.h5
 
-Ours is the command, whole process: `mmcli finetune --epochs 5`, three times with nothing kept beside the cache, then
-once more with another rate, which finds the frozen part there. The peer is the loop that one would write: every pair
-through the whole CLIP in every step, all but the last text layer frozen; pictures are decoded and resized beforehand,
-which is to its advantage. `float32, padded to 77` is the plain one; `bfloat16, padded to the longest` a careful one. Of
-each, one epoch is timed, times the number of epochs. The test rows are not looked at by either.
+Ours is the whole process of `mmcli finetune --epochs 5`: three times with nothing kept beside the cache, then with
+other learning rates, when the frozen part is already there. The peer is the usual loop: every pair goes through the
+whole CLIP in every step, with all but the last text layer frozen. Its pictures are decoded and resized beforehand, to
+its advantage. `float32, padded to 77` is the plain version, `bfloat16, padded to the longest` a careful one. One epoch
+of each is timed and multiplied by the number of epochs. Neither looks at the test rows.
 """
 
 import argparse
@@ -27,7 +27,7 @@ TRAIN, HELD_OUT, EPOCHS, BATCH = 3200, 200, 5, 16
 
 
 def make_split(cache_path, folder):
-    """Write a split of 3,200 training rows, stratified as the rows come."""
+    """Write a random split with 3,200 training rows."""
     from mmcli.cache import FeatureCache
     from mmcli.heads.runs.labelled import labels_of
 

@@ -1,17 +1,17 @@
-"""A head on cached features against the same head elsewhere, and against CLIP in the loop of every epoch, in one run.
+"""A head on cached features, compared in one run with the same head in other libraries and with CLIP in the loop.
 
     pip install -e '.[benchmarks]'
     python benchmarks/heads.py features.h5 CLIP_FOLDER
 
-Concat, [256, 64], twelve epochs in batches of 16, as the published report trained: 8:1:1, no class weights. Ours is the
-command, whole process, with its split, scores, intervals and figures: `mmcli train-head --preset report`. The peers are
-whole processes, too, which read the same features and rows and print a macro-F1: scikit-learn's MLPClassifier (no
-dropout, no BatchNorm: it has none) and skorch's NeuralNetClassifier with the report's layers. Ours and a peer take
-turns.
+The head is that of the published report: concat, [256, 64], twelve epochs in batches of 16, split 8:1:1, no class
+weights. Ours is the whole process of `mmcli train-head --preset report`, with split, scores, intervals and figures. The
+peers are whole processes, too; they read the same features and rows and print a macro-F1: scikit-learn's MLPClassifier
+(which has neither dropout nor BatchNorm) and skorch's NeuralNetClassifier with the report's layers. Ours and a peer
+take turns.
 
-`CLIP in the loop`: the report's way, every training pair decoded and encoded in every epoch by a frozen CLIP in
-float32, texts padded to 77, batches of 16, and after it every validation pair. One epoch is timed (on --loop-pairs
-pairs where given, and scaled), times twelve.
+`CLIP in the loop` is the report's way: in every epoch, a frozen CLIP in float32 decodes and encodes every training pair
+(texts padded to 77, batches of 16), then every validation pair. One epoch is timed and multiplied by twelve; with
+--loop-pairs, the epoch is timed on that many pairs and scaled.
 """
 
 import argparse
@@ -52,7 +52,7 @@ def scikit_learn(cache_path):
     from sklearn.metrics import f1_score
     from sklearn.neural_network import MLPClassifier
 
-    warnings.simplefilter("ignore")  # that twelve epochs are not enough to converge
+    warnings.simplefilter("ignore")  # it warns that twelve epochs are not enough to converge
     train, test = rows(cache_path)
     started = time.perf_counter()
     model = MLPClassifier(LAYERS, batch_size=BATCH, max_iter=EPOCHS, learning_rate_init=3e-4, n_iter_no_change=EPOCHS)
@@ -66,7 +66,7 @@ def skorch(cache_path):
     from skorch import NeuralNetClassifier
     from torch import nn
 
-    torch.set_num_threads(1)  # faster for it, too
+    torch.set_num_threads(1)  # faster for skorch, too
     train, test = rows(cache_path)
     width, layers = train[0].shape[1], []
     for size in LAYERS:
@@ -85,7 +85,7 @@ def skorch(cache_path):
 
 
 def clip_in_the_loop(cache_path, folder, pairs):
-    """Train one epoch with a frozen CLIP in the loop; return its seconds, and those of each quarter, for all rows."""
+    """Train one epoch with a frozen CLIP in the loop; return its seconds, and an estimate from each quarter."""
     import torch
     from mmcli.cache import FeatureCache, read_labels
     from mmcli.featurize import Dataset

@@ -1,13 +1,14 @@
-"""Are the p values honest: how often are equal candidates found different at 5 %?
+"""How often equal candidates are called different at 5 %: whether the p values are honest.
 
     python benchmarks/null.py [--simulations 400] [--copies 2] [--folds 5] [--repeats 2]
     python benchmarks/null.py made-up [--fit-deviation 0.2] [--rows-per-group 1] [--folds 5] [--repeats 2]
     python benchmarks/null.py tails
 
-The first trains copies of one head, with other seeds, by the protocol of ``mmcli compare`` on a new dataset each time,
-and asks each test. The second makes up how each row moves a difference, and how each fit does: fits vary as much as is
-asked for. The third counts how often p values that are computed, not counted, are below small levels, over rows
-alone. An honest test says "different" at most about as often as its level says. Rates have 95 % intervals (Wilson).
+The first command trains copies of one head that differ in their seeds, by the protocol of ``mmcli compare``, on a new
+dataset each time, and applies each test. The second makes up how much each row and each fit moves a difference; fits
+vary as much as ``--fit-deviation`` says. The third counts how often computed p values (see ``tail_p``) are below small
+levels, over rows alone. An honest test says "different" about as often as its level, at most. Rates have 95 % intervals
+(Wilson).
 """
 
 import argparse
@@ -23,6 +24,7 @@ from mmcli.heads.evaluation.metrics import quick_scores
 from mmcli.heads.evaluation.statistics import FitSpread, bootstrap_p, fit_spread, influence, tail_p, with_fits
 from mmcli.heads.experiments.comparison import out_of_fold, score_candidates
 from mmcli.heads.experiments.fits import Candidate, Data, fit_all
+from mmcli.heads.experiments.setup import Setup
 
 ROWS, DIM = 400, 16
 RECIPE = Recipe(hidden=(16,), epochs=12, patience=12, lr=3e-3, dropout=0.3)
@@ -39,15 +41,18 @@ def simulate(number, options):
     data = Data(Rows(Features(image, text), classes), [str(row) for row in groups], groups, names, str(number))
     folds = repeated_folds(classes, groups, names, options.folds, options.repeats, seed=number)
     copies = [Candidate(f"copy {copy}", RECIPE.changed(seed=1000 * copy)) for copy in range(options.copies)]
-    with tempfile.TemporaryDirectory() as kept:
-        fits = fit_all(data, copies, folds, Path(kept), jobs=1)
+    with tempfile.TemporaryDirectory() as out:
+        fits = fit_all(data, copies, folds, Setup(out=Path(out), jobs=1))
     scored = score_candidates(data, out_of_fold(fits, ROWS, 3, options.repeats), fits, against="best")
-    found = [entry["difference"] for entry in scored["candidates"] if entry["difference"]]
-    return [min(each[f"{name}_holm"] for each in found) for name in ("p_bootstrap", "p_corrected_t")]
+    differences = [entry["difference"] for entry in scored["candidates"] if entry["difference"]]
+    return [min(each[f"{name}_holm"] for each in differences) for name in ("p_bootstrap", "p_corrected_t")]
 
 
 def made_up(options):
-    """Return how often two equal candidates differ: 400 rows of variance 1, seven tenths of it alike in all repeats."""
+    """Count how often two equal candidates are called different.
+
+    There are 400 rows of variance 1; seven tenths of the variance is the same in all repeats.
+    """
     random, n_groups = np.random.default_rng(0), ROWS // options.rows_per_group
     groups = np.repeat(np.arange(n_groups), options.rows_per_group)
     hits = 0
@@ -64,12 +69,15 @@ def made_up(options):
 
 
 def tails(n, prior, simulations, right=0.6, alike=0.5, levels=(0.05, 0.01, 0.001)):
-    """Return the share of p below each level: two candidates, each right on 60 % of n rows, half of the time as one."""
+    """Return the share of p below each level, for two candidates that are right on 60 % of n rows each.
+
+    For half of the rows, both candidates always say the same.
+    """
     says = np.where(np.eye(3), right, (1 - right) / 2)
     both = (1 - alike) * says[:, :, None] * says[:, None, :] + alike * says[:, :, None] * np.eye(3)
     cells = (np.array(prior)[:, None, None] * both).ravel()
     true, one, other = np.indices((3, 3, 3)).reshape(3, -1)
-    no_fits, found = FitSpread(0.0, 0.0, 8), []
+    no_fits, p_values = FitSpread(0.0, 0.0, 8), []
     random = np.random.default_rng(0)
     for _ in range(simulations):
         rows = np.repeat(np.arange(27), random.multinomial(n, cells))
@@ -77,11 +85,11 @@ def tails(n, prior, simulations, right=0.6, alike=0.5, levels=(0.05, 0.01, 0.001
         for sign, said in ((1, one), (-1, other)):
             moves = moves + sign * influence(true[rows], said[rows], 3)
             scores += sign * quick_scores(true[rows], said[rows], 3)["macro_f1"]
-        error = moves.std() / np.sqrt(n)  # of the bootstrap, but for what is left of its own chance
-        found.append(
+        error = moves.std() / np.sqrt(n)  # what the bootstrap would estimate with endless replicates
+        p_values.append(
             tail_p(np.array([scores - error, scores + error]), no_fits, np.count_nonzero(one[rows] != other[rows]))
         )
-    return [float((np.array(found) < level).mean()) for level in levels]
+    return [float((np.array(p_values) < level).mean()) for level in levels]
 
 
 def wilson(hits, n, z=1.96):
@@ -96,7 +104,7 @@ def show(name, hits, simulations):
 
 
 def main():
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("mode", nargs="?", choices=("heads", "made-up", "tails"), default="heads")
     for name, default in (("copies", 2), ("folds", 5), ("repeats", 2), ("rows-per-group", 1), ("simulations", None)):
         parser.add_argument(f"--{name}", type=int, default=default)

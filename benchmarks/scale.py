@@ -1,12 +1,11 @@
-"""How seconds and memory grow with the number of pairs: caches of 10^4, 10^5 and 10^6 rows of random features.
+"""Growth of time and memory with the number of pairs: caches of 10^4, 10^5 and 10^6 rows of random features.
 
     python benchmarks/scale.py --rows 10000 100000 1000000
 
-Each step is a process of its own, so that its peak memory is its own. `open`: the header and every guid. `split`:
-labels, groups of duplicates, 8:1:1. `train-head`: from its start to its end with three epochs, and the third of them
-alone, with its validation score. `evaluate`, `predict`: the commands, on the test rows and on every row. `train-head
---max-memory`: with features left in the file where they are too many. `featurize`: every step of it around a backbone
-that costs nothing, on tiny pictures.
+Each step is a process of its own, so its peak memory is its own. `open` reads the header and every guid. `split` reads
+labels, finds copies and splits 8:1:1. `train-head` trains for three epochs; the third epoch with its validation score
+is also timed alone. `evaluate` scores the test rows, `predict` every row. `train-head --max-memory` leaves features in
+the file if they do not fit. `featurize` does all of its steps on tiny pictures around a backbone that costs nothing.
 """
 
 import argparse
@@ -26,7 +25,7 @@ IDENTITY = {"backbone": {"kind": "random"}, "dtype": "bfloat16", "image": {"resi
 
 
 def make_cache(path, rows):
-    """Write a cache of random features, and labels that depend on them a little."""
+    """Write a cache of random features, and labels that depend weakly on them."""
     from mmcli.cache.parts import Block, merge, write_part
     from mmcli.cache.schema import Header
 
@@ -52,7 +51,7 @@ def make_cache(path, rows):
 
 
 def make_pairs(folder, pairs):
-    """Write tiny pictures, each another, and short texts."""
+    """Write tiny pictures, all different, and short texts."""
     from PIL import Image
 
     folder.mkdir()
@@ -65,7 +64,7 @@ def make_pairs(folder, pairs):
 
 
 def step(name, cache, max_memory):
-    """Do one step on ``cache``; of training, print the seconds of its last epoch."""
+    """Do one step on ``cache``; for training, print the seconds of the last epoch."""
     from mmcli.cache import FeatureCache
 
     if name == "make":
@@ -148,10 +147,10 @@ def measured(command):
 
 
 def heads(folder, rows, max_memory):
-    """Measure what heads do with a cache of ``rows``; yield (step, seconds, bytes)."""
+    """Measure every step on a cache of ``rows``; yield (step, seconds, peak bytes)."""
     cache = folder / f"{rows}.h5"
     own = [sys.executable, __file__, "--step"]
-    # Also this one apart: a process begins with the peak of the one that starts it.
+    # In its own process, too, because a process starts with the peak of its parent.
     yield ("(making the cache)", *measured([*own, "make", cache])[:2])
     for name in ("import", "open", "split"):
         yield (name, *measured([*own, name, cache])[:2])

@@ -1,6 +1,6 @@
-"""The whole job from Python: pairs to cache, cache to head, head to predictions.
+"""The whole job from Python: from pairs to a cache, from the cache to a head, from the head to predictions.
 
-Run it with ``python examples/quickstart.py``; it makes its own sample dataset and needs the offline extra.
+Run it with ``python examples/quickstart.py``. It makes its own sample dataset and needs the extra ``offline``.
 """
 
 import sys
@@ -14,27 +14,27 @@ from mmcli.heads import Recipe, predict, train_head
 
 
 def main(folder: Path, pairs: int = 240) -> None:
-    """Do everything inside ``folder``."""
+    """Do the whole job inside ``folder``."""
     data, labels = make_sample(folder, pairs)
 
-    # Once: encode every pair. A second call with nothing changed returns at once.
+    # Once: encode every pair. A second call with nothing changed encodes nothing.
     summary = featurize(data, labels, folder / "features.h5", FeaturizeOptions(backbone="offline"))
     print(f"{summary.rows} rows of {summary.backbone}, {summary.rejects} rejects")
 
-    # The cache is plain arrays, matched by guid.
+    # The cache holds plain arrays, matched by guid.
     with FeatureCache.open(folder / "features.h5") as cache:
         image, text = cache.embeddings(["1", "2", "3"])
         print("image", image.shape, "text", text.shape)
 
-    # As often as you like: train a head in seconds.
+    # As often as you like: train a head within seconds.
     for modality in ("text", "image", "both"):
         run = train_head(folder / "features.h5", recipe=Recipe(modality=modality), runs=folder / "runs")
         low, high = run["test"]["macro_f1_ci"]
         print(f"{modality}: test macro-F1 {run['test']['macro_f1']:.3f} [{low:.3f}, {high:.3f}]")
 
     # One new pair.
-    found = predict(run["best_pt"], pair=(data / "1.jpg", "what a wonderful day"))
-    print(found.labels[0], dict(zip(found.classes, found.probs[0].round(3).tolist(), strict=True)))
+    predictions = predict(run["best_pt"], pair=(data / "1.jpg", "what a wonderful day"))
+    print(predictions.labels[0], dict(zip(predictions.classes, predictions.probs[0].round(3).tolist(), strict=True)))
 
 
 if __name__ == "__main__":

@@ -95,8 +95,8 @@ def split_rows(
     while True:
         trains_only = train_only(classes, groups, rare)
         check_classes_left(classes, groups, names, rare, NEEDED, remedy)
-        standing = np.sort(first[~trains_only[first]])  # one row for each group, in the order of the rows
-        parts, too_small = _draw_parts(standing, strata[group_of[standing]], seed)
+        first_rows = np.sort(first[~trains_only[first]])  # one row for each group, in the order of the rows
+        parts, too_small = _draw_parts(first_rows, strata[group_of[first_rows]], seed)
         parts = [_members(group_of, group_of[rows]) for rows in parts]
         counts = groups_per_class(classes[~trains_only], groups[~trains_only], len(names))
         too_rare = _classes_too_rare(parts, too_small, classes, np.setdiff1d(classes, rare), counts)
@@ -105,7 +105,7 @@ def split_rows(
         elif parts:
             return (np.concatenate([parts[0], np.flatnonzero(trains_only)]), parts[1], parts[2]), rare
         else:
-            strata = _merged_strata(strata, group_of[standing], too_small, remedy)
+            strata = _merged_strata(strata, group_of[first_rows], too_small, remedy)
 
 
 def _draw_parts(rows: Indices, strata: Indices, seed: int) -> tuple[list[Indices], Indices]:
@@ -152,11 +152,11 @@ def _classes_too_rare(
     parts, too_small
         Rows of the drawn parts; or no part, and the strata that were too small.
     classes
-        (n,).
+        Class number of each row, (n,).
     scored
-        Numbers of the classes that are not known as rare yet.
+        Numbers of the classes that are not rare so far.
     counts
-        Groups of each class, (C,).
+        Number of groups of each class, (C,).
     """
     missing = [np.setdiff1d(scored, classes[rows]) for rows in parts]
     suspects = np.unique(np.concatenate(missing)) if parts else too_small
@@ -166,25 +166,23 @@ def _classes_too_rare(
     return scored[counts[scored] <= counts[too_few].max()] if len(too_few) else too_few
 
 
-def _merged_strata(strata: Indices, standing: Indices, too_small: Indices, remedy: str) -> Indices:
-    """Return strata, one per group, of which those too small to be drawn from have joined the largest.
+def _merged_strata(strata: Indices, divided: Indices, too_small: Indices, remedy: str) -> Indices:
+    """Return the stratum of each group, after strata too small to be drawn from have joined the largest.
 
     A class with enough rows can still be too small a stratum, where its rows are mostly copies of rows of other
     classes. If joining leaves as many strata as before, all groups become one stratum.
 
     Parameters
     ----------
-    standing
-        The groups that are divided.
+    divided
+        The groups that are divided among the parts.
     """
-    largest = np.bincount(strata[standing], minlength=1).argmax()
+    largest = np.bincount(strata[divided], minlength=1).argmax()
     merged = np.where(np.isin(strata, too_small), largest, strata)
-    if len(np.unique(merged[standing])) < len(np.unique(strata[standing])):
+    if len(np.unique(merged[divided])) < len(np.unique(strata[divided])):
         return merged
-    if not len(standing) or not strata.any():
-        raise DataError(
-            f"{len(standing)} rows, copies counted once, are too few for an 8:1:1 split: label more{remedy}"
-        )
+    if not len(divided) or not strata.any():
+        raise DataError(f"{len(divided)} rows, copies counted once, are too few for an 8:1:1 split: label more{remedy}")
     return np.zeros_like(strata)
 
 
