@@ -1,10 +1,11 @@
-"""What an image processor does to one picture, without its detours. Importing this imports transformers.
+"""The result of a transformers image processor, in fewer steps.
 
-transformers' processors resize with Pillow, crop, rescale and normalise; on the way they copy the picture to floats
-several times. What they do to a pixel depends on its value and channel alone, so a table of 256 values per channel,
-made by the processor itself, does the same in one step.
+transformers' processors resize with Pillow, crop, rescale and normalise, and copy the image to floats several times.
+Rescaling and normalising depend only on a pixel's value and channel, so a table of 256 values per channel, made by the
+processor itself, gives the same result in one step.
 """
 
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,71 +16,57 @@ from ...cache.errors import BackboneError
 
 
 def checked_resize(processor: Any, resize: int) -> int:
-    """Return ``resize`` where the processor crops to no more than that after resizing the short side.
+    """Return ``resize`` if the processor crops afterwards, and to no more than ``resize`` pixels.
 
     Raises
     ------
     BackboneError
-        It does not crop, or to more: the picture would get a black frame.
+        The processor does not crop, or crops to more, which would add a black frame.
     """
     crop = processor.crop_size["height"] if getattr(processor, "do_center_crop", False) else None
     if crop is None:
-        raise BackboneError("this model's processor does not crop, so --resize has no meaning for it: leave it out")
+        raise BackboneError("this model's processor does not crop, so --resize has no effect: leave it out")
     if resize < crop:
-        raise BackboneError(f"--resize {resize} is less than the {crop} pixels to which the model crops")
+        raise BackboneError(f"--resize {resize} is less than the model's crop of {crop} pixels: give {crop} or more")
     return resize
 
 
+@dataclass(frozen=True)
 class Preparer:
     """Prepares one RGB image, bit for bit as ``processor`` does.
 
-    Parameters
+    Attributes
     ----------
     processor
         An image processor of transformers, with the Pillow backend.
-    resize
-        Short side in pixels before the centre crop; None for the processor's own.
-
-    Raises
-    ------
-    BackboneError
-        ``resize`` has no meaning for the processor, or is less than it crops to.
+    settings
+        Settings that each call of the processor gets.
+    size, crop
+        Size before cropping, and of the crop, if there is one.
+    table
+        The processor's result for each channel and value, (3, 256). None: the processor does something else too, so it
+        is called for each image.
     """
 
-    def __init__(self, processor: Any, resize: int | None) -> None:
-        self.processor = processor
-        if resize is not None:
-            resize = checked_resize(processor, resize)
-        self.asked = {} if resize is None else {"size": {"shortest_edge": resize}}
-        self.size = {"shortest_edge": resize} if resize is not None else dict(processor.size or {})
-        self.crop = dict(processor.crop_size) if getattr(processor, "do_center_crop", None) else None
-        self.table = np.empty((3, 0), np.float32)
-        self.is_plain = self._learn_table()
+    processor: Any
+    settings: dict[str, Any]
+    size: dict[str, int]
+    crop: dict[str, int] | None
+    table: NDArray[np.float32] | None = None
 
     def __call__(self, image: Image.Image) -> NDArray[np.float32]:
-        """Return the pixels that the model takes, (3, H, W)."""
-        return self._quick(image) if self.is_plain else self._processed(image)
+        """Return the model's input, (3, H, W) float32."""
+        return self.processed(image) if self.table is None else self._looked_up(image, self.table)
 
-    def _processed(self, image: Image.Image, **settings: Any) -> NDArray[np.float32]:
-        # Said explicitly: of a picture three pixels high, the processor would take the rows for channels.
+    def processed(self, image: Image.Image, **settings: Any) -> NDArray[np.float32]:
+        """Return the output of the processor itself, (3, H, W) float32."""
+        # For an image three pixels high, the processor would mistake rows for channels.
         prepared = self.processor(
-            image, return_tensors="np", input_data_format="channels_last", **self.asked, **settings
+            image, return_tensors="np", input_data_format="channels_last", **self.settings, **settings
         )
         return np.asarray(prepared["pixel_values"][0], dtype=np.float32)
 
-    def _learn_table(self) -> bool:
-        """Take what becomes of each value of each channel, (3, 256); return whether no more than that is done."""
-        grey = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2)
-        try:
-            table = self._processed(Image.fromarray(grey), do_resize=False, do_center_crop=False)
-            if table.shape != (3, 1, 256):
-                return False
-            self.table = np.ascontiguousarray(table[:, 0])
-            return all(np.array_equal(self._quick(each), self._processed(each)) for each in _samples())
-        except Exception:  # processors of other kinds raise as they like; what cannot be imitated is used itself
-            return False
-
-    def _quick(self, image: Image.Image) -> NDArray[np.float32]:
+    def _looked_up(self, image: Image.Image, table: NDArray[np.float32]) -> NDArray[np.float32]:
         width, height = image.size
         if self.size.get("shortest_edge"):
             short = self.size["shortest_edge"]
@@ -94,11 +81,41 @@ class Preparer:
         values = np.asarray(image)
         pixels = np.empty((3, *values.shape[:2]), np.float32)
         for channel in range(3):
-            np.take(self.table[channel], values[:, :, channel], out=pixels[channel], mode="clip")
+            np.take(table[channel], values[:, :, channel], out=pixels[channel], mode="clip")
         return pixels
 
 
+def make_preparer(processor: Any, resize: int | None) -> Preparer:
+    """Return a preparer, with a table if that gives the same bits as the processor on a few samples.
+
+    Parameters
+    ----------
+    resize
+        Short side in pixels before the centre crop. None: the processor's own.
+
+    Raises
+    ------
+    BackboneError
+        The processor does not crop, or crops to more than ``resize``.
+    """
+    size = dict(processor.size or {})
+    if resize is not None:
+        size = {"shortest_edge": checked_resize(processor, resize)}
+    crop = dict(processor.crop_size) if getattr(processor, "do_center_crop", None) else None
+    plain = Preparer(processor, {} if resize is None else {"size": size}, size, crop)
+    grey = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2)
+    try:
+        table = plain.processed(Image.fromarray(grey), do_resize=False, do_center_crop=False)
+        if table.shape != (3, 1, 256):
+            return plain
+        quick = replace(plain, table=np.ascontiguousarray(table[:, 0]))
+        is_same = all(np.array_equal(quick(sample), plain(sample)) for sample in _samples())
+    except Exception:  # other processors raise any exception; they are then called for each image
+        return plain
+    return quick if is_same else plain
+
+
 def _samples() -> list[Image.Image]:
-    """Return a wide, a high, a small and a square picture of noise."""
+    """Return a wide, a tall, a small and a square image of noise."""
     noise = np.random.default_rng(0).integers(0, 256, (301, 301, 3), dtype=np.uint8)
     return [Image.fromarray(noise[:height, :width]) for height, width in ((150, 301), (301, 131), (3, 5), (256, 256))]
