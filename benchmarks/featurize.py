@@ -132,14 +132,15 @@ def export(folder, made):
 def ours(folder):
     from mmcli.featurize import open_backbone
     from mmcli.featurize.backbones.opening import choose_dtype
-    from mmcli.featurize.encode import How, encode_blocks
+    from mmcli.featurize.encode import encode_blocks
+    from mmcli.featurize.encode_options import EncodeOptions
     from mmcli.featurize.pairs.pair import Pair
 
     encoder = open_backbone(str(folder)).load("cpu", choose_dtype("auto", "cpu"), None)
 
     def encode(images, texts):
         pairs = [Pair(image, image, text=text) for image, text in zip(images, texts, strict=True)]
-        ((block, _),) = encode_blocks([pairs], encoder, How(store=np.float32))
+        ((block, _),) = encode_blocks([pairs], encoder, EncodeOptions())
         return block.columns["image"], block.columns["text"]
 
     encode.in_one_go = True
@@ -166,15 +167,14 @@ def gemm(data, folder):
     """Return seconds that the operations needed for every pair of ``data`` take at this machine's bfloat16 rate."""
     import torch
     from mmcli.featurize import Dataset, open_backbone
-    from mmcli.featurize.pairs.hashing import Reject, look
+    from mmcli.featurize.pairs.hashing import Reject, hash_pair
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder)
-    looked = [
-        each for pair in Dataset.open(data).pairs if not isinstance(each := look(pair, ("image", "text"), True), Reject)
-    ]
-    images = len({each.digests["row/image_sha256"] for each in looked})
-    texts = sorted({each.text for each in looked})
+    hashed = [hash_pair(pair, ("image", "text"), True) for pair in Dataset.open(data).pairs]
+    hashed = [pair for pair in hashed if not isinstance(pair, Reject)]
+    images = len({pair.digests["row/image_sha256"] for pair in hashed})
+    texts = sorted({pair.text for pair in hashed})
     ids, _ = open_backbone(str(folder)).load("cpu", "float32", None).tokenize(texts)
     vision, text = config.vision_config, config.text_config
     patches = (vision.image_size // vision.patch_size) ** 2
@@ -197,7 +197,7 @@ def gemm(data, folder):
     return {
         "seconds": operations / max(rates),
         "gflops": max(rates) / 1e9,
-        "pairs": len(looked),
+        "pairs": len(hashed),
         "operations": operations,
     }
 

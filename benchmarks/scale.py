@@ -108,6 +108,7 @@ def featurize_for_free(folder):
     """Featurize ``folder`` with a backbone that computes nothing."""
     import mmcli.featurize.pipeline as pipeline
     from mmcli.featurize.backbones.base import Backbone, Encoded, Encoder
+    from mmcli.featurize.request import FeaturizeOptions
 
     class Free(Encoder):
         def prepare_image(self, image):
@@ -135,7 +136,7 @@ def featurize_for_free(folder):
 
     pipeline.open_backbone = lambda name, revision=None: FreeBackbone()
     out = folder.with_suffix(".h5")
-    print(pipeline.featurize(folder, None, out, pipeline.FeaturizeOptions(dtype="float32")).rows)
+    print(pipeline.featurize(folder, None, out, FeaturizeOptions(dtype="float32")).rows)
 
 
 def measured(command):

@@ -12,7 +12,9 @@ from .backbones.opening import open_backbone
 from .pairs.dataset import Dataset
 from .pairs.pair import Pair
 from .pairs.text import clean_text, decode_text
-from .pipeline import FeaturizeOptions, FeaturizeSummary, featurize
+from .pipeline import featurize
+from .request import FeaturizeOptions
+from .summary import FeaturizeSummary
 
 __all__ = [
     "Backbone",

@@ -1,4 +1,4 @@
-"""Features of given pairs, for prediction: from the cache where it has them, encoded where it has not."""
+"""Features of given pairs, for prediction: taken from a cache if it has them, else encoded."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,16 +13,18 @@ from ..cache.schema import describe_difference, fingerprint_of
 from ..cache.store import FeatureCache
 from .backbones.base import Backbone, Encoder
 from .backbones.opening import open_backbone
-from .encode import How, encode_blocks
+from .encode import OnProgress, encode_blocks
+from .encode_options import EncodeOptions
 from .identity import identity_of, is_cleaned
-from .pairs.hashing import Reject, compare
+from .pairs.changes import compare_rows
+from .pairs.hashing import Reject
 from .pairs.pair import Pair
 from .plan import BLOCK_ROWS
 
 
 @dataclass(frozen=True)
-class Embedded:
-    """Features of some of the pairs asked for, and those that could not be read."""
+class EmbeddedPairs:
+    """Features of some of the requested pairs, and those that could not be read."""
 
     guids: list[str]
     features: Features
@@ -35,65 +37,56 @@ def embed_pairs(
     load: Callable[[], Encoder],
     cache: FeatureCache | None = None,
     tokens: bool = False,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> Iterator[Embedded]:
-    """Yield the features of ``pairs`` as ``identity`` says, a block at a time: cached ones first.
+    on_progress: OnProgress | None = None,
+) -> Iterator[EmbeddedPairs]:
+    """Yield the features of ``pairs``, one block at a time, those from the cache first.
 
     Parameters
     ----------
     pairs
         Raw pairs.
     identity
-        Of the features that a head was trained on.
+        Identity of the features that the head was trained on.
     load
-        Returns the encoder of ``identity`` (see ``open_same``); called only where something has to be encoded.
+        Returns the encoder for ``identity`` (see ``open_same``). Called only if a pair must be encoded.
     cache
-        Rows whose raw bytes are the same are taken from it. Its fingerprint must be that of ``identity``.
+        A cache with the fingerprint of ``identity``. Rows whose raw bytes have not changed are taken from it.
     tokens
-        Whether token states are wanted; a cache without them is then not looked at.
+        Whether token states are needed. If so, a cache without them is not used.
     on_progress
         Called with (pairs encoded, pairs to encode).
     """
-    same: list[str] = []
+    cached_guids: list[str] = []
     if cache is not None and (cache.has_tokens or not tokens):
-        same = same_as_cached(pairs, cache)
-        for guids in _blocks(same):
-            yield Embedded(guids, cache.features(guids, tokens), [])
-    there = set(same)
-    missing = [pair for pair in pairs if pair.guid not in there]
+        cached_guids = same_as_cached(pairs, cache)
+        for guids in _blocks(cached_guids):
+            yield EmbeddedPairs(guids, cache.features(guids, tokens), [])
+    cached_set = set(cached_guids)
+    missing = [pair for pair in pairs if pair.guid not in cached_set]
     if missing:
-        yield from _encode(missing, identity, load(), tokens, on_progress)
+        options = EncodeOptions.for_identity(identity, tokens=tokens)
+        for block, rejects in encode_blocks(_blocks(missing), load(), options, on_progress):
+            yield EmbeddedPairs(block.guids, features_of(block), rejects)
 
 
 def same_as_cached(pairs: Sequence[Pair], cache: FeatureCache) -> list[str]:
     """Return the guids of the pairs whose raw bytes are those that ``cache`` was made from."""
-    known = [pair for pair in pairs if pair.guid in cache]
-    same = compare(cache, cache.rows([pair.guid for pair in known]), known, is_earlier=False).same
-    return [pair.guid for pair, is_same in zip(known, same.tolist(), strict=True) if is_same]
+    in_cache = [pair for pair in pairs if pair.guid in cache]
+    same = compare_rows(cache, cache.rows([pair.guid for pair in in_cache]), in_cache).same
+    return [pair.guid for pair, is_same in zip(in_cache, same.tolist(), strict=True) if is_same]
 
 
 def _blocks(items: list[Any]) -> list[list[Any]]:
     return [items[start : start + BLOCK_ROWS] for start in range(0, len(items), BLOCK_ROWS)]
 
 
-def _encode(
-    pairs: list[Pair],
-    identity: dict[str, Any],
-    encoder: Encoder,
-    tokens: bool,
-    on_progress: Callable[[int, int], None] | None,
-) -> Iterator[Embedded]:
-    for block, rejects in encode_blocks(_blocks(pairs), encoder, how_of(identity, tokens=tokens), on_progress):
-        yield Embedded(block.guids, features_of(block), rejects)
-
-
 def open_same(identity: dict[str, Any], backbone: dict[str, Any]) -> Backbone:
-    """Open the backbone that features of ``identity`` were made with; ``backbone`` says where it is.
+    """Open the backbone that made features of ``identity``; ``backbone`` says where it is.
 
     Raises
     ------
     BackboneError
-        It cannot be had, or what is there is another one.
+        The backbone cannot be opened, or is a different one.
     """
     source = open_backbone(backbone["name"], backbone["revision"])
     text, image = identity["text"], identity["image"]
@@ -102,19 +95,13 @@ def open_same(identity: dict[str, Any], backbone: dict[str, Any]) -> Backbone:
         raise BackboneError(
             f"{backbone['name']} is not the backbone that the head was trained with ("
             + "; ".join(describe_difference(here, identity))
-            + "): give the folder of the right one with --backbone"
+            + "): give the folder of the right backbone with --backbone"
         )
     return source
 
 
-def how_of(identity: dict[str, Any], **more: Any) -> How:
-    """Return how pairs are encoded for features of ``identity``."""
-    store = np.float16 if identity["dtype"] == "bfloat16" else np.float32
-    return How(clean=is_cleaned(identity), encoding=identity["text"].get("encoding"), store=store, **more)
-
-
 def features_of(block: Block) -> Features:
-    """Return what a head may look at of the rows of a block."""
+    """Return the features that a head can use from a block."""
     image, text = (block.columns[name].astype(np.float32) for name in ("image", "text"))
     if not block.text_tokens:
         return Features(image, text)

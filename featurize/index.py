@@ -1,4 +1,4 @@
-"""Embeddings that are on the disk already, found by the digest of what they were made from."""
+"""Embeddings that are on disk already, found by the digest of the image or text that they were made from."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,18 +11,18 @@ from numpy.typing import NDArray
 from ..cache.parts import OpenCaches
 from .pairs.hashing import TOWERS, digest_column
 
-Row = dict[str, Any]  # what a tower made of one image or text, by column
+TowerOutput = dict[str, Any]  # what a tower returned for one image or text, by column of the cache file
 
 _COLUMNS = {"image": ("image", "image_tokens"), "text": ("text", "row/truncated")}
 
 
-class Known:
-    """Rows of cache files and parts by digest; sixteen bytes of memory per row and tower.
+class EmbeddingIndex:
+    """Finds rows of cache files and parts by digest. It takes 16 bytes of memory per row and tower.
 
     Parameters
     ----------
     clean
-        Whether texts are cleaned: then two texts are the same that are so when cleaned.
+        Whether texts are cleaned. If so, texts that are equal after cleaning share an embedding.
     """
 
     def __init__(self, clean: bool) -> None:
@@ -31,19 +31,19 @@ class Known:
         self._paths: list[Path] = []
         self._open = OpenCaches()
 
-    def __enter__(self) -> "Known":
+    def __enter__(self) -> "EmbeddingIndex":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: object, trace: TracebackType | None) -> None:
         self._open.close()
 
     def add(self, path: Path, usable: Mapping[str, NDArray[np.bool_]] | None = None) -> None:
-        """Take in the rows of a file, which stays as it is.
+        """Add the rows of a file. The file must not change afterwards.
 
         Parameters
         ----------
         usable
-            By tower, which rows may be used, (N,); default: all.
+            Which rows may be used, (N,) bool by tower. Default: all.
         """
         cache = self._open.get(path)
         for tower, column in self._column.items():
@@ -52,21 +52,21 @@ class Known:
             self._places[tower].add(_key(cache.read(column, rows)), places)
         self._paths.append(path)
 
-    def find(self, tower: str, digest: bytes) -> Row | None:
-        """Return what was made of the image, or text, with this digest; None where it is not known."""
+    def find(self, tower: str, digest: bytes) -> TowerOutput | None:
+        """Return the output of ``tower`` for the image or text with this digest, or None if it is not on disk."""
         place = self._places[tower].find(_key(np.frombuffer(digest, np.uint8)[None])[0])
         if place is None:
             return None
         cache, row = self._open.get(self._paths[place >> 32]), place & 0xFFFFFFFF
         rows = np.array([row])
         if cache.read(self._column[tower], rows).tobytes() != digest:
-            return None  # the first eight bytes are the same by chance
-        found = {name: cache.read(name, rows)[0] for name in _COLUMNS[tower] if name in cache.file}
-        if not np.isfinite(found[tower]).all() or not found[tower].any():
+            return None  # only the first eight bytes are equal
+        output = {name: cache.read(name, rows)[0] for name in _COLUMNS[tower] if name in cache.file}
+        if not np.isfinite(output[tower]).all() or not output[tower].any():
             return None  # damaged
         if tower == "text" and cache.has_tokens:
-            found["text_tokens"] = cache.text_tokens(row)
-        return found
+            output["text_tokens"] = cache.text_tokens(row)
+        return output
 
 
 class _Places:
@@ -78,13 +78,13 @@ class _Places:
 
     def add(self, keys: NDArray[np.uint64], places: NDArray[np.uint64]) -> None:
         order = np.argsort(keys, kind="stable")
-        at = np.searchsorted(self.keys, keys[order])
-        self.keys = np.insert(self.keys, at, keys[order])
-        self.places = np.insert(self.places, at, places[order])
+        positions = np.searchsorted(self.keys, keys[order])
+        self.keys = np.insert(self.keys, positions, keys[order])
+        self.places = np.insert(self.places, positions, places[order])
 
     def find(self, key: np.uint64) -> int | None:
-        at = int(np.searchsorted(self.keys, key))
-        return int(self.places[at]) if at < len(self.keys) and self.keys[at] == key else None
+        position = int(np.searchsorted(self.keys, key))
+        return int(self.places[position]) if position < len(self.keys) and self.keys[position] == key else None
 
 
 def _key(digests: NDArray[np.uint8]) -> NDArray[np.uint64]:

@@ -1,4 +1,4 @@
-"""What the rows of a cache are made of, counted: texts by codec, repeated pairs, labels by class."""
+"""What ``featurize`` did, and what a cache holds: texts by codec, repeated pairs, labels by class."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -10,8 +10,12 @@ from numpy.typing import NDArray
 
 from ..cache.schema import EMPTY_SHA256
 from ..cache.store import FeatureCache
+from .contents import CacheContents, ComputedRows
 from .pairs.dataset import Dataset
 from .pairs.spelling import alike_names
+from .plan import Plan
+from .rejects import rejects_path
+from .request import Request
 
 
 @dataclass(frozen=True)
@@ -130,3 +134,92 @@ def count_without_files(dataset: Dataset, guids: Iterable[str]) -> dict[str, Any
     whole = {pair.guid for pair in dataset.pairs if not pair.cannot_be_whole()}
     missing = [guid for guid in guids if guid not in whole]
     return {"rows": len(missing), "example": missing[0] if missing else ""}
+
+
+@dataclass(frozen=True)
+class FeaturizeSummary:
+    """What ``featurize`` did, and what the cache holds now.
+
+    Attributes
+    ----------
+    computed, resumed, unchanged
+        Pairs that this run encoded, that an interrupted run had encoded, and whose cached row is still valid.
+    gone, pruned
+        Cached pairs whose files are gone, and how many of them were dropped.
+    unreadable, unreadable_example
+        Cached pairs that are kept although their files cannot be read now; one of them, with the reason.
+    rejects, rejects_file
+        Pairs that are left out; the file that lists them, and those that are kept although unreadable.
+    content, labels
+        Counts over the rows.
+    labels_missing
+        The labels file that the cache records, if it is gone.
+    unused_columns
+        Columns of the manifest that mmcli does not use.
+    seconds, pairs_per_second, bytes
+        Time of the run, its speed over computed pairs, and the size of the cache file.
+    """
+
+    out: str
+    rows: int
+    computed: int
+    resumed: int
+    unchanged: int
+    gone: int
+    pruned: int
+    unreadable: int
+    unreadable_example: str
+    rejects: int
+    rejects_file: str | None
+    content: RowCounts
+    labels: LabelCounts
+    labels_missing: str | None
+    unused_columns: list[str]
+    backbone: str
+    dtype: str
+    views: int
+    tokens: bool
+    seconds: float
+    pairs_per_second: float
+    bytes: int
+    fingerprint: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return this as plain data, with the numbers of labelled and unlabelled rows on top."""
+        return asdict(self) | {"labelled": self.labels.labelled, "unlabelled": self.labels.unlabelled}
+
+
+def summarize(
+    request: Request, plan: Plan, computed: ComputedRows, contents: CacheContents, seconds: float
+) -> FeaturizeSummary:
+    """Return what a run did, and count what the finished cache holds."""
+    dataset, header = request.dataset, request.header
+    labels, kept = dataset.labels_path, contents.kept
+    with FeatureCache.open(request.out) as cache:
+        content = count_rows(cache)
+        label_counts = count_labels(dataset, cache.guids, len(cache))
+    return FeaturizeSummary(
+        out=str(request.out),
+        rows=len(contents.rows),
+        computed=len(computed),
+        resumed=sum(map(len, plan.resumed)),
+        unchanged=plan.cached.unchanged,
+        gone=plan.cached.gone,
+        pruned=plan.cached.pruned,
+        unreadable=len(kept),
+        unreadable_example=f"{kept[0].guid!r}: {kept[0].reason}" if kept else "",
+        rejects=len(contents.left_out),
+        rejects_file=str(rejects_path(request.out)) if contents.rejects else None,
+        content=content,
+        labels=label_counts,
+        labels_missing=None if labels is None or labels.is_file() else str(labels),
+        unused_columns=dataset.unused_columns,
+        backbone=header.backbone["name"],
+        dtype=header.identity["dtype"],
+        views=request.encode.views,
+        tokens=request.encode.tokens,
+        seconds=seconds,
+        pairs_per_second=len(computed) / seconds,
+        bytes=request.out.stat().st_size,
+        fingerprint=header.fingerprint,
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -19,8 +19,8 @@ from ...cache.parts import Block, read_parts, write_part
 from ...cache.schema import Header
 from ...cache.states import States, StatesPart
 from ...cache.store import FeatureCache
-from ..embed import how_of
-from ..encode import How, encode_blocks
+from ..encode import OnProgress, encode_blocks
+from ..encode_options import EncodeOptions
 from ..pairs.hashing import Reject, prefetch
 from ..pairs.pair import Pair
 from .source import Source
@@ -29,8 +29,6 @@ BLOCK_ROWS = 2048  # pairs per file, and what a crash can cost, at most
 _BLOCK_BYTES = 256 << 20  # of a file's states, which are in memory until it is written
 _SAMPLE = 16  # pairs
 _CHECKSUMS = "row/states_crc32"
-
-OnProgress = Callable[[int, int], None]
 
 
 class StateStore:
@@ -179,8 +177,8 @@ class StateStore:
             _refuse(rejects)
             yield block
 
-    def _how(self) -> How:
-        return how_of(self.cache.header.identity, towers=(self.tower,), below=self.layers)
+    def _how(self) -> EncodeOptions:
+        return EncodeOptions.for_identity(self.cache.header.identity, (self.tower,), below=self.layers)
 
     def _rows_per_block(self, pairs: list[Pair]) -> int:
         """Find out from a few pairs how large states are, and whether the disk has room for all."""
@@ -227,8 +225,8 @@ def states_of_pairs(pairs: Sequence[Pair], source: Source, layers: Mapping[str, 
     """
     states = {}
     for tower, count in layers.items():
-        how = how_of(source.identity, towers=(tower,), below=count)
-        block, rejects = next(encode_blocks([list(pairs)], source.encoder(), how))
+        options = EncodeOptions.for_identity(source.identity, (tower,), below=count)
+        block, rejects = next(encode_blocks([list(pairs)], source.encoder(), options))
         _refuse(rejects)
         row_of = {guid: row for row, guid in enumerate(block.guids)}
         places = [(0, row_of[pair.guid]) for pair in pairs]

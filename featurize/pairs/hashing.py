@@ -1,4 +1,4 @@
-"""Reading raw pairs: what is known of one before anything is decoded, and bad pairs set aside."""
+"""Reading and hashing raw pairs, and setting aside those that cannot be read."""
 
 import hashlib
 import os
@@ -6,25 +6,23 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TypeVar
 
 from ...cache.errors import DataError
 from ...cache.machine import cpu_count
-from ...cache.store import FeatureCache
-from ..identity import is_cleaned
-from .image import IMAGE_SUFFIXES, NOT_AN_IMAGE, decode_image, decoded_as_in_version_1
+from .image import IMAGE_SUFFIXES, NOT_AN_IMAGE, decode_image
 from .pair import Pair
 from .text import clean_text, decode_text
 
 TOWERS = ("image", "text")
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
 
 @dataclass(frozen=True)
 class Reject:
-    """A pair that was left out, and why."""
+    """A pair that was left out, and the reason."""
 
     guid: str
     reason: str
@@ -32,15 +30,15 @@ class Reject:
 
 
 @dataclass(frozen=True)
-class Looked:
-    """What is known of a pair before its image is decoded; of a side that no tower looks at, there is nothing.
+class HashedPair:
+    """A pair's text and digests; its image is not decoded yet. Sides that no tower needs are left out.
 
     Attributes
     ----------
     text, codec
-        The text that the backbone sees, and how its bytes were decoded.
+        The text that the backbone encodes, and the codec that decoded it.
     digests
-        By column of the cache file (``row/image_sha256`` ...): the sha256 of what the column says, 32 bytes.
+        sha256 (32 bytes) by column of the cache file, such as ``row/image_sha256``.
     """
 
     text: str
@@ -49,14 +47,20 @@ class Looked:
 
 
 def digest_column(tower: str, clean: bool) -> str:
-    """Return the column whose digest stands for all that ``tower`` sees of a pair."""
+    """Return the column whose digest identifies the input of ``tower``: equal digests give equal embeddings."""
     if tower == "image":
         return "row/image_sha256"
     return "row/cleaned_sha256" if clean else "row/text_sha256"
 
 
 def load_text(raw: bytes, clean: bool, encoding: str | None = None) -> tuple[str, str]:
-    """Return (the text that the backbone sees, codec); DataError where ``raw`` is not valid in ``encoding``."""
+    """Return the text that the backbone encodes, and its codec.
+
+    Raises
+    ------
+    DataError
+        ``raw`` is not valid in ``encoding``.
+    """
     try:
         text, codec = decode_text(raw, encoding)
     except UnicodeDecodeError as error:
@@ -64,8 +68,8 @@ def load_text(raw: bytes, clean: bool, encoding: str | None = None) -> tuple[str
     return (clean_text(text) if clean else text.strip()), codec
 
 
-def look(pair: Pair, towers: tuple[str, ...], clean: bool, encoding: str | None = None) -> Looked | Reject:
-    """Read a pair's files as far as ``towers`` look at them; the image is hashed, not decoded."""
+def hash_pair(pair: Pair, towers: tuple[str, ...], clean: bool, encoding: str | None = None) -> HashedPair | Reject:
+    """Read and hash the files of a pair that ``towers`` need. Return a reject if one cannot be read."""
     try:
         if pair.problem is not None:
             raise DataError(pair.problem)
@@ -76,16 +80,16 @@ def look(pair: Pair, towers: tuple[str, ...], clean: bool, encoding: str | None 
             raw = pair.read_text()
             text, codec = load_text(raw, clean, encoding)
             digests["row/text_sha256"] = hashlib.sha256(raw).digest()
-            # Hash the text as cleaned once: cleaning twice can merge texts that differ.
+            # Hash the once-cleaned text: cleaning twice can merge texts that differ.
             cleaned = text if clean else clean_text(text)
             digests["row/cleaned_sha256"] = hashlib.sha256(cleaned.encode()).digest()
-        return Looked(text, codec, digests)
+        return HashedPair(text, codec, digests)
     except DataError as error:
-        return reject(pair, str(error))
+        return reject_pair(pair, str(error))
 
 
 def unreadable(pair: Pair) -> Reject | None:
-    """Return why a pair cannot be read; None where it can."""
+    """Read a pair and decode its image. Return a reject if that fails, else None."""
     try:
         if pair.problem is not None:
             raise DataError(pair.problem)
@@ -93,69 +97,12 @@ def unreadable(pair: Pair) -> Reject | None:
         pair.read_text()
         decode_image(raw_image)
     except DataError as error:
-        return reject(pair, str(error))
+        return reject_pair(pair, str(error))
     return None
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """How n rows of a cache compare with their raw pairs as they are now.
-
-    Attributes
-    ----------
-    readable, same_bytes
-        Whether both files can be read; whether both have the bytes that the row was made from, (n,).
-    image, text
-        Whether that side of the row can be taken as it is, (n,): its bytes are the same, and so is what comes of them.
-    """
-
-    readable: NDArray[np.bool_]
-    same_bytes: NDArray[np.bool_]
-    image: NDArray[np.bool_]
-    text: NDArray[np.bool_]
-
-    @property
-    def same(self) -> NDArray[np.bool_]:
-        """Whether the row can be taken as it is, (n,)."""
-        return self.image & self.text
-
-
-def compare(cached: FeatureCache, rows: NDArray[np.int64], pairs: Iterable[Pair], is_earlier: bool) -> Comparison:
-    """Compare rows of a cache with their pairs.
-
-    Parameters
-    ----------
-    is_earlier
-        Whether the cache was made by an earlier version of the steps (see ``steps.py``): then what each pair is decoded
-        and cleaned to now is compared as well.
-    """
-    found = np.zeros((len(rows), 4), dtype=bool)
-    names = [f"row/{name}_sha256" for name in ("image", "text", *(["cleaned"] if is_earlier else []))]
-    stored = zip(*(map(np.ndarray.tobytes, cached.read(name, rows)) for name in names), strict=True)
-    if not is_earlier:
-        for number, (now, then) in enumerate(zip(prefetch(Pair.digests, pairs, ahead=64), stored, strict=True)):
-            if now is not None:
-                same = [one == other for one, other in zip(now, then, strict=True)]
-                found[number] = [True, all(same), *same]
-        return Comparison(*found.T)
-    clean, encoding = is_cleaned(cached.header.identity), cached.header.identity["text"].get("encoding")
-    codecs = cached.codecs()
-
-    def outcome(pair: Pair) -> tuple[Looked, bool] | None:
-        seen = look(pair, TOWERS, clean, encoding)
-        return (seen, decoded_as_in_version_1(pair.read_image())) if isinstance(seen, Looked) else None
-
-    for number, (now, then) in enumerate(zip(prefetch(outcome, pairs, ahead=64), stored, strict=True)):
-        if now is not None:
-            seen, same_picture = now
-            image, text, cleaned = (seen.digests[name] == each for name, each in zip(names, then, strict=True))
-            same_text = text and cleaned and seen.codec == codecs[rows[number]]
-            found[number] = [True, image and text, image and same_picture, same_text]
-    return Comparison(*found.T)
-
-
-def reject(pair: Pair, reason: str) -> Reject:
-    """Return the reject of ``pair`` for ``reason``; a path that is not UTF-8 is written with escapes."""
+def reject_pair(pair: Pair, reason: str) -> Reject:
+    """Return a reject of ``pair``. A path that is not UTF-8 is written with escapes."""
     path = pair.image or pair.text_path or ""
     suffix = os.path.splitext(path)[1]
     if reason == NOT_AN_IMAGE and suffix.lower() not in IMAGE_SUFFIXES:
@@ -163,10 +110,10 @@ def reject(pair: Pair, reason: str) -> Reject:
     return Reject(pair.guid, reason, path.encode(errors="backslashreplace").decode())
 
 
-def prefetch(function: Callable[[Any], Any], items: Iterable[Any], ahead: int) -> Generator[Any, None, None]:
-    """Map in threads, in order, at most ``ahead`` results waiting."""
+def prefetch(function: Callable[[Item], Result], items: Iterable[Item], ahead: int) -> Generator[Result, None, None]:
+    """Yield ``function(item)`` for each item in order. Threads compute up to ``ahead`` results in advance."""
     with ThreadPoolExecutor(cpu_count()) as pool:
-        pending: deque[Future[Any]] = deque()
+        pending: deque[Future[Result]] = deque()
         try:
             for item in items:
                 pending.append(pool.submit(function, item))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import content, write_pair
 from mmcli.cache import FeatureCache
-from mmcli.featurize import FeaturizeOptions, clean_text, encode, featurize, plan
+from mmcli.featurize import FeaturizeOptions, batches, clean_text, encode, featurize, plan
 
 OPTIONS = FeaturizeOptions(dtype="float32")
 
@@ -164,15 +164,15 @@ def test_texts_that_are_the_same_only_when_cleaned_twice_are_not_the_same(tmp_pa
 
 def test_an_image_that_changes_while_it_is_read_gives_its_copy_nothing_wrong(copies, tmp_path, free, monkeypatch):
     other = (copies / "2.jpg").read_bytes()
-    look = encode.look
+    hash_pair = encode.hash_pair
 
-    def look_then_replace(pair, *more):
-        found = look(pair, *more)
+    def hash_then_replace(pair, **options):
+        hashed = hash_pair(pair, **options)
         if pair.guid == "1":
             (copies / "1.jpg").write_bytes(other)
-        return found
+        return hashed
 
-    monkeypatch.setattr(encode, "look", look_then_replace)
+    monkeypatch.setattr(encode, "hash_pair", hash_then_replace)
     out = tmp_path / "f.h5"
     featurize(copies, None, out, replace(OPTIONS, max_reject_rate=0.5))
     rejects = rejects_of(out)
@@ -186,14 +186,14 @@ def test_an_image_that_changes_while_it_is_read_gives_its_copy_nothing_wrong(cop
 
 
 def test_a_view_that_cannot_be_made_costs_its_pair_alone(copies, tmp_path, free, monkeypatch):
-    augment = encode.augment
+    augment = batches.augment
 
     def fail_for_one(image, seed, guid, view):
         if (guid, view) == ("1", 1):
             raise ValueError("no room")
         return augment(image, seed, guid, view)
 
-    monkeypatch.setattr(encode, "augment", fail_for_one)
+    monkeypatch.setattr(batches, "augment", fail_for_one)
     featurize(copies, None, tmp_path / "f.h5", replace(OPTIONS, views=2, max_reject_rate=0.5))
     assert rejects_of(tmp_path / "f.h5") == {"1": "image cannot be prepared: no room"}
     found = columns(tmp_path / "f.h5", "image")
