@@ -12,8 +12,8 @@ from typing import Any
 from ..cache.errors import CheckpointError, MmcliError
 from ..cache.store import FeatureCache
 from ..featurize.backbones.opening import moved_to
+from ..featurize.encode import OnProgress
 from ..featurize.frozen.source import Source
-from ..featurize.frozen.state_store import OnProgress
 from ..heads.evaluation.duplicates import group_numbers, groups_by_guid, separated
 from ..heads.evaluation.rare import renamed
 from ..heads.evaluation.splits import Split

@@ -14,7 +14,6 @@ from PIL.Image import Image
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from . import onednn
 from .base import MAX_TOKENS, Encoded
 from .pixels import Preparer
 from .tensors import TorchEncoder, computing, in_turn, pad, ready, to_device, to_float, to_half, tokenize
@@ -66,10 +65,7 @@ class OfflineEncoder(TorchEncoder):
         image = EfficientNet.from_name("efficientnet-lite0")
         image.load_state_dict(torch.load(image_weights, map_location="cpu", weights_only=True))
         # Depthwise convolutions are twice as fast on a CPU with channels last.
-        folded = fold_norms(image.eval())
-        if onednn.can_be_used(device, dtype):
-            fuse_activations(folded)
-        self.folded_image_model = ready(folded, device, dtype).to(memory_format=torch.channels_last)
+        self.folded_image_model = ready(fold_norms(image.eval()), device, dtype).to(memory_format=torch.channels_last)
         self.image_model = ready(image, device, dtype).to(memory_format=torch.channels_last)
         processor = transformers.CLIPImageProcessorPil(
             size={"shortest_edge": IMAGE_SIZE},
@@ -163,16 +159,6 @@ def fold_norms(model: nn.Module) -> nn.Module:
                 setattr(module, name, folded)
                 setattr(module, norm, nn.Identity())
     return model
-
-
-def fuse_activations(model: nn.Module) -> None:
-    """Let the convolutions of an EfficientNet with folded norms do the activations that follow them."""
-    for module in list(model.modules()):
-        for name in _NORM_OF:
-            if hasattr(module, name) and name != "_project_conv":  # which no activation follows
-                setattr(module, name, onednn.ConvReLU6(getattr(module, name)))
-        if hasattr(module, "_swish"):
-            module._swish = nn.Identity()
 
 
 def _own(states: NDArray[Any], ids: Sequence[Sequence[int]]) -> list[NDArray[Any]]:

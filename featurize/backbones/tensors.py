@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 
 from ...cache.errors import MmcliError
-from . import onednn
 from .base import Encoder
 
 LONGEST_TEXT = 10_000  # characters
@@ -57,8 +56,6 @@ def ready(model: Any, device: str, dtype: str) -> Any:
         for module in model.modules():
             if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
                 module.to(torch.bfloat16)
-    if onednn.can_be_used(device, dtype):
-        onednn.pack(model)
     with enough_memory(device, None):
         return model.eval().to(device)
 

@@ -13,7 +13,7 @@ from ...cache.errors import CheckpointError
 from ...cache.features import Features
 from ...cache.store import FeatureCache
 from ...featurize.backbones.opening import moved_to
-from ...featurize.embed import Embedded, embed_pairs
+from ...featurize.embed import EmbeddedPairs, embed_pairs
 from ...featurize.frozen.source import Source
 from ...featurize.frozen.state_store import StateStore, states_of_pairs
 from ...featurize.pairs.hashing import Reject
@@ -146,7 +146,7 @@ class Trained:
             if self.layers and on_progress is not None:
                 on_progress(done, len(pairs))
 
-    def _of_embedded(self, embedded: Embedded, pair_of: Mapping[str, Pair], source: Source) -> PairLogits:
+    def _of_embedded(self, embedded: EmbeddedPairs, pair_of: Mapping[str, Pair], source: Source) -> PairLogits:
         if not embedded.guids:
             return PairLogits([], np.zeros((0, len(self.checkpoint.classes)), np.float32), embedded.rejects)
         features = embedded.features
