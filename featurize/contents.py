@@ -1,4 +1,4 @@
-"""What the new cache holds, once all blocks are encoded."""
+"""What the new cache holds, once all blocks are encoded, and writing it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -6,26 +6,19 @@ from pathlib import Path
 
 import numpy as np
 
+from ..cache.errors import DataError
+from ..cache.parts import merge, remove_parts
+from .blocks import ComputedRows
 from .cached_rows import FileRows
 from .pairs.folder import MadeWhenAsked
 from .pairs.hashing import Reject, unreadable
 from .pairs.pair import natural_key
 from .plan import Plan
-from .request import Request
+from .rejects import rejects_path, write_rejects
+from .request import Request, with_all_versions
 
 RowSource = tuple[str, Path, int]  # guid, file, row in the file
 _STAYS = "; its row stays in the cache until --prune"
-
-
-@dataclass(frozen=True)
-class ComputedRows:
-    """Rows that this run computed, one entry per part, and the pairs that it rejected."""
-
-    parts: list[FileRows]
-    rejects: list[Reject]
-
-    def __len__(self) -> int:
-        return sum(map(len, self.parts))
 
 
 @dataclass(frozen=True)
@@ -86,3 +79,21 @@ def _in_order(request: Request, rows_of_files: Sequence[FileRows]) -> Sequence[R
         return pairs[int(numbers[place])].guid, rows_of_files[files[place]].path, int(rows[place])
 
     return MadeWhenAsked(len(order), source_of)
+
+
+def write_cache(request: Request, contents: CacheContents, computed: int) -> None:
+    """Merge the rows into the new cache and remove the parts. A cache that would not change is left as it is.
+
+    Raises
+    ------
+    DataError
+        There is no row at all.
+    """
+    out, cached_header = request.out, request.cached_header
+    write_rejects(out, contents.rejects)
+    if not len(contents.rows):
+        raise DataError(f"no pair of {request.dataset.data} could be read: see {rejects_path(out)}")
+    header = with_all_versions(request.header, cached_header, computed)
+    if contents.files != {out} or len(contents.rows) != request.cached_rows or header != cached_header:
+        merge(out, contents.rows, header)
+    remove_parts(out, header.fingerprint)

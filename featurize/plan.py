@@ -1,8 +1,7 @@
 """Where each row of the new cache comes from, and which pairs must be computed."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -30,10 +29,8 @@ class Plan:
         Rows of an interrupted run, one entry per part.
     parts
         All readable parts of that run, whether or not their rows are used.
-    todo
-        (n,) int64: pairs to compute.
-    block_numbers
-        (n,) int64: in which block each of them is computed.
+    blocks
+        Pairs to compute, (n,) int64 for each block.
     rejects
         Pairs that cannot be read, as far as this is known before encoding.
     absent
@@ -43,16 +40,9 @@ class Plan:
     cached: CachedRows
     resumed: list[FileRows]
     parts: list[Path]
-    todo: NDArray[np.int64]
-    block_numbers: NDArray[np.int64]
+    blocks: list[NDArray[np.int64]]
     rejects: list[Reject]
     absent: int
-
-    def blocks(self) -> Iterator[NDArray[np.int64]]:
-        """Yield the pairs to compute, one block at a time."""
-        starts = np.flatnonzero(np.diff(self.block_numbers, prepend=-1))
-        for start, stop in pairwise([*starts.tolist(), len(self.todo)]):
-            yield self.todo[start:stop]
 
 
 def make_plan(request: Request, cached: FeatureCache | None) -> Plan:
@@ -66,20 +56,23 @@ def make_plan(request: Request, cached: FeatureCache | None) -> Plan:
     pairs = request.dataset.pairs
     cached_rows = NO_CACHED_ROWS if cached is None else find_cached_rows(request, cached)
     missing = np.setdiff1d(np.arange(len(pairs)), cached_rows.kept.pairs)
-    # Cut blocks before finished rows are taken out: a block that is computed again after a crash then holds the same
-    # pairs as in an uninterrupted run, so it gives the same bits.
-    block_numbers = np.arange(len(missing)) // BLOCK_ROWS
     parts = read_parts(parts_folder(request.out, request.header.fingerprint), request.header)
     resumed = _find_resumed_rows(request, parts, missing)
-    is_todo = ~np.isin(missing, [number for finished in resumed for number in finished.pairs.tolist()])
-    rejects = _find_rejects(pairs, missing[is_todo].tolist())
-    is_todo &= ~np.isin(missing, list(rejects))
+    is_todo = np.zeros(len(pairs), dtype=bool)
+    is_todo[missing] = True
+    for finished in resumed:
+        is_todo[finished.pairs] = False
+    rejects = _find_rejects(pairs, np.flatnonzero(is_todo).tolist())
+    is_todo[list(rejects)] = False
+    # Cut blocks before taking out finished pairs: a block that is computed again after a crash then holds the same
+    # pairs as in an uninterrupted run, so it gives the same bits.
+    blocks = np.split(missing, range(BLOCK_ROWS, len(missing), BLOCK_ROWS))
+    blocks = [block[is_todo[block]] for block in blocks]
     return Plan(
         cached_rows,
         resumed,
         parts,
-        missing[is_todo],
-        block_numbers[is_todo],
+        [block for block in blocks if len(block)],
         list(rejects.values()),
         absent=sum(pairs[number].absent for number in rejects),
     )
@@ -104,7 +97,7 @@ def _find_rejects(pairs: Sequence[Pair], todo: list[int]) -> dict[int, Reject]:
 
     The second case saves loading the backbone when only unreadable pairs are left.
     """
-    incomplete = {number for number in todo if pairs[number].cannot_be_whole()}
+    incomplete = [number for number in todo if pairs[number].cannot_be_whole()]
     rejects = {number: reject for number in incomplete if (reject := unreadable(pairs[number])) is not None}
     others = {}
     for number in todo:

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from ..cache.schema import EMPTY_SHA256
 from ..cache.store import FeatureCache
-from .contents import CacheContents, ComputedRows
+from .blocks import ComputedRows
+from .contents import CacheContents
 from .pairs.dataset import Dataset
 from .pairs.spelling import alike_names
 from .plan import Plan
