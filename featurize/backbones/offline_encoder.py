@@ -14,6 +14,7 @@ from PIL.Image import Image
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from .architectures import Tower
 from .base import MAX_TOKENS, Encoded
 from .pixels import Preparer
 from .tensors import TorchEncoder, computing, in_turn, pad, ready, to_device, to_float, to_half, tokenize
@@ -181,7 +182,7 @@ class _MiniLMTop(Top):
     projection: Tensor
 
     def __init__(self, model: nn.Module, layers: int, projection: Tensor, pad_id: int) -> None:
-        tower, unfrozen = cut(model, layers)
+        tower, unfrozen = cut(model, Tower("text_model", "layer"), layers)
         tower = with_children(tower, pooler=None)  # a layer of BERT that nothing here looks at
         super().__init__(nn.ModuleDict({"text_model": tower}), unfrozen, pad_id)
         self.register_buffer("projection", projection)

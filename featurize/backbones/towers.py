@@ -1,7 +1,7 @@
-"""The top of a tower, cut off so that it can be trained. Importing this imports torch.
+"""Cutting a tower below its unfrozen layers. Importing this module imports torch.
 
-A tower is cut below its first unfrozen layer. What enters that layer is a constant of each text or image: it is
-computed once (``entering``), and a ``Top`` goes on from there, by the model's own code.
+The states that enter the first unfrozen layer are constant for each text or image. ``entering`` computes them once;
+a ``Top`` continues from them with the model's own code.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...cache.errors import BackboneError
+from .architectures import Tower, architecture_of
 
 
-class _Reached(Exception):  # noqa: N818 - not an error: the way out of a forward pass
+class _Reached(Exception):  # noqa: N818 - not an error: it ends a forward pass early
     def __init__(self, states: Tensor) -> None:
         super().__init__()
         self.states = states
 
 
 _HOOKING = threading.Lock()
-_stopping = threading.local()  # at: the layer before which this thread stops
+_stopping = threading.local()  # .at is the layer before which this thread stops
 
 
 def _stop(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -36,9 +37,14 @@ def _stop(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> No
 
 
 def entering(layer: nn.Module, run: Callable[[], object]) -> Tensor:
-    """Return the hidden states that enter ``layer`` when ``run`` runs the model; what is above is not computed.
+    """Return the hidden states that enter ``layer`` when ``run`` runs the model. Later layers are not computed.
 
-    Several threads may do so at once: the hook stays on the layer, and stops the thread that asked for it.
+    Several threads may call this at once: the hook stays on the layer, but it stops only threads that asked for it.
+
+    Raises
+    ------
+    BackboneError
+        The model does not run ``layer``.
     """
     if not getattr(layer, "_can_stop", False):
         with _HOOKING:
@@ -52,11 +58,11 @@ def entering(layer: nn.Module, run: Callable[[], object]) -> Tensor:
         return reached.states
     finally:
         _stopping.at = None
-    raise BackboneError("this model does not run its layers one after the other, so it cannot be cut between them")
+    raise BackboneError("this model does not run its layers one after another, so it cannot be cut: unfreeze no layers")
 
 
-class Given(nn.Module):
-    """Stands for all that is below the cut: returns the states that it was given, whatever it is called with."""
+class StubModule(nn.Module):
+    """Replaces everything below the cut. It returns ``states``, whatever its arguments."""
 
     states: Tensor | None = None
 
@@ -66,16 +72,16 @@ class Given(nn.Module):
 
 
 class Top(nn.Module, ABC):
-    """The unfrozen layers of a tower and all that follows them, in evaluation mode: no dropout, fixed statistics.
+    """The unfrozen layers of a tower and everything above them, in evaluation mode: no dropout, fixed statistics.
 
     Parameters
     ----------
     tower
-        The model without what is below the cut. Its parameters have the names that they have in the whole model.
+        The model without the modules below the cut. Its parameters have the same names as in the whole model.
     unfrozen
-        The modules of it that are trained: the layers, and the tower's last normalisation.
+        Modules of ``tower`` to train: the layers and the last norm.
     pad_id
-        Of a text tower, the token with which texts are padded.
+        Padding token of a text tower.
     """
 
     def __init__(self, tower: nn.Module, unfrozen: Sequence[nn.Module], pad_id: int = 0) -> None:
@@ -87,27 +93,27 @@ class Top(nn.Module, ABC):
 
     @property
     def is_small(self) -> bool:
-        """Whether ``pooled`` is so little work that a second thread would wait more than it would help."""
+        """Whether ``pooled`` is too little work for a second thread to help."""
         return False
 
     def train(self, mode: bool = True) -> Top:
-        """Stay in evaluation mode: what enters the layers was computed without dropout, too."""
+        """Stay in evaluation mode: the states that enter the layers were computed without dropout."""
         return super().train(False)
 
     def unfrozen(self) -> dict[str, nn.Parameter]:
-        """Return the parameters that are trained, by their names in the whole model."""
-        return {name: each for name, each in self.tower.named_parameters() if each.requires_grad}
+        """Return the trainable parameters, by their names in the whole model."""
+        return {name: parameter for name, parameter in self.tower.named_parameters() if parameter.requires_grad}
 
     def run_from(self, states: Tensor, run: Callable[[], Any]) -> Any:
-        """Return what ``run`` returns when the tower goes on from ``states``."""
-        standing = [module for module in self.tower.modules() if isinstance(module, Given)]
-        for module in standing:
-            module.states = states
+        """Return the result of ``run`` when the tower continues from ``states``."""
+        stubs = [module for module in self.tower.modules() if isinstance(module, StubModule)]
+        for stub in stubs:
+            stub.states = states
         try:
             return run()
         finally:
-            for module in standing:
-                module.states = None
+            for stub in stubs:
+                stub.states = None
 
     @abstractmethod
     def forward(self, states: Tensor, ids: Tensor | None = None, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -116,60 +122,63 @@ class Top(nn.Module, ABC):
         Parameters
         ----------
         states
-            What enters the first unfrozen layer: (b, L, w) of texts, padded on the right; (b, ...) of images.
+            Input of the first unfrozen layer: (b, L, w) for texts, padded on the right; (b, ...) for images.
         ids, mask
-            Token ids and attention mask of texts, (b, L) int64.
+            Token ids and attention mask of the texts, (b, L) int64. None for images.
         """
 
     def pooled(self, states: Tensor, ids: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """Return the embeddings alone, which may cost less."""
+        """Return only the embeddings, (b, d) float32. This may be cheaper than ``forward``."""
         return self.forward(states, ids, mask)[0]
 
 
 def check_layers(layers: Sequence[nn.Module], asked: int, tower: str) -> None:
-    """Raise a BackboneError where more layers are asked for than ``tower`` has."""
+    """Raise a BackboneError if more layers are asked for than ``tower`` has."""
     if not 1 <= asked <= len(layers):
         raise BackboneError(
-            f"the {tower} tower of this backbone has {len(layers)} layers, {asked} are to be unfrozen: ask for at most "
-            f"{len(layers)}"
+            f"cannot unfreeze {asked} layers: the {tower} tower of this backbone has {len(layers)} layers, so ask for "
+            f"1 to {len(layers)}"
         )
 
 
 def freeze_unused(top: Top, entered: NDArray[np.float32], expected: NDArray[np.float32], *text: Tensor) -> Top:
-    """Return ``top`` with what it does not use frozen, after a step forward and back on one sample.
+    """Run ``top`` forward and backward on one sample, and freeze the parameters that get no gradient.
 
     Parameters
     ----------
     top
         In float32.
     entered, expected
-        What enters its first layer, and the embedding, (1, d), that the whole tower gives.
+        Input of the first layer for one sample, and its embedding, (1, d), from the whole tower.
     text
-        Token ids and mask, (1, L), of a text.
+        Token ids and mask, (1, L), if the sample is a text.
 
     Raises
     ------
     BackboneError
-        ``top`` does not run, or gives another embedding: the tower is not built as ``cut`` takes it to be.
+        ``top`` does not run or gives another embedding: the table of architectures does not fit this model.
     """
     device = next(top.parameters()).device
-    cannot = f"a tower of this {type(top.tower).__name__} cannot be cut, so none of its layers can be unfrozen"
+    cannot = (
+        f"a tower of this {type(top.tower).__name__} cannot be cut, so none of its layers can be unfrozen: unfreeze "
+        "layers of the other tower, or use stage 1 only"
+    )
     try:
         pooled, states = top(torch.from_numpy(entered).to(device), *text)
         (pooled.sum() + states.sum()).backward()
-    except Exception as error:  # whatever a model raises that looks for what is below the cut
+    except Exception as error:  # the model uses a module below the cut, and any exception may come of that
         raise BackboneError(f"{cannot} ({error})") from error
-    for each in top.parameters():
-        each.requires_grad_(each.grad is not None)
-        each.grad = None
+    for parameter in top.parameters():
+        parameter.requires_grad_(parameter.grad is not None)
+        parameter.grad = None
     difference = np.abs(pooled.detach().cpu().numpy() - expected).max()
     if not difference <= 1e-2 * np.abs(expected).max():
-        raise BackboneError(f"{cannot} (it would give other embeddings)")
+        raise BackboneError(f"{cannot} (its embeddings would change)")
     return top
 
 
 def upper(layers: Sequence[nn.Module], count: int) -> nn.ModuleList:
-    """Return the last ``count`` layers under the numbers that they have in the whole tower."""
+    """Return the last ``count`` layers, with the same numbers as in the whole tower."""
     kept = nn.ModuleList()
     for number in range(len(layers) - count, len(layers)):
         kept.add_module(str(number), layers[number])
@@ -177,41 +186,46 @@ def upper(layers: Sequence[nn.Module], count: int) -> nn.ModuleList:
 
 
 def with_children(module: nn.Module, **children: nn.Module | None) -> nn.Module:
-    """Return a shallow copy of ``module`` with other children; the parameters are those of ``module``."""
-    made = copy.copy(module)
-    made._modules = {**module._modules, **children}
-    return made
+    """Return a shallow copy of ``module`` with some children replaced. It shares the parameters of ``module``."""
+    copied = copy.copy(module)
+    copied._modules = {**module._modules, **children}
+    return copied
 
 
-def layers_of(model: Any, tower: str) -> list[nn.Module]:
-    """Return the layers of a transformers tower, first to last.
+def layers_of(model: Any, side: str) -> list[nn.Module]:
+    """Return the layers of the ``image`` or the ``text`` tower of a transformers model, first to last.
 
     Raises
     ------
     BackboneError
-        It has none that are known.
+        The table of architectures does not say where they are.
     """
-    encoder = getattr(getattr(model, tower, None), "encoder", None)
-    for name in ("layers", "layer"):  # layer: the BERT of Chinese-CLIP
-        if hasattr(encoder, name):
-            return list(getattr(encoder, name))
+    tower = architecture_of(model).tower(side)
+    try:
+        if tower.layers is not None:
+            return list(getattr(model, tower.module).encoder.get_submodule(tower.layers))
+    except AttributeError:  # the towers of a VisionTextDualEncoder may be of any kind
+        pass
     raise BackboneError(
-        f"the {tower} of this {type(model).__name__} has no list of layers that mmcli knows: none can be unfrozen"
+        f"mmcli does not know the layers of the {side} tower of a {type(model).__name__}, so none can be unfrozen: "
+        "unfreeze layers of the other tower, or use stage 1 only"
     )
 
 
-def cut(tower: nn.Module, count: int) -> tuple[nn.Module, list[nn.Module]]:
-    """Return a transformers tower without what is below its last ``count`` layers, and what of it is to be trained.
+def cut(module: nn.Module, tower: Tower, count: int) -> tuple[nn.Module, list[nn.Module]]:
+    """Return a tower without the modules below its last ``count`` layers, and the modules to train."""
+    encoder, name = module.get_submodule("encoder"), str(tower.layers)
+    kept = upper(list(encoder.get_submodule(name)), count)  # type: ignore[call-overload]
+    children = {"encoder": with_children(encoder, **{name: kept}), "embeddings": StubModule()}
+    if tower.norm_before is not None:
+        children[tower.norm_before] = nn.Identity()
+    norms = [] if tower.norm is None else [module.get_submodule(tower.norm)]
+    return with_children(module, **children), [*kept, *norms]
 
-    ``tower`` has ``embeddings``, an ``encoder`` with ``layers`` (or ``layer``), and maybe a norm before and after it.
-    """
-    encoder: Any = tower.encoder
-    name = "layers" if hasattr(encoder, "layers") else "layer"
-    kept = upper(getattr(encoder, name), count)
-    below = {each: nn.Identity() for each in ("pre_layrnorm", "pre_layernorm") if hasattr(tower, each)}
-    names = ("final_layer_norm", "post_layernorm", "layernorm")
-    norms = [getattr(tower, each) for each in names if hasattr(tower, each)]
-    return with_children(tower, encoder=with_children(encoder, **{name: kept}), embeddings=Given(), **below), [
-        *kept,
-        *norms,
-    ]
+
+def without_other_tower(model: Any, side: str, cut_tower: nn.Module) -> nn.Module:
+    """Return a shallow copy of ``model`` with a cut tower, and without the other tower."""
+    architecture = architecture_of(model)
+    own, other = architecture.tower(side), architecture.tower("text" if side == "image" else "image")
+    removed = {name: None for name in (other.module, other.projection) if name is not None}
+    return with_children(model, **{own.module: cut_tower}, **removed)

@@ -34,7 +34,7 @@ def test_the_cache_or_the_backbone_is_not_at_hand(stage1, sixty, tmp_path):
 @pytest.mark.parametrize(
     ("recipe", "settings", "message"),
     [
-        ({}, {"unfreeze_text_layers": 9}, "has 3 layers, 9 are to be unfrozen"),
+        ({}, {"unfreeze_text_layers": 9}, "cannot unfreeze 9 layers: the text tower of this backbone has 3 layers"),
         ({}, {"unfreeze_text_layers": 0}, "no layer is unfrozen"),
         ({}, {"unfreeze_text_layers": -2}, "must be 0 or more"),
         ({"modality": "text"}, {"unfreeze_vision_layers": 1}, "unfreeze_vision_layers has no effect"),

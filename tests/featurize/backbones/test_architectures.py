@@ -6,13 +6,14 @@ import torch
 from dual_encoders import KINDS, make
 from mmcli.cache import BackboneError
 from mmcli.featurize import open_backbone
+from mmcli.featurize.backbones.architectures import ARCHITECTURES
 from PIL import Image
 from tolerances import close_rows
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 REFUSED = {
-    "Siglip2": r"makes \(16, 768\) numbers of a wide picture",  # patches, as many as a picture has
-    "XCLIP": "is a XCLIPModel, which has no image and text features",
+    "Siglip2": r"gives a wide image the shape \(16, 768\)",  # as many patches as the image has
+    "XCLIP": "is an? XCLIPModel, which has no image and text features",
 }
 ENCODED = [kind for kind in KINDS if kind not in REFUSED]
 CUT = {  # which towers stage 2 can unfreeze
@@ -90,7 +91,7 @@ def test_what_cannot_be_encoded_gets_one_line(kind, folder_of):
 def test_stage_2_goes_on_from_the_cut_or_gets_one_line(kind, tower, folder_of):
     encoder = open_backbone(str(folder_of(kind))).load("cpu", "float32", None)
     if tower not in CUT.get(kind, ["text", "image"]):
-        with pytest.raises(BackboneError, match=r"has no list of layers that mmcli knows|cannot be cut"):
+        with pytest.raises(BackboneError, match=f"does not know the layers of the {tower} tower of a"):
             encoder.text_top(1) if tower == "text" else encoder.image_top(1)
         return
     if tower == "text":
@@ -107,4 +108,35 @@ def test_stage_2_goes_on_from_the_cut_or_gets_one_line(kind, tower, folder_of):
     close_rows(pooled.detach(), expected)
     pooled.square().sum().backward()
     assert len(top.unfrozen()) >= 9
+    norm = ARCHITECTURES[encoder.model.config.model_type].tower(tower).norm
+    assert norm is None or any(f".{norm}." in name for name in top.unfrozen())
     assert all(each.grad is not None for each in top.unfrozen().values())
+
+
+def test_a_model_that_is_not_in_the_table_is_encoded_and_not_cut(folder_of, monkeypatch):
+    pixels = np.random.default_rng(0).standard_normal((2, 3, 64, 64)).astype(np.float32)
+
+    def embeddings(encoder):
+        return encoder.encode_images(pixels).pooled, encoder.encode_texts(encoder.tokenize(TEXTS)[0]).pooled
+
+    expected = embeddings(open_backbone(str(folder_of("CLIP"))).load("cpu", "float32", None))
+    monkeypatch.delitem(ARCHITECTURES, "clip")
+    encoder = open_backbone(str(folder_of("CLIP"))).load("cpu", "float32", None)
+    for found, wanted in zip(embeddings(encoder), expected, strict=True):
+        close_rows(found, wanted)
+    for top in (encoder.text_top, encoder.image_top):
+        with pytest.raises(BackboneError, match=r"not know the layers of the .* tower of a CLIPModel.* stage 1 only"):
+            top(1)
+
+
+@pytest.mark.parametrize("kind", ENCODED)
+def test_the_table_names_what_is_in_the_model(kind, folder_of):
+    model = AutoModel.from_pretrained(folder_of(kind))
+    architecture = ARCHITECTURES[model.config.model_type]
+    for tower in (architecture.image, architecture.text):
+        children = dict(model.named_children())
+        assert {tower.module, tower.projection or tower.module} <= set(children)
+        if tower.layers is not None:
+            inner = dict(children[tower.module].named_children())
+            assert {"embeddings", "encoder", *filter(None, (tower.norm, tower.norm_before))} <= set(inner)
+            assert len(getattr(inner["encoder"], tower.layers)) == 3
