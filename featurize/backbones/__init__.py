@@ -1,1 +1,1 @@
-"""Encoders of images and texts: the protocol, Hugging Face and offline backbones, towers cut below the last layers."""
+"""Encoders of images and texts: the protocol, the Hugging Face and offline backbones, and cutting their towers."""

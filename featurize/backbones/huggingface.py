@@ -1,7 +1,7 @@
-"""Hugging Face dual encoders (CLIP, SigLIP, Chinese-CLIP and their like), from the hub or a local folder.
+"""Hugging Face dual encoders, such as CLIP, SigLIP and Chinese-CLIP, from the hub or a local folder.
 
-transformers' own processor, tokenizer and ``get_image_features`` / ``get_text_features`` do the work; what they
-return is already projected.
+transformers' own processor, tokenizer, ``get_image_features`` and ``get_text_features`` do the work. The features that
+they return are already projected.
 """
 
 from __future__ import annotations
@@ -46,68 +46,68 @@ _PROCESSORS = {"preprocessor_config.json", "processor_config.json"}
 
 
 def weight_files(names: Sequence[str]) -> list[str]:
-    """Return the weight files among ``names``: safetensors where there are any, else PyTorch pickles."""
+    """Return the weight files among ``names``: safetensors if there are any, else PyTorch pickles."""
     for kind in (r"model(-\d+-of-\d+)?\.safetensors", r"pytorch_model(-\d+-of-\d+)?\.bin"):
-        found = sorted(name for name in names if re.fullmatch(kind + r"(\.index\.json)?", name))
-        if found:
-            return found
+        weights = sorted(name for name in names if re.fullmatch(kind + r"(\.index\.json)?", name))
+        if weights:
+            return weights
     return []
 
 
 def small_files(names: Sequence[str]) -> list[str]:
-    """Return the configuration and tokenizer files among ``names`` that are really loaded."""
+    """Return the configuration and tokenizer files among ``names`` that are loaded."""
     unused = {"vocab.json", "vocab.txt", "merges.txt", "tokenizer.model"} if "tokenizer.json" in names else set()
     return [name for name in _SMALL_FILES if name in names and name not in unused]
 
 
 def missing_shards(folder: Path) -> list[str]:
-    """Return the weight files that ``folder`` lacks: the index of a sharded model, or what that names.
+    """Return the weight files that are missing in ``folder``: the index of a sharded model, or the files it names.
 
     Raises
     ------
     BackboneError
-        There is an index, and it cannot be read.
+        The index cannot be read.
     """
-    there = weight_files([path.name for path in folder.iterdir()])
-    indices = [name for name in there if name.endswith(".index.json")]
-    if {"model.safetensors", "pytorch_model.bin"} & set(there):  # which is loaded, whatever else there is
+    present = weight_files([path.name for path in folder.iterdir()])
+    indices = [name for name in present if name.endswith(".index.json")]
+    if {"model.safetensors", "pytorch_model.bin"} & set(present):  # transformers loads these first
         return []
     if not indices:
         return ["model.safetensors.index.json"]
     try:
         named = set(json.loads((folder / indices[0]).read_text(encoding="utf-8"))["weight_map"].values())
-        return sorted(named - set(there))
+        return sorted(named - set(present))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BackboneError(
-            f"{folder / indices[0]} is not an index of weights ({error}): get the model again"
+            f"{folder / indices[0]} is not an index of weights ({error}): download the model again"
         ) from error
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether all that a model is loaded from is in ``folder``."""
-    there = {path.name for path in folder.iterdir()}
+    """Whether ``folder`` holds all files that a model is loaded from."""
+    present = {path.name for path in folder.iterdir()}
     with contextlib.suppress(BackboneError):
-        complete = bool(weight_files(list(there))) and not missing_shards(folder)
-        return complete and "config.json" in there and bool(_TOKENIZERS & there and _PROCESSORS & there)
+        has_weights = bool(weight_files(list(present))) and not missing_shards(folder)
+        return has_weights and "config.json" in present and bool(_TOKENIZERS & present and _PROCESSORS & present)
     return False
 
 
 @contextlib.contextmanager
 def only(folder: Path, names: Sequence[str]) -> Iterator[Path]:
-    """Give a folder that holds links to ``names`` and nothing else, so that what is not hashed cannot be loaded."""
-    with tempfile.TemporaryDirectory(prefix="mmcli-") as shown:
+    """Give a folder with links to ``names`` and nothing else, so that only hashed files can be loaded."""
+    with tempfile.TemporaryDirectory(prefix="mmcli-") as links:
         for name in names:
-            (Path(shown) / name).symlink_to((folder / name).resolve())
-        yield Path(shown)
+            (Path(links) / name).symlink_to((folder / name).resolve())
+        yield Path(links)
 
 
 def download(name: str, revision: str | None) -> tuple[Path, str]:
-    """Return the local snapshot of hub model ``name`` and its commit; fetch it where it is not there yet.
+    """Return the local snapshot of hub model ``name`` and its commit; download it if it is not complete.
 
     Raises
     ------
     BackboneError
-        At once where the hub cannot be reached or does not have the model, naming the two ways out.
+        The hub cannot be reached or does not have the model. The message comes at once and names two ways out.
     """
     import huggingface_hub
     from huggingface_hub.errors import (
@@ -123,11 +123,11 @@ def download(name: str, revision: str | None) -> tuple[Path, str]:
         if is_whole(snapshot):
             return snapshot, snapshot.name
     except LocalEntryNotFoundError:
-        pass  # not fetched yet
+        pass  # not downloaded yet
     except HFValidationError as error:
         raise BackboneError(f"{name!r} is neither a folder nor a hub id: {WAYS_OUT}") from error
     try:
-        # One quick question first: the download itself would retry for minutes.
+        # Ask for the file list first, because a download would retry for minutes.
         info = huggingface_hub.HfApi().model_info(name, revision=revision, timeout=_HUB_TIMEOUT)
         files = [sibling.rfilename for sibling in info.siblings or []]
         wanted = small_files(files) + weight_files(files)
@@ -137,20 +137,22 @@ def download(name: str, revision: str | None) -> tuple[Path, str]:
             f"{name} is gated: log in with `hf auth login` and accept its terms, or {WAYS_OUT}"
         ) from error
     except RevisionNotFoundError as error:
-        raise BackboneError(f"the hub's {name} has no revision {revision!r}: leave --revision out") from error
+        raise BackboneError(
+            f"{name} has no revision {revision!r} on the hub: give another --revision, or leave it out"
+        ) from error
     except RepositoryNotFoundError as error:
         raise BackboneError(f"the hub has no model {name!r} (or it is private): {WAYS_OUT}") from error
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            raise BackboneError(f"no room to download {name}: free some space in the hub's cache folder") from error
+            raise BackboneError(f"no disk space to download {name}: free some in the hub's cache folder") from error
         raise BackboneError(f"the hub cannot be reached for {name} ({error}): {WAYS_OUT}") from error
-    except Exception as error:  # whatever the hub client's transport raises: all mean that it cannot be had now
+    except Exception as error:  # the hub client's transport raises exceptions of many kinds
         raise BackboneError(f"the hub cannot be reached for {name} ({error}): {WAYS_OUT}") from error
     return snapshot, snapshot.name
 
 
 class HuggingFaceBackbone(Backbone):
-    """A dual encoder in a local folder (for a hub model: its snapshot)."""
+    """A dual encoder in a local folder, which may be the snapshot of a hub model."""
 
     def __init__(self, name: str, folder: Path, revision: str | None) -> None:
         self.name = name
@@ -159,25 +161,24 @@ class HuggingFaceBackbone(Backbone):
 
     def _files(self) -> list[str]:
         """Return the names of the files that processor, tokenizer and model are loaded from."""
-        there = [path.name for path in self.folder.iterdir()]
-        weights = weight_files(there)
-        if "config.json" not in there or not weights:
+        present = [path.name for path in self.folder.iterdir()]
+        weights = weight_files(present)
+        if "config.json" not in present or not weights:
             raise BackboneError(
                 f"{self.folder} is not a model folder: expected config.json, preprocessor_config.json, tokenizer files "
                 "and model.safetensors, as save_pretrained writes them"
             )
         if absent := missing_shards(self.folder):
             raise BackboneError(
-                f"{self.folder} lacks {len(absent)} of its weight files, the first is {absent[0]!r}: expected "
-                "model.safetensors, or an index and the files that it names, such as model-00001-of-00002.safetensors, "
-                "in that very folder; get it again"
+                f"{self.folder} lacks {len(absent)} weight files, such as {absent[0]!r}: expected model.safetensors, "
+                "or an index and the files that it names, such as model-00001-of-00002.safetensors. Download it again"
             )
-        if "adapter_config.json" in there:
+        if "adapter_config.json" in present:
             raise BackboneError(
-                f"{self.folder} holds an adapter (adapter_config.json), which would not be applied: merge it into the "
-                "model (merge_and_unload) and save that, or take the adapter's files out"
+                f"{self.folder} holds an adapter (adapter_config.json), which mmcli does not apply: merge it into the "
+                "model (merge_and_unload) and save that, or remove the adapter's files"
             )
-        return small_files(there) + weights
+        return small_files(present) + weights
 
     def identity(self) -> dict[str, Any]:
         """Hash every file that the processor, the tokenizer and the model are loaded from."""
@@ -189,12 +190,12 @@ class HuggingFaceBackbone(Backbone):
         }
 
     def load(self, device: str, dtype: str, resize: int | None) -> Encoder:
-        """Load model, processor and tokenizer from the hashed files alone; no code of the folder is run.
+        """Load model, processor and tokenizer from the hashed files only. Code in the folder is never run.
 
         Raises
         ------
         BackboneError
-            The files cannot be loaded, are not of one model, or that is no dual encoder.
+            The files cannot be loaded, belong to different models, or are not a dual encoder.
         """
         import transformers
 
@@ -205,16 +206,16 @@ class HuggingFaceBackbone(Backbone):
         transformers.utils.logging.disable_progress_bar()
         transformers.utils.logging.set_verbosity_error()
         safe = {"local_files_only": True, "trust_remote_code": False}
-        with only(self.folder, self._files()) as shown:
+        with only(self.folder, self._files()) as links:
             try:
                 model, loaded = transformers.AutoModel.from_pretrained(
-                    shown, dtype="float32", output_loading_info=True, ignore_mismatched_sizes=True, **safe
+                    links, dtype="float32", output_loading_info=True, ignore_mismatched_sizes=True, **safe
                 )
-                processor = transformers.AutoImageProcessor.from_pretrained(shown, backend="pil", **safe)
-                tokenizer = transformers.AutoTokenizer.from_pretrained(shown, **safe)
-            except Exception as error:  # transformers raises many kinds for a folder that is not whole
-                said = str(error).replace(str(shown), str(self.folder))
-                raise BackboneError(f"{self.folder} cannot be loaded as a model: {said}") from error
+                processor = transformers.AutoImageProcessor.from_pretrained(links, backend="pil", **safe)
+                tokenizer = transformers.AutoTokenizer.from_pretrained(links, **safe)
+            except Exception as error:  # transformers raises many kinds of errors for an incomplete folder
+                reason = str(error).replace(str(links), str(self.folder))
+                raise BackboneError(f"{self.folder} cannot be loaded as a model: {reason}") from error
         if not (hasattr(model, "get_image_features") and hasattr(model, "get_text_features")):
             raise BackboneError(
                 f"{self.name} is a {type(model).__name__}, which has no image and text features: give a dual encoder "

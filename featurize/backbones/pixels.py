@@ -1,8 +1,8 @@
-"""What an image processor does to one picture, without its detours. Importing this imports transformers.
+"""The result of a transformers image processor, in fewer steps.
 
-transformers' processors resize with Pillow, crop, rescale and normalise; on the way they copy the picture to floats
-several times. What they do to a pixel depends on its value and channel alone, so a table of 256 values per channel,
-made by the processor itself, does the same in one step.
+transformers' processors resize with Pillow, crop, rescale and normalise, and copy the image to floats several times.
+Rescaling and normalising depend only on a pixel's value and channel, so a table of 256 values per channel, made by the
+processor itself, gives the same result in one step.
 """
 
 from typing import Any
@@ -15,18 +15,18 @@ from ...cache.errors import BackboneError
 
 
 def checked_resize(processor: Any, resize: int) -> int:
-    """Return ``resize`` where the processor crops to no more than that after resizing the short side.
+    """Return ``resize`` if the processor crops afterwards, and to no more than ``resize`` pixels.
 
     Raises
     ------
     BackboneError
-        It does not crop, or to more: the picture would get a black frame.
+        The processor does not crop, or crops to more, which would add a black frame.
     """
     crop = processor.crop_size["height"] if getattr(processor, "do_center_crop", False) else None
     if crop is None:
-        raise BackboneError("this model's processor does not crop, so --resize has no meaning for it: leave it out")
+        raise BackboneError("this model's processor does not crop, so --resize has no effect: leave it out")
     if resize < crop:
-        raise BackboneError(f"--resize {resize} is less than the {crop} pixels to which the model crops")
+        raise BackboneError(f"--resize {resize} is less than the model's crop of {crop} pixels: give {crop} or more")
     return resize
 
 
@@ -38,12 +38,12 @@ class Preparer:
     processor
         An image processor of transformers, with the Pillow backend.
     resize
-        Short side in pixels before the centre crop; None for the processor's own.
+        Short side in pixels before the centre crop. None: the processor's own.
 
     Raises
     ------
     BackboneError
-        ``resize`` has no meaning for the processor, or is less than it crops to.
+        The processor does not crop, or crops to more than ``resize``.
     """
 
     def __init__(self, processor: Any, resize: int | None) -> None:
@@ -57,18 +57,18 @@ class Preparer:
         self.is_plain = self._learn_table()
 
     def __call__(self, image: Image.Image) -> NDArray[np.float32]:
-        """Return the pixels that the model takes, (3, H, W)."""
+        """Return the model's input, (3, H, W) float32."""
         return self._quick(image) if self.is_plain else self._processed(image)
 
     def _processed(self, image: Image.Image, **settings: Any) -> NDArray[np.float32]:
-        # Said explicitly: of a picture three pixels high, the processor would take the rows for channels.
+        # For an image three pixels high, the processor would mistake rows for channels.
         prepared = self.processor(
             image, return_tensors="np", input_data_format="channels_last", **self.asked, **settings
         )
         return np.asarray(prepared["pixel_values"][0], dtype=np.float32)
 
     def _learn_table(self) -> bool:
-        """Take what becomes of each value of each channel, (3, 256); return whether no more than that is done."""
+        """Fill the table with the processor's result for each value and channel; return whether the table is enough."""
         grey = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2)
         try:
             table = self._processed(Image.fromarray(grey), do_resize=False, do_center_crop=False)
@@ -76,7 +76,7 @@ class Preparer:
                 return False
             self.table = np.ascontiguousarray(table[:, 0])
             return all(np.array_equal(self._quick(each), self._processed(each)) for each in _samples())
-        except Exception:  # processors of other kinds raise as they like; what cannot be imitated is used itself
+        except Exception:  # other processors raise any exception; they are then called for each image
             return False
 
     def _quick(self, image: Image.Image) -> NDArray[np.float32]:
@@ -99,6 +99,6 @@ class Preparer:
 
 
 def _samples() -> list[Image.Image]:
-    """Return a wide, a high, a small and a square picture of noise."""
+    """Return a wide, a tall, a small and a square image of noise."""
     noise = np.random.default_rng(0).integers(0, 256, (301, 301, 3), dtype=np.uint8)
     return [Image.fromarray(noise[:height, :width]) for height, width in ((150, 301), (301, 131), (3, 5), (256, 256))]

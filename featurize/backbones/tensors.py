@@ -1,4 +1,4 @@
-"""What the encoders share: tokens to tensors, precision, tensors to arrays. Importing this imports torch."""
+"""Conversions and precision that the encoders share. Importing this module imports torch."""
 
 import contextlib
 import functools
@@ -16,7 +16,7 @@ from ...cache.errors import MmcliError
 from .base import Encoder
 
 LONGEST_TEXT = 10_000  # characters
-_MOST_THREADS = 8  # that prepare batches for an accelerator
+_MOST_THREADS = 8  # to prepare batches for an accelerator
 _TURN = threading.Lock()
 
 P = ParamSpec("P")
@@ -25,7 +25,7 @@ Result = TypeVar("Result")
 
 def tokenize(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> tuple[list[list[int]], list[bool]]:
     """Return token ids (at most ``max_tokens``, end token kept) and whether each text was truncated."""
-    texts = [text[:LONGEST_TEXT] for text in texts]  # tokenizing megabytes for 77 tokens would take minutes
+    texts = [text[:LONGEST_TEXT] for text in texts]  # tokenizing megabytes takes minutes, for 77 tokens
     ids = [list(row) for row in tokenizer(list(texts), verbose=False)["input_ids"]]
     truncated = [len(row) > max_tokens for row in ids]
     for index in np.flatnonzero(truncated).tolist():
@@ -36,7 +36,7 @@ def tokenize(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> tuple[lis
 def pad(
     ids: Sequence[Sequence[int]], pad_id: int, device: str, full: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pad on the right to the longest row (or to ``full``); return ids and attention mask, each (B, L) int64."""
+    """Pad on the right to the longest row, or to ``full``. Return ids and attention mask, each (B, L) int64."""
     length = full or max(len(row) for row in ids)
     padded = np.full((len(ids), length), pad_id, dtype=np.int64)
     mask = np.zeros((len(ids), length), dtype=np.int64)
@@ -47,10 +47,10 @@ def pad(
 
 
 def ready(model: Any, device: str, dtype: str) -> Any:
-    """Return ``model`` on the device, in evaluation mode, with the weights of matrix products as they are computed in.
+    """Return ``model`` on the device, in evaluation mode.
 
-    In bfloat16 they are cast once, not in every call. Layer norms and embeddings keep float32, and so does the residual
-    stream.
+    For bfloat16, the weights of linear and convolution layers are cast once instead of in every call. Norms, embeddings
+    and the residual stream stay in float32.
     """
     if dtype == "bfloat16":
         for module in model.modules():
@@ -62,13 +62,13 @@ def ready(model: Any, device: str, dtype: str) -> Any:
 
 @contextlib.contextmanager
 def computing(device: str, dtype: str) -> Iterator[None]:
-    """No gradients, and bfloat16 autocast where asked for."""
+    """Compute without gradients, with autocast if ``dtype`` is bfloat16."""
     with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
         yield
 
 
 def in_turn(method: "Callable[Concatenate[Any, P], Result]") -> "Callable[Concatenate[Any, P], Result]":
-    """Let one thread at a time use an accelerator: for all of a method of a ``TorchEncoder`` that takes a batch."""
+    """Let one thread at a time use an accelerator. Decorates methods of ``TorchEncoder`` that take a batch first."""
 
     @functools.wraps(method)
     def run(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> Result:
@@ -82,42 +82,43 @@ def in_turn(method: "Callable[Concatenate[Any, P], Result]") -> "Callable[Concat
 
 @contextlib.contextmanager
 def enough_memory(device: str, batch_size: int | None) -> Iterator[None]:
-    """Turn PyTorch's errors of a device without room, for a batch or (None) for the model, into one line of advice."""
+    """Turn out-of-memory errors into a line of advice. ``batch_size`` None: the model itself does not fit."""
     try:
         yield
-    except RuntimeError as error:  # CUDA has a class of its own; MPS and the CPU say it in words
+    except RuntimeError as error:  # only CUDA has a class of its own for this
         if not re.search("out of memory|can't allocate memory", str(error), re.IGNORECASE):
             raise
-        smaller = f"a batch of {batch_size}: give a smaller --batch-size (featurize, finetune), or"
-        wanted = "the model: give a smaller one, or" if batch_size is None else smaller
-        raise MmcliError(f"{device} has no room for {wanted} --device cpu") from error
+        advice = "the model: give a smaller model, or"
+        if batch_size is not None:
+            advice = f"a batch of {batch_size}: give a smaller --batch-size (featurize, finetune), or"
+        raise MmcliError(f"{device} has not enough memory for {advice} --device cpu") from error
 
 
 class TorchEncoder(Encoder):
-    """What encoders that compute with torch share: where, in which precision, and by how many threads."""
+    """An encoder that computes with torch on ``device`` in ``dtype``."""
 
     def __init__(self, device: str, dtype: str) -> None:
         self.device = device
         self.dtype = dtype
         if device != "cpu":
             self.batch_size = 128
-            self.cores = min(self.cores, _MOST_THREADS)  # each holds a batch of pictures
+            self.cores = min(self.cores, _MOST_THREADS)  # each holds a batch of images
 
     @contextlib.contextmanager
     def workers(self) -> Iterator[Executor]:
-        """Give one thread to each core: on the CPU each computes by itself, before an accelerator they queue."""
+        """Give a pool with one thread per core. On the CPU each computes alone; an accelerator serves them in turn."""
         threads = torch.get_num_threads()
         try:
             count = 1 if self.device == "cpu" else threads
             with ThreadPoolExecutor(self.cores, initializer=_compute_with, initargs=(count,)) as pool:
                 yield pool
         finally:
-            torch.set_num_threads(threads)  # of a thread that begins after this one
+            torch.set_num_threads(threads)  # for threads that start later
 
 
 def _compute_with(threads: int) -> None:
-    """Compute in the thread that calls with ``threads`` cores."""
-    torch.get_num_threads()  # the first call in a thread takes the number from the thread that has set it last
+    """Make the calling thread compute with ``threads`` cores."""
+    torch.get_num_threads()  # the first call in a thread copies the last number that any thread set
     torch.set_num_threads(threads)
 
 
@@ -133,8 +134,8 @@ def to_float(tensor: torch.Tensor) -> NDArray[np.float32]:
 
 
 def to_half(tensor: torch.Tensor) -> NDArray[np.float16]:
-    """Return ``tensor`` as a float16 array in main memory; finite numbers beyond its range become its limit."""
+    """Return ``tensor`` as a float16 array in main memory. Finite numbers out of range become its limits."""
     limits = torch.finfo(torch.float16)
-    within = torch.where(tensor.isinf(), tensor, tensor.clamp(limits.min, limits.max))
-    array: NDArray[np.float16] = within.half().cpu().numpy()
+    clamped = torch.where(tensor.isinf(), tensor, tensor.clamp(limits.min, limits.max))
+    array: NDArray[np.float16] = clamped.half().cpu().numpy()
     return array

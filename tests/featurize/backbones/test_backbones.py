@@ -135,7 +135,7 @@ def test_resize_is_the_short_side_before_the_crop(tiny_clip):
 
 
 def test_a_resize_that_makes_no_sense_is_refused(tiny_clip):
-    with pytest.raises(BackboneError, match="--resize 32 is less than the 64 pixels"):
+    with pytest.raises(BackboneError, match="--resize 32 is less than the model's crop of 64 pixels"):
         open_backbone(str(tiny_clip)).load("cpu", "float32", 32)
 
 

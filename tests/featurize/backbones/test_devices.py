@@ -27,7 +27,7 @@ def test_no_room_for_a_batch_is_one_line(tiny_clip, monkeypatch, error):
     encoder = open_backbone(str(tiny_clip)).load("cpu", "float32", None)
     monkeypatch.setattr(encoder.model, "get_image_features", raising(error))
     monkeypatch.setattr(encoder.model, "get_text_features", raising(error))
-    said = "cpu has no room for a batch of 5: give a smaller --batch-size"
+    said = "cpu has not enough memory for a batch of 5: give a smaller --batch-size"
     for run in (encoder.encode_images, lambda pixels: encoder.images_below(pixels, 1)):
         with pytest.raises(MmcliError, match=said):
             run(np.zeros((5, 3, 64, 64), np.float32))
@@ -63,7 +63,7 @@ def test_no_room_in_a_step_of_stage_2_is_one_line(tuned, monkeypatch):
     from mmcli.heads import Head
 
     monkeypatch.setattr(Head, "embedded", raising(NO_ROOM[0]))
-    with pytest.raises(MmcliError, match=r"has no room for a batch of .*--batch-size"):
+    with pytest.raises(MmcliError, match=r"has not enough memory for a batch of .*--batch-size"):
         tuned()
 
 

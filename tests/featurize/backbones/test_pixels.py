@@ -38,7 +38,7 @@ def test_with_another_short_side():
     prepare = Preparer(PROCESSORS["clip"], 256)
     assert prepare.is_plain
     assert np.array_equal(prepare(noise), expected)
-    with pytest.raises(BackboneError, match="less than the 224 pixels"):
+    with pytest.raises(BackboneError, match="less than the model's crop of 224 pixels"):
         Preparer(PROCESSORS["clip"], 200)
 
 
