@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from mmcli.cache import read_labels
 from mmcli.featurize import Dataset, decode_text
-from mmcli.featurize.backbones.pixels import Preparer
+from mmcli.featurize.backbones.pixels import make_preparer
 from mmcli.featurize.pairs.image import decode_image
 from transformers import CLIPImageProcessorPil
 
@@ -51,8 +51,8 @@ def test_the_job_on_a_few_hundred_real_pairs(cli, tmp_path):
 
 def test_real_pictures_are_prepared_as_transformers_does():
     processor = CLIPImageProcessorPil()
-    prepare = Preparer(processor, None)
-    assert prepare.is_plain
+    prepare = make_preparer(processor, None)
+    assert prepare.table is not None
     for path in sorted((MVSA / "data").glob("*.jpg"))[:40]:
         image = decode_image(path.read_bytes())
         theirs = processor(image, return_tensors="np", input_data_format="channels_last")["pixel_values"][0]

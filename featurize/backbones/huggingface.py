@@ -201,7 +201,7 @@ class HuggingFaceBackbone(Backbone):
 
         from .huggingface_encoder import HuggingFaceEncoder
         from .matching import check_encoder, check_tokenizer, check_weights
-        from .pixels import Preparer
+        from .pixels import make_preparer
 
         transformers.utils.logging.disable_progress_bar()
         transformers.utils.logging.set_verbosity_error()
@@ -224,7 +224,7 @@ class HuggingFaceBackbone(Backbone):
         check_weights(model, loaded, self.folder)
         check_tokenizer(tokenizer, model, self.folder)
         try:
-            prepare = Preparer(processor, resize)
+            prepare = make_preparer(processor, resize)
         except (AttributeError, TypeError, ValueError) as error:
             raise BackboneError(f"the image processor in {self.folder} cannot be used: {error}") from error
         encoder = HuggingFaceEncoder(model, prepare, tokenizer, device, dtype)

@@ -80,9 +80,9 @@ class OfflineBackbone(Backbone):
 
     def load(self, device: str, dtype: str, resize: int | None) -> Encoder:
         """Load both encoders. The image weights are a pickle, so they are loaded with ``weights_only=True``."""
-        from .offline_encoder import OfflineEncoder
+        from .offline_encoder import load_offline_encoder
 
         text_path, _ = _checked(*TEXT_WEIGHTS)
         image_path, _ = _checked(*IMAGE_WEIGHTS)
         with only(text_path.parent, [*_text_files(text_path.parent), text_path.name]) as folder:
-            return OfflineEncoder(folder, image_path, (DIM, PROJECTION_SEED), device, dtype, resize)
+            return load_offline_encoder(folder, image_path, (DIM, PROJECTION_SEED), device, dtype, resize)

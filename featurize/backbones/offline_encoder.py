@@ -16,7 +16,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from .architectures import Tower
 from .base import MAX_TOKENS, Encoded
-from .pixels import Preparer
+from .pixels import Preparer, make_preparer
 from .tensors import TorchEncoder, computing, in_turn, pad, ready, to_device, to_float, to_half, tokenize
 from .towers import Top, check_layers, cut, entering, upper, with_children
 
@@ -45,38 +45,41 @@ def orthonormal_projection(rows: int, columns: int, seed: int) -> NDArray[np.flo
 
 
 class OfflineEncoder(TorchEncoder):
-    """The two encoders. ``projection`` is (length of an embedding, seed)."""
+    """Both encoders, loaded (see ``load_offline_encoder``).
+
+    Parameters
+    ----------
+    tokenizer, text_model
+        MiniLM.
+    image_model
+        EfficientNet.
+    prepare
+        Converts an RGB image to pixels, (3, H, W) float32.
+    projections
+        Projections of text (384, d) and image (1280, d), float32.
+    device, dtype
+        Where and in which precision to compute.
+    """
 
     def __init__(
         self,
-        text_folder: Path,
-        image_weights: Path,
-        projection: tuple[int, int],
+        tokenizer: Any,
+        text_model: nn.Module,
+        image_model: nn.Module,
+        prepare: Preparer,
+        projections: tuple[NDArray[np.float32], NDArray[np.float32]],
+        *,
         device: str,
         dtype: str,
-        resize: int | None,
     ) -> None:
         super().__init__(device, dtype)
-        transformers.utils.logging.disable_progress_bar()
-        transformers.utils.logging.set_verbosity_error()
-        safe = {"local_files_only": True, "trust_remote_code": False}
-        self.tokenizer = transformers.AutoTokenizer.from_pretrained(text_folder, **safe)
-        text = transformers.AutoModel.from_pretrained(text_folder, dtype="float32", **safe)
-        self.text_model = ready(text, device, dtype)
-        image = EfficientNet.from_name("efficientnet-lite0")
-        image.load_state_dict(torch.load(image_weights, map_location="cpu", weights_only=True))
+        self.tokenizer, self.prepare = tokenizer, prepare
+        self.text_model = ready(text_model, device, dtype)
         # Depthwise convolutions are twice as fast on a CPU with channels last.
-        self.folded_image_model = ready(fold_norms(image.eval()), device, dtype).to(memory_format=torch.channels_last)
-        self.image_model = ready(image, device, dtype).to(memory_format=torch.channels_last)
-        processor = transformers.CLIPImageProcessorPil(
-            size={"shortest_edge": IMAGE_SIZE},
-            crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
-            image_mean=IMAGE_MEAN,
-            image_std=IMAGE_STD,
-        )
-        self.prepare = Preparer(processor, resize)
-        self.text_projection = torch.from_numpy(orthonormal_projection(384, *projection)).to(device)
-        self.image_projection = torch.from_numpy(orthonormal_projection(1280, *projection)).to(device)
+        folded = ready(fold_norms(image_model.eval()), device, dtype)
+        self.folded_image_model = folded.to(memory_format=torch.channels_last)
+        self.image_model = ready(image_model, device, dtype).to(memory_format=torch.channels_last)
+        self.text_projection, self.image_projection = (torch.from_numpy(each).to(device) for each in projections)
 
     def prepare_image(self, image: Image) -> NDArray[np.float32]:
         """Resize the short side to 224 pixels (bicubic), crop the centre, normalise."""
@@ -140,6 +143,33 @@ class OfflineEncoder(TorchEncoder):
         """Return the last layers of MiniLM; its norms are inside the layers."""
         check_layers(self.text_layers(), layers, "text")
         return _MiniLMTop(self.text_model, layers, self.text_projection, self.tokenizer.pad_token_id)
+
+
+def load_offline_encoder(
+    text_folder: Path,
+    image_weights: Path,
+    projection: tuple[int, int],
+    device: str,
+    dtype: str,
+    resize: int | None,
+) -> OfflineEncoder:
+    """Load both encoders; ``projection`` is (length of an embedding, seed)."""
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    safe = {"local_files_only": True, "trust_remote_code": False}
+    tokenizer = transformers.AutoTokenizer.from_pretrained(text_folder, **safe)
+    text_model = transformers.AutoModel.from_pretrained(text_folder, dtype="float32", **safe)
+    image_model = EfficientNet.from_name("efficientnet-lite0")
+    image_model.load_state_dict(torch.load(image_weights, map_location="cpu", weights_only=True))
+    processor = transformers.CLIPImageProcessorPil(
+        size={"shortest_edge": IMAGE_SIZE},
+        crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+        image_mean=IMAGE_MEAN,
+        image_std=IMAGE_STD,
+    )
+    projections = orthonormal_projection(384, *projection), orthonormal_projection(1280, *projection)
+    prepare = make_preparer(processor, resize)
+    return OfflineEncoder(tokenizer, text_model, image_model, prepare, projections, device=device, dtype=dtype)
 
 
 def fold_norms(model: nn.Module) -> nn.Module:

@@ -5,6 +5,7 @@ Rescaling and normalising depend only on a pixel's value and channel, so a table
 processor itself, gives the same result in one step.
 """
 
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,56 +31,42 @@ def checked_resize(processor: Any, resize: int) -> int:
     return resize
 
 
+@dataclass(frozen=True)
 class Preparer:
     """Prepares one RGB image, bit for bit as ``processor`` does.
 
-    Parameters
+    Attributes
     ----------
     processor
         An image processor of transformers, with the Pillow backend.
-    resize
-        Short side in pixels before the centre crop. None: the processor's own.
-
-    Raises
-    ------
-    BackboneError
-        The processor does not crop, or crops to more than ``resize``.
+    settings
+        Settings that each call of the processor gets.
+    size, crop
+        Size before cropping, and of the crop, if there is one.
+    table
+        The processor's result for each channel and value, (3, 256). None: the processor does something else too, so it
+        is called for each image.
     """
 
-    def __init__(self, processor: Any, resize: int | None) -> None:
-        self.processor = processor
-        if resize is not None:
-            resize = checked_resize(processor, resize)
-        self.asked = {} if resize is None else {"size": {"shortest_edge": resize}}
-        self.size = {"shortest_edge": resize} if resize is not None else dict(processor.size or {})
-        self.crop = dict(processor.crop_size) if getattr(processor, "do_center_crop", None) else None
-        self.table = np.empty((3, 0), np.float32)
-        self.is_plain = self._learn_table()
+    processor: Any
+    settings: dict[str, Any]
+    size: dict[str, int]
+    crop: dict[str, int] | None
+    table: NDArray[np.float32] | None = None
 
     def __call__(self, image: Image.Image) -> NDArray[np.float32]:
         """Return the model's input, (3, H, W) float32."""
-        return self._quick(image) if self.is_plain else self._processed(image)
+        return self.processed(image) if self.table is None else self._looked_up(image, self.table)
 
-    def _processed(self, image: Image.Image, **settings: Any) -> NDArray[np.float32]:
+    def processed(self, image: Image.Image, **settings: Any) -> NDArray[np.float32]:
+        """Return the output of the processor itself, (3, H, W) float32."""
         # For an image three pixels high, the processor would mistake rows for channels.
         prepared = self.processor(
-            image, return_tensors="np", input_data_format="channels_last", **self.asked, **settings
+            image, return_tensors="np", input_data_format="channels_last", **self.settings, **settings
         )
         return np.asarray(prepared["pixel_values"][0], dtype=np.float32)
 
-    def _learn_table(self) -> bool:
-        """Fill the table with the processor's result for each value and channel; return whether the table is enough."""
-        grey = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2)
-        try:
-            table = self._processed(Image.fromarray(grey), do_resize=False, do_center_crop=False)
-            if table.shape != (3, 1, 256):
-                return False
-            self.table = np.ascontiguousarray(table[:, 0])
-            return all(np.array_equal(self._quick(each), self._processed(each)) for each in _samples())
-        except Exception:  # other processors raise any exception; they are then called for each image
-            return False
-
-    def _quick(self, image: Image.Image) -> NDArray[np.float32]:
+    def _looked_up(self, image: Image.Image, table: NDArray[np.float32]) -> NDArray[np.float32]:
         width, height = image.size
         if self.size.get("shortest_edge"):
             short = self.size["shortest_edge"]
@@ -94,8 +81,38 @@ class Preparer:
         values = np.asarray(image)
         pixels = np.empty((3, *values.shape[:2]), np.float32)
         for channel in range(3):
-            np.take(self.table[channel], values[:, :, channel], out=pixels[channel], mode="clip")
+            np.take(table[channel], values[:, :, channel], out=pixels[channel], mode="clip")
         return pixels
+
+
+def make_preparer(processor: Any, resize: int | None) -> Preparer:
+    """Return a preparer, with a table if that gives the same bits as the processor on a few samples.
+
+    Parameters
+    ----------
+    resize
+        Short side in pixels before the centre crop. None: the processor's own.
+
+    Raises
+    ------
+    BackboneError
+        The processor does not crop, or crops to more than ``resize``.
+    """
+    size = dict(processor.size or {})
+    if resize is not None:
+        size = {"shortest_edge": checked_resize(processor, resize)}
+    crop = dict(processor.crop_size) if getattr(processor, "do_center_crop", None) else None
+    plain = Preparer(processor, {} if resize is None else {"size": size}, size, crop)
+    grey = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2)
+    try:
+        table = plain.processed(Image.fromarray(grey), do_resize=False, do_center_crop=False)
+        if table.shape != (3, 1, 256):
+            return plain
+        quick = replace(plain, table=np.ascontiguousarray(table[:, 0]))
+        is_same = all(np.array_equal(quick(sample), plain(sample)) for sample in _samples())
+    except Exception:  # other processors raise any exception; they are then called for each image
+        return plain
+    return quick if is_same else plain
 
 
 def _samples() -> list[Image.Image]:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from mmcli.cache import BackboneError
-from mmcli.featurize.backbones.pixels import Preparer
+from mmcli.featurize.backbones.pixels import make_preparer
 from PIL import Image
 from transformers import ChineseCLIPImageProcessorPil, CLIPImageProcessorPil, SiglipImageProcessorPil
 
@@ -25,8 +25,8 @@ def theirs(processor, image, **settings):
 @pytest.mark.parametrize("size", [(640, 480), (333, 500), (224, 224), (31, 7), (3, 3), (1, 90)])
 def test_the_same_to_the_bit(name, size):
     noise = np.random.default_rng(sum(size)).integers(0, 256, (size[1], size[0], 3), np.uint8)
-    prepare = Preparer(PROCESSORS[name], None)
-    assert prepare.is_plain
+    prepare = make_preparer(PROCESSORS[name], None)
+    assert prepare.table is not None
     found = prepare(Image.fromarray(noise))
     assert (found.dtype, found.flags.c_contiguous) == (np.float32, True)
     assert np.array_equal(found, theirs(PROCESSORS[name], Image.fromarray(noise)))
@@ -35,11 +35,11 @@ def test_the_same_to_the_bit(name, size):
 def test_with_another_short_side():
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8))
     expected = theirs(PROCESSORS["clip"], noise, size={"shortest_edge": 256})
-    prepare = Preparer(PROCESSORS["clip"], 256)
-    assert prepare.is_plain
+    prepare = make_preparer(PROCESSORS["clip"], 256)
+    assert prepare.table is not None
     assert np.array_equal(prepare(noise), expected)
     with pytest.raises(BackboneError, match="less than the model's crop of 224 pixels"):
-        Preparer(PROCESSORS["clip"], 200)
+        make_preparer(PROCESSORS["clip"], 200)
 
 
 def test_a_processor_that_does_something_else_is_used_itself():
@@ -48,8 +48,8 @@ def test_a_processor_that_does_something_else_is_used_itself():
             return 255 - super().center_crop(image, size, **settings)
 
     processor = Negative()
-    prepare = Preparer(processor, None)
-    assert not prepare.is_plain
+    prepare = make_preparer(processor, None)
+    assert prepare.table is None
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8))
     assert np.array_equal(prepare(noise), theirs(processor, noise))
     assert not np.array_equal(prepare(noise), theirs(PROCESSORS["clip"], noise))
