@@ -1,4 +1,4 @@
-"""The raw pairs: a folder of ``<guid>.jpg`` + ``<guid>.txt``, or a manifest."""
+"""A dataset of raw pairs: a folder of ``<guid>.jpg`` + ``<guid>.txt``, or a manifest."""
 
 import os
 from collections.abc import Sequence
@@ -16,22 +16,22 @@ from .spelling import Join, join_of
 
 @dataclass(frozen=True)
 class Dataset:
-    """Raw pairs in natural order of guid, and their labels.
+    """Raw pairs, in natural order of guid, and their labels.
 
     Attributes
     ----------
     data, labels_path
-        Absolute locations, recorded in the cache so that later commands need no flags.
+        Absolute paths. The cache records them, so that later commands need no flags.
     pairs
-        Every pair that is there or that a label names.
+        Every pair that has a file, a row in the manifest, or a label.
     labels
-        Label (or None) by guid, as in the labels file; empty without one.
+        Label (or None) by guid, as in the labels file; empty without a labels file.
     join
         How labels and pairs fit together.
     manifest
         Guids in the order of the manifest; None for a folder.
     unused_columns
-        Columns of the manifest that are not looked at.
+        Columns of the manifest that mmcli does not use.
     """
 
     data: Path
@@ -46,49 +46,49 @@ class Dataset:
     def open(cls, data: str | Path, labels: str | Path | None = None) -> "Dataset":
         """List the pairs of ``data``, a folder or a manifest (.csv, .jsonl, .parquet).
 
-        A guid that ``labels`` names and that is not there becomes a pair with a ``problem``.
+        A guid that occurs only in ``labels`` becomes a pair with a ``problem``.
 
         Raises
         ------
         DataError
-            No such folder or labels file; no pair in it; a header that is not understood.
+            No such folder, manifest or labels file, no pair in it, or a header that mmcli does not understand.
         """
         data = Path(os.path.abspath(data))
         labels_path = None if labels is None else Path(os.path.abspath(labels))
-        found: Folder | Manifest
+        source: Folder | Manifest
         if data.is_dir():
-            found = Folder(data, labels_path)
+            source = Folder.scan(data, labels_path)
         elif data.is_file():
-            found = Manifest(data)
-            if found.has_labels and labels_path is None:
+            source = Manifest.read(data)
+            if source.has_labels and labels_path is None:
                 labels_path = data
         else:
-            raise DataError(f"no such folder or manifest: {data}: say where the pairs are")
-        if not found:
+            raise DataError(f"no such folder or manifest: {data}: give the path of the pairs")
+        if not source:
             raise DataError(
                 f"no pairs in {data}: expected files <guid>.jpg (or {', '.join(IMAGE_SUFFIXES[1:])}) and <guid>.txt"
                 + _in_subfolders(data)
             )
         by_guid = Labels() if labels_path is None else read_labels(labels_path)
-        join = join_of(by_guid, found)
+        join = join_of(by_guid, source)
         if by_guid and join.joined == 0:
             raise DataError(
-                f"none of the {len(by_guid)} guids in {labels_path} is in {data}: is it the right file? "
+                f"none of the {len(by_guid)} guids in {labels_path} is in {data}: give the labels of these pairs. "
                 + join.describe()
             )
-        listed, unused = (list(found), found.unused) if isinstance(found, Manifest) else (None, [])
+        manifest, unused = (list(source), source.unused) if isinstance(source, Manifest) else (None, [])
         for guid in by_guid:
-            found.expect(guid)
-        return cls(data, labels_path, found.in_order(), by_guid, join, listed, unused)
+            source.expect(guid)
+        return cls(data, labels_path, source.in_order(), by_guid, join, manifest, unused)
 
     @property
     def order(self) -> list[str]:
-        """Guids of the pairs in the order of the manifest; of a folder, in natural order."""
+        """Guids in the order of the manifest, or in natural order for a folder."""
         return self.manifest or [pair.guid for pair in self.pairs if not pair.absent]
 
 
 def _in_subfolders(folder: Path) -> str:
-    """Say where images are that are not looked at."""
+    """Return a hint if there are images in a subfolder, else an empty string."""
     if not folder.is_dir():
         return ""
     for below in sorted(path for path in folder.iterdir() if path.is_dir()):

@@ -16,13 +16,25 @@ Item = TypeVar("Item")
 
 
 class Folder(dict[str, int]):
-    """What is in a folder: by guid, the number of its two suffixes."""
+    """Pairs of a folder. The value of a guid is the number of its combination of suffixes, to save memory."""
 
-    def __init__(self, folder: Path, labels_path: Path | None) -> None:
+    def __init__(self, folder: Path) -> None:
         super().__init__()
         self._folder = str(folder)
-        self._kinds: dict[tuple[str | None, str | None], int] = {}  # (image's suffix, text's suffix)
-        self._odd: dict[str, Pair] = {}
+        self._kinds: dict[tuple[str | None, str | None], int] = {}  # number by (image's suffix, text's suffix)
+        self._odd: dict[str, Pair] = {}  # pairs that guid and suffixes do not describe
+
+    @classmethod
+    def scan(cls, path: Path, labels_path: Path | None) -> "Folder":
+        """List the pairs in a folder. A labels file among them is not taken for a text."""
+        folder = cls(path)
+        folder._add_files(labels_path)
+        folder._add_other_images()
+        for guid in [guid for guid in folder if not guid.isprintable()]:
+            folder._check_name(guid)
+        return folder
+
+    def _add_files(self, labels_path: Path | None) -> None:
         twice: dict[str, list[str]] = {}
         for entry, name, suffix in self._files():
             is_image, is_text = suffix.lower() in IMAGE_SUFFIXES, suffix.lower() == ".txt"
@@ -32,36 +44,33 @@ class Folder(dict[str, int]):
                 continue
             guid = guid_of(name)
             image, text = self._suffixes(guid)
-            known = image if is_image else text
-            if known is not None:
-                twice.setdefault(guid, [guid + known]).append(entry.name)
-            elif guid != name or guid in self._odd:  # the file's name is the decomposed form of the guid
+            earlier = image if is_image else text
+            if earlier is not None:
+                twice.setdefault(guid, [guid + earlier]).append(entry.name)
+            elif guid != name or guid in self._odd:  # the file name is the decomposed form of the guid
                 pair = self._odd.get(guid) or (self._pair(guid) if guid in self else Pair(guid))
                 self._odd[guid] = replace(pair, **{"image" if is_image else "text_path": entry.path})
             self._set(guid, suffix if is_image else image, suffix if is_text else text)
         for guid, names in twice.items():
             self._odd[guid] = replace(self._pair(guid), problem="guid given twice: " + ", ".join(sorted(names)))
-        self._take_other_suffixes()
-        for guid in [guid for guid in self if not guid.isprintable()]:
-            self._check_name(guid)
 
     def _files(self) -> Iterator[tuple[os.DirEntry[str], str, str]]:
-        """Yield each file with its name's two halves."""
+        """Yield each file with its name, split into stem and suffix."""
         with os.scandir(self._folder) as entries:
             for entry in entries:
                 name, suffix = os.path.splitext(entry.name)
                 if not name.startswith(".") and entry.is_file():
                     yield entry, name, suffix
 
-    def _take_other_suffixes(self) -> None:
-        """Give texts without an image the file of the same name: as their image if it is one, else as the reason."""
-        alone = {guid for guid in self if self._suffixes(guid)[0] is None}
-        if not alone:
+    def _add_other_images(self) -> None:
+        """Give texts without an image the file of the same name as image, or as the reason if it is not an image."""
+        without_image = {guid for guid in self if self._suffixes(guid)[0] is None}
+        if not without_image:
             return
         for entry, name, suffix in self._files():
             guid = guid_of(name)
-            if guid in alone and suffix.lower() != ".txt" and self._suffixes(guid)[0] is None:
-                problem = None if is_image_file(entry.path) else f"{entry.name} is no image that can be read"
+            if guid in without_image and suffix.lower() != ".txt" and self._suffixes(guid)[0] is None:
+                problem = None if is_image_file(entry.path) else f"{entry.name} is not a readable image"
                 self._odd[guid] = replace(self._pair(guid), image=entry.path, problem=problem)
                 if problem is None:
                     self._set(guid, suffix, self._suffixes(guid)[1])
@@ -87,12 +96,12 @@ class Folder(dict[str, int]):
         return self._odd.get(guid) or _pair(self._folder, guid, self._suffixes(guid))
 
     def expect(self, guid: str) -> None:
-        """Note a pair that a label names."""
+        """Add the pair that a label names, if it is not in the folder."""
         if guid not in self:
             self._set(guid, None, None)
 
     def in_order(self) -> Sequence[Pair]:
-        """Return the pairs in natural order, each made when it is asked for: a million would take half a gigabyte."""
+        """Return the pairs in natural order. Each is made on access, because a million would take half a gigabyte."""
         guids = sorted(self, key=natural_key)
         kinds = np.fromiter((self[guid] for guid in guids), np.uint16, len(guids))
         folder, odd, suffixes = self._folder, self._odd, list(self._kinds)
@@ -105,7 +114,7 @@ class Folder(dict[str, int]):
 
 
 class MadeWhenAsked(Sequence[Item]):
-    """A sequence of ``length`` items, each made by ``make(number)`` when it is asked for."""
+    """A sequence of ``length`` items. Accessing item ``number`` calls ``make(number)``."""
 
     def __init__(self, length: int, make: Callable[[int], Item]) -> None:
         self._numbers, self._make = range(length), make
@@ -121,7 +130,7 @@ class MadeWhenAsked(Sequence[Item]):
 
     def __getitem__(self, index: int | slice) -> Item | list[Item]:
         chosen = self._numbers[index]
-        return self._make(chosen) if isinstance(chosen, int) else [self._make(each) for each in chosen]
+        return self._make(chosen) if isinstance(chosen, int) else [self._make(number) for number in chosen]
 
 
 def _pair(folder: str, guid: str, suffixes: tuple[str | None, str | None]) -> Pair:

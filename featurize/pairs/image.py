@@ -1,4 +1,4 @@
-"""Decoding an image, and seeded augmented views of it."""
+"""Decoding images, and making seeded augmented views of them."""
 
 import hashlib
 import io
@@ -11,32 +11,31 @@ from PIL import Image, ImageEnhance, ImageOps, UnidentifiedImageError
 from ...cache.errors import DataError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
-# What a file may really be, whatever its name says. Not EPS: Pillow would hand it to Ghostscript.
+# Formats that are decoded, whatever the file is called. Not EPS, because Pillow would run Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 NOT_AN_IMAGE = "not an image"
-WIDEST = 100  # long side over short side
+WIDEST = 100  # largest ratio of long side to short side
 _PNG = b"\x89PNG\r\n\x1a\n"
 _COMMENTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 
 
 def decode_image(raw: bytes) -> Image.Image:
-    """Decode ``raw`` to an upright RGB image: the EXIF rotation is applied, transparent pixels are shown on white.
+    """Decode ``raw`` to an upright RGB image: the EXIF rotation is applied, and transparent pixels become white.
 
-    Grey levels of 16 and 32 bits and of floating point are brought to 8 bits. A change of what comes out needs a new
-    version in ``steps.py``.
+    Grey levels of 16 bits, 32 bits and floating point are scaled to 8 bits. If you change the result, raise the version
+    in ``identity.py``.
 
     Raises
     ------
     DataError
-        Saying in a few words what is wrong with the bytes: empty, not an image, cut off, larger than Pillow's limit
-        against decompression bombs.
+        The bytes are empty, not an image, cut off, or larger than Pillow's limit against decompression bombs.
     """
     if not raw:
         raise DataError("image file is empty")
     try:
         try:
             return _in_rgb(_loaded(raw))
-        except ValueError:  # Pillow refuses a PNG with a megabyte of comments, though its picture is sound
+        except ValueError:  # Pillow refuses a PNG with a megabyte of comments, although its pixels are sound
             return _in_rgb(_loaded(_without_comments(raw)))
     except DataError:
         raise
@@ -44,33 +43,33 @@ def decode_image(raw: bytes) -> Image.Image:
         raise DataError(NOT_AN_IMAGE) from error
     except Image.DecompressionBombError as error:
         raise DataError(f"image too large (decompression bomb): {error}") from error
-    except Exception as error:  # Pillow's decoders raise whatever damaged bytes lead them to
+    except Exception as error:  # on damaged bytes, Pillow's decoders raise exceptions of any kind
         raise DataError(f"image damaged or cut off: {error}") from error
 
 
 def is_image_file(path: str) -> bool:
-    """Say whether the file at ``path`` begins like an image that can be decoded."""
+    """Whether the file at ``path`` begins like an image that can be decoded."""
     try:
         with Image.open(path, formats=FORMATS):
             return True
-    except Exception:  # Pillow's decoders raise whatever damaged bytes lead them to
+    except Exception:  # on damaged bytes, Pillow's decoders raise exceptions of any kind
         return False
 
 
 def _loaded(raw: bytes) -> Image.Image:
-    """Return the image of ``raw``, upright, as its file has it."""
+    """Return the image in ``raw``, upright, in its own mode."""
     with Image.open(io.BytesIO(raw), formats=FORMATS) as image:
-        if max(image.size) > WIDEST * min(image.size):  # resizing its short side would need gigabytes
+        if max(image.size) > WIDEST * min(image.size):  # resizing the short side would take gigabytes
             raise DataError(f"image too narrow: {image.size[0]} x {image.size[1]} pixels")
         image.load()
         try:
             return ImageOps.exif_transpose(image)
-        except Exception:  # damaged EXIF data raise anything; the picture itself was decoded
+        except Exception:  # damaged EXIF data can raise anything, but the pixels are decoded
             return image.copy()
 
 
 def _without_comments(raw: bytes) -> bytes:
-    """Return a PNG file without its text and colour profile; other files as they are."""
+    """Return a PNG file without its text and colour profile. Other files are returned unchanged."""
     if not raw.startswith(_PNG):
         return raw
     kept, start = [_PNG], len(_PNG)
@@ -93,7 +92,7 @@ def _in_rgb(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(grey: NDArray[np.generic]) -> NDArray[np.uint8]:
-    """Return grey levels, (H, W), in 8 bits. Their scale is the smallest usual one that holds the largest of them."""
+    """Return grey levels, (H, W), in 8 bits, scaled from the smallest common bit depth that holds the largest level."""
     levels = grey.astype(np.float64)
     largest = levels.max(initial=0)
     if not np.isfinite(largest) or not np.isfinite(levels).all() or levels.min(initial=0) < 0:
@@ -106,17 +105,17 @@ def _eight_bits(grey: NDArray[np.generic]) -> NDArray[np.uint8]:
 
 
 def decoded_as_in_version_1(raw: bytes) -> bool:
-    """Say whether version 1 of ``decode_image`` gave the same picture: no transparent pixel, no deep grey levels."""
+    """Whether version 1 of ``decode_image`` gave the same image: no transparent pixel, and 8 bits per channel."""
     try:
         with Image.open(io.BytesIO(raw), formats=FORMATS) as image:
             if not image.has_transparency_data:
                 return image.mode != "F" and not image.mode.startswith("I")
         return np.array_equal(np.asarray(_loaded(raw).convert("RGB")), np.asarray(decode_image(raw)))
-    except Exception:  # Pillow's decoders raise whatever damaged bytes lead them to
+    except Exception:  # on damaged bytes, Pillow's decoders raise exceptions of any kind
         return False
 
 
-# Of one view; a change here needs a new `augmentation.version` in the identity.
+# Augmentation of one view. If you change it, raise `augmentation.version` in the identity.
 CROP_SCALE = (0.8, 1.0)
 JITTER = {"brightness": 0.1, "contrast": 0.1, "saturation": 0.1, "hue": 0.02}
 
@@ -124,8 +123,8 @@ JITTER = {"brightness": 0.1, "contrast": 0.1, "saturation": 0.1, "hue": 0.02}
 def augment(image: Image.Image, seed: int, guid: str, view: int) -> Image.Image:
     """Return one augmented view: random resized crop (scale 0.8 to 1), flip 0.5, colour jitter 0.1/0.1/0.1/0.02.
 
-    Seeded by (seed, guid, view): the same whatever the order of the pairs. Parameters as torchvision's
-    ``RandomResizedCrop``, ``RandomHorizontalFlip`` and ``ColorJitter``; jitter is applied in a fixed order.
+    The seed is (seed, guid, view), so views do not depend on the order of pairs. The parameters are those of
+    torchvision's ``RandomResizedCrop``, ``RandomHorizontalFlip`` and ``ColorJitter``; the order of jitter is fixed.
     """
     random = Random(hashlib.sha256(f"{seed}\0{guid}\0{view}".encode()).digest())
     image = image.crop(_random_crop(image.size, random))
@@ -146,7 +145,7 @@ def augment(image: Image.Image, seed: int, guid: str, view: int) -> Image.Image:
 def _random_crop(size: tuple[int, int], random: Random) -> tuple[int, int, int, int]:
     width, height = size
     area = width * height * random.uniform(*CROP_SCALE)
-    # Aspect between 3/4 and 4/3 of the image's own, as far as it fits.
+    # The crop's aspect ratio is 3/4 to 4/3 of the image's, as far as it fits.
     aspect = width / height * (0.75 ** random.uniform(-1, 1))
     crop_width = min(width, max(1, round((area * aspect) ** 0.5)))
     crop_height = min(height, max(1, round((area / aspect) ** 0.5)))

@@ -21,31 +21,47 @@ class Manifest(dict[str, Pair]):
     has_labels
         Whether a column holds labels.
     unused
-        Names of columns that are not looked at.
+        Names of columns that mmcli does not use.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self) -> None:
         super().__init__()
+        self.has_labels = False
+        self.unused: list[str] = []
+
+    @classmethod
+    def read(cls, path: Path) -> "Manifest":
+        """Read a manifest.
+
+        Raises
+        ------
+        DataError
+            It cannot be read, lacks a column, or has an empty guid.
+        """
         header, rows = read_table(path)
         if "guid" not in header or "image" not in header or not {"text", "text_path"} & set(header):
             raise DataError(
-                f"{path}: a manifest has the columns guid, image, text or text_path, and label (or tag) if known; "
-                f"found {','.join(header)[:80]!a}" + (": save it with commas" if re.search("[;\t]", header[0]) else "")
+                f"{path}: a manifest needs the columns guid, image, and text or text_path (label or tag is optional), "
+                f"but has {','.join(header)[:80]!a}"
+                + (": save it with commas" if re.search("[;\t]", header[0]) else "")
             )
         label = label_column(path, header)
-        self.has_labels = label is not None
-        self.unused = [name for name in header if name not in (*_COLUMNS, label)]
+        manifest = cls()
+        manifest.has_labels = label is not None
+        manifest.unused = [name for name in header if name not in (*_COLUMNS, label)]
         for line, row in rows:
             guid = guid_of(plain_cell(path, line, row, "guid"))
             if not guid:
-                raise DataError(f"{path} line {line}: the guid is empty")
-            if guid in self:
-                self[guid] = replace(self[guid], problem=f"guid given twice, again in line {line} of {path.name}")
+                raise DataError(f"{path} line {line}: the guid is empty: fill it in or remove the line")
+            if guid in manifest:
+                problem = f"guid given twice, again in line {line} of {path.name}"
+                manifest[guid] = replace(manifest[guid], problem=problem)
             else:
-                self[guid] = _pair_of(path.parent, guid, row)
+                manifest[guid] = _pair_of(path.parent, guid, row)
+        return manifest
 
     def expect(self, guid: str) -> None:
-        """Note a pair that a label names."""
+        """Add the pair that a label names, if it is not listed."""
         self.setdefault(guid, Pair.named_by_label(guid))
 
     def in_order(self) -> Sequence[Pair]:

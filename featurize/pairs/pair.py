@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ...cache.errors import DataError
 
-LONGEST_GUID = 1000  # bytes in UTF-8; the cache has room for the longest in every row
+LONGEST_GUID = 1000  # bytes in UTF-8; every row of the cache reserves space for the longest guid
 _LARGEST = {"image": 1 << 30, "text": 100 << 20}  # bytes of a file
 
 
@@ -17,8 +17,8 @@ _LARGEST = {"image": 1 << 30, "text": 100 << 20}  # bytes of a file
 class Pair:
     """Where one pair's raw bytes are.
 
-    ``image`` and ``text_path`` are paths; ``text`` is a manifest's inline text. ``problem`` says why the pair cannot
-    be read, where that is known before reading.
+    ``image`` and ``text_path`` are paths; ``text`` is an inline text from a manifest. ``problem`` says why the pair
+    cannot be read, if that is known before reading.
     """
 
     guid: str
@@ -34,29 +34,29 @@ class Pair:
 
     @property
     def absent(self) -> bool:
-        """Whether nothing of the pair is there, only a label that names it."""
+        """Whether the pair has neither image nor text, only a label that names it."""
         return self.image is None and self.text_path is None and self.text is None
 
     def cannot_be_whole(self) -> bool:
-        """Whether a look at the names is enough to know that the pair cannot be read."""
+        """Whether the file names alone show that the pair cannot be read."""
         return self.problem is not None or self.image is None or (self.text is None and self.text_path is None)
 
     def read_image(self) -> bytes:
-        """Return the image file's bytes; DataError where there is none or it cannot be read."""
+        """Return the bytes of the image file; DataError if it is missing or cannot be read."""
         if self.image is None:
             raise DataError("image missing")
         return _read(self.image, "image")
 
     def read_text(self) -> bytes:
-        """Return the text's bytes; DataError where there is none or it cannot be read."""
+        """Return the bytes of the text; DataError if it is missing or cannot be read."""
         if self.text is not None:
-            return self.text.encode(errors="replace")  # half an emoji, as JSON can hold it
+            return self.text.encode(errors="replace")  # JSON can hold half an emoji
         if self.text_path is None:
             raise DataError("text missing")
         return _read(self.text_path, "text")
 
     def digests(self) -> tuple[bytes, bytes] | None:
-        """Return (sha256 of image bytes, sha256 of text bytes), or None where the pair cannot be read."""
+        """Return (sha256 of image bytes, sha256 of text bytes), or None if the pair cannot be read."""
         if self.problem is not None:
             return None
         try:
@@ -67,24 +67,24 @@ class Pair:
 
 def _read(path: str, what: str) -> bytes:
     try:
-        # Not blocking: a named pipe would keep the command waiting for somebody who writes into it.
+        # O_NONBLOCK, because opening a named pipe would wait for a writer.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         with open(descriptor, "rb") as file:
-            about = os.fstat(descriptor)
-            if not stat.S_ISREG(about.st_mode):
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
                 raise DataError(f"{what} is not a file")
-            if about.st_size > _LARGEST[what]:
-                raise DataError(f"{what} too large: {about.st_size / 1e6:,.0f} MB")
+            if status.st_size > _LARGEST[what]:
+                raise DataError(f"{what} too large: {status.st_size / 1e6:,.0f} MB")
             return file.read()
     except FileNotFoundError as error:
         hint = "; its path has backslashes" if "\\" in path else ""
         raise DataError(f"{what} missing{hint}") from error
-    except (OSError, ValueError) as error:  # ValueError: a path that holds a NUL or half a character
+    except (OSError, ValueError) as error:  # ValueError: the path holds a NUL or half a character
         raise DataError(f"{what} cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
 def guid_problem(guid: str) -> str | None:
-    """Say what keeps a name from being a guid; None where nothing does."""
+    """Return why a name cannot be a guid, or None if it can."""
     if any(unicodedata.category(letter) == "Cc" for letter in guid):
         return "the guid holds a control character"
     if len(guid) * 4 > LONGEST_GUID and len(guid.encode()) > LONGEST_GUID:
@@ -93,8 +93,8 @@ def guid_problem(guid: str) -> str | None:
 
 
 def natural_key(guid: str) -> str:
-    """Sort key in which ``8`` comes before ``26``."""
-    # Texts and digits alternate, text first. Digits compare by length first; a prefix sorts before what it begins.
+    """Return a sort key that puts ``8`` before ``26``."""
+    # Text and digits alternate, text first. Compare digit runs by length first; a prefix sorts before what it prefixes.
     key = []
     for index, part in enumerate(re.split(r"([0-9]+)", guid)):
         digits = part.lstrip("0")

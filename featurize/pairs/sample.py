@@ -1,7 +1,7 @@
-"""A small dataset drawn and worded by a seeded generator, for ``mmcli demo`` and for trying things.
+"""A small generated dataset, for ``mmcli demo`` and for experiments.
 
-The text has a mood and the picture has a mood; the label is the sign of their sum, but for a few that an inattentive
-annotator got wrong. So a glum text under a sunny picture is neutral, and neither side alone tells such a label.
+Text and image each have a mood. The label is the sign of the sum of moods, except for some random labels. So a sad text
+with a sunny image is neutral, which neither side alone can tell.
 """
 
 import os
@@ -46,12 +46,12 @@ _MOODS = {
 
 
 def make_sample(folder: str | Path, pairs: int = 360, seed: int = 0) -> tuple[Path, Path]:
-    """Write ``pairs`` image-text pairs and their labels. What an earlier call wrote is written again.
+    """Write ``pairs`` image-text pairs and their labels. Files of an earlier call are replaced.
 
     Raises
     ------
     DataError
-        ``folder`` has data or labels that this did not write: it leaves a file ``MARK`` beside what is its own.
+        ``folder`` holds data or labels, but not the file ``MARK`` that this function leaves beside its own.
 
     Returns
     -------
@@ -63,10 +63,10 @@ def make_sample(folder: str | Path, pairs: int = 360, seed: int = 0) -> tuple[Pa
     for path in (data, labels):
         if not (folder / MARK).is_file() and os.path.lexists(path) and not _is_empty(path):
             raise DataError(
-                f"{path} is there, and not from a demo: give the demo another folder with --out, or remove it"
+                f"{path} exists and is not from a demo: give the demo another folder with --out, or remove it"
             )
     make_folder(data)
-    write_text(folder / MARK, "What mmcli demo wrote here, it may write again.\n")
+    write_text(folder / MARK, "mmcli demo made this folder and may replace its files.\n")
     rows = []
     for guid in range(1, pairs + 1):
         random = Random(f"{seed}/{guid}")

@@ -1,4 +1,4 @@
-"""Labels and pairs are joined by guid; what is left over on both sides may differ in spelling alone."""
+"""Joining labels and pairs by guid, and explaining guids that differ only in spelling."""
 
 import re
 import unicodedata
@@ -17,15 +17,16 @@ class Join:
     Attributes
     ----------
     joined
-        Labels whose pair is there.
+        Number of labels that have a pair.
     labels_without_pair, pairs_without_label
-        What is left over on either side.
+        Number of unmatched labels and pairs.
     label, pair
-        An example of each: two that differ in spelling alone, where there are such; else the first, or "" for none.
+        Guids of an unmatched label and an unmatched pair that differ only in spelling, if there are any; else the first
+        unmatched ones, or "".
     alike
-        Labels left over that differ from a pair left over in spelling alone.
+        Number of unmatched labels that differ from an unmatched pair only in spelling.
     differ_in
-        In what most of them differ; "" where there are none.
+        What most of these differ in, or "".
     """
 
     joined: int
@@ -37,14 +38,14 @@ class Join:
     differ_in: str = ""
 
     def describe(self) -> str:
-        """Return a sentence on what is left over, with an example of each spelling; "" where nothing is to be said."""
+        """Return a sentence about unmatched labels and pairs, with an example, or "" if there is nothing to say."""
         if self.alike:
             return (
                 f"{self.alike:,} labels and pairs differ only in {self.differ_in}: "
-                f"the label is of {self.label!r}, the pair is called {self.pair!r}"
+                f"for example, the label names {self.label!r} and the pair is called {self.pair!r}"
             )
         if self.labels_without_pair and self.pairs_without_label:
-            return f"for example, there is a label of {self.label!r}, and a pair called {self.pair!r}"
+            return f"For example, a label names {self.label!r}, and a pair is called {self.pair!r}"
         return ""
 
     def to_dict(self) -> dict[str, Any]:
@@ -84,31 +85,31 @@ _SPELLINGS: dict[str, Callable[[str], str]] = {
 
 
 def _plain(guid: str) -> str:
-    """Return a guid without everything in which spellings differ."""
+    """Return a guid in a form that is equal for all spellings."""
     for respelled in (_without_folder, _without_suffix, _without_fraction, _without_zeros, _without_spaces):
         guid = respelled(guid)
     return unicodedata.normalize("NFKC", guid).casefold()
 
 
 def join_of(labels: Collection[str], pairs: Collection[str]) -> Join:
-    """Compare the guids of labels with those of pairs; both are looked up by ``in``."""
+    """Compare the guids of labels with the guids of pairs."""
     if not labels:
         return Join(0, 0, 0)
-    labels_left = [guid for guid in labels if guid not in pairs]
-    pairs_left = [guid for guid in pairs if guid not in labels]
-    joined = len(labels) - len(labels_left)
-    label, pair = labels_left[0] if labels_left else "", min(pairs_left, key=natural_key, default="")
-    for differ_in, spelling in {**_SPELLINGS, "spelling": _plain}.items() if labels_left and pairs_left else ():
-        names = {spelling(guid): guid for guid in pairs_left}
-        alike = [guid for guid in labels_left if spelling(guid) in names]
-        if len(alike) * 2 > min(len(labels_left), len(pairs_left)):
-            label, pair = alike[0], names[spelling(alike[0])]
-            return Join(joined, len(labels_left), len(pairs_left), label, pair, len(alike), differ_in)
-    return Join(joined, len(labels_left), len(pairs_left), label, pair)
+    unmatched_labels = [guid for guid in labels if guid not in pairs]
+    unmatched_pairs = [guid for guid in pairs if guid not in labels]
+    counts = len(labels) - len(unmatched_labels), len(unmatched_labels), len(unmatched_pairs)
+    if not (unmatched_labels and unmatched_pairs):
+        return Join(*counts, next(iter(unmatched_labels), ""), min(unmatched_pairs, key=natural_key, default=""))
+    for differ_in, respell in {**_SPELLINGS, "spelling": _plain}.items():
+        pair_of = {respell(guid): guid for guid in unmatched_pairs}
+        alike = [guid for guid in unmatched_labels if respell(guid) in pair_of]
+        if len(alike) * 2 > min(len(unmatched_labels), len(unmatched_pairs)):
+            return Join(*counts, alike[0], pair_of[respell(alike[0])], len(alike), differ_in)
+    return Join(*counts, unmatched_labels[0], min(unmatched_pairs, key=natural_key))
 
 
 def alike_names(names: Iterable[str]) -> list[list[str]]:
-    """Return the groups of names that differ in capitals, spaces, hyphens or the form of characters alone."""
+    """Return the groups of names that differ only in capitals, spaces, hyphens or the form of characters."""
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(unicodedata.normalize("NFKC", _without_spaces(name)).casefold(), []).append(name)

@@ -1,14 +1,14 @@
-"""From a text's bytes to the words that the backbone sees."""
+"""Decoding and cleaning texts."""
 
 import codecs
 import re
 import unicodedata
 
-# A codec's name is stored with each row. A change of what these functions return needs a new version in `steps.py`.
+# A codec's name is stored with each row. If you change a function's result, raise the version in `identity.py`.
 UTF8, GBK, GB18030, WINDOWS, LATIN = "utf-8", "gbk", "gb18030", "cp1252", "latin-1"
 
-# What a URL is written with (RFC 3986), and Latin and Cyrillic letters, which browsers show in it unescaped. A sentence
-# in Chinese or Thai follows without a space, so it ends the URL; the rule is that of twitter-text.
+# Characters of a URL (RFC 3986), and Latin and Cyrillic letters, which browsers show unescaped. Chinese or Thai text
+# follows a URL without a space, so it ends the URL. twitter-text has the same rule.
 _IN_URL = r"!#-;=?-Z\[\]_a-z~À-ÖØ-öø-ɏЀ-ӿ"
 _URL = re.compile(rf"https?[{_IN_URL}]+…?|https?…", re.IGNORECASE)  # "…" where Twitter cut a text within its link
 _MENTION = re.compile(r"@[A-Za-z0-9_]+")
@@ -19,8 +19,8 @@ _CONTROL = re.compile(rb"[\x00-\x08\x0b\x0e-\x1f]")
 _FREQUENT = re.compile("[ -ɏ\u3000-ヿ一-鿿＀-\uffef]")  # Latin, kana and Chinese, with their punctuation
 _COMMON = range(0xB0, 0xD8)  # first bytes of GBK's common characters
 _SYMBOLS = range(0xA1, 0xA9)  # first bytes of its punctuation, full-width letters, accented letters and kana
-# What Western words do not look like: a capital within a word, a bracket or a quote on the wrong side of a letter, a
-# sign that no keyboard has.
+# Signs that a text is not Western: a capital within a word, a bracket or a quote on the wrong side of a letter, or a
+# character that no keyboard has.
 _NOT_WESTERN = re.compile(
     r"[a-zß-öø-ÿšœž][À-ÖØ-ÞŠŒŽŸ]|[a-zA-ZÀ-ÿ][“„«‹¡¿‘‚£€¢]|[”»›™®ºª²³¼½¾´•][a-zA-ZÀ-ÿ]"
     r"|[^\x00-\x7fÀ-ÖØ-öø-ÿŠŒŽŸšœž“”‘’‚„«»‹›¡¿…–—\xa0€£¢¥§©®™°ºª²³¼½¾´·•]"
@@ -28,10 +28,10 @@ _NOT_WESTERN = re.compile(
 
 
 def decode_text(raw: bytes, encoding: str | None = None) -> tuple[str, str]:
-    """Decode ``raw`` by ``encoding``, or by the first codec that fits.
+    """Decode ``raw`` with ``encoding``, or with the first codec that fits.
 
-    UTF-8 (a byte order mark is dropped), GBK, GB18030, Windows-1252, Latin-1. UTF-16 is recognised by its byte order
-    mark or by its control characters. Western text whose bytes happen to be valid GBK is read as Windows-1252.
+    The codecs are UTF-8 (a byte order mark is dropped), GBK, GB18030, Windows-1252 and Latin-1. UTF-16 is recognised by
+    its byte order mark or its control characters. Western text whose bytes are also valid GBK is read as Windows-1252.
 
     Returns
     -------
@@ -40,7 +40,7 @@ def decode_text(raw: bytes, encoding: str | None = None) -> tuple[str, str]:
     Raises
     ------
     UnicodeDecodeError
-        ``raw`` is not valid in the ``encoding`` that was asked for.
+        ``raw`` is not valid in ``encoding``.
     """
     if encoding is not None:
         return raw.decode(encoding), encoding
@@ -66,7 +66,7 @@ def _decoded(raw: bytes, codec: str) -> str | None:
 
 
 def _utf8(raw: bytes) -> str | None:
-    """Decode UTF-8, also where the text was cut within its last character."""
+    """Decode UTF-8, even if the text was cut within its last character."""
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -76,7 +76,7 @@ def _utf8(raw: bytes) -> str | None:
 
 
 def _unmarked_utf16(raw: bytes) -> tuple[str, str] | None:
-    """Decode UTF-16 without a byte order mark: control characters in its bytes, none in its text."""
+    """Decode UTF-16 without a byte order mark: its bytes hold control characters, its text holds none."""
     if len(raw) % 2:
         return None
     is_utf8 = _utf8(raw) is not None
@@ -84,7 +84,7 @@ def _unmarked_utf16(raw: bytes) -> tuple[str, str] | None:
     for codec in ("utf-16le", "utf-16be"):
         text = _decoded(raw, codec)
         if text is not None and all(letter.isspace() or unicodedata.category(letter)[0] != "C" for letter in text):
-            zeros = raw[codec == "utf-16le" :: 2].count(0)  # of Latin letters, spaces and line breaks
+            zeros = raw[codec == "utf-16le" :: 2].count(0)  # high bytes of Latin letters, spaces and line breaks
             frequent = len(_FREQUENT.findall(text))
             is_likely = 2 * zeros >= len(text) if is_utf8 else zeros > 0 or 2 * frequent >= len(text)
             if is_likely:
@@ -93,10 +93,10 @@ def _unmarked_utf16(raw: bytes) -> tuple[str, str] | None:
 
 
 def _is_western(text: str, raw: bytes) -> bool:
-    """Say whether ``text``, decoded by GBK or GB18030, is Western text in Windows-1252.
+    """Whether ``text``, decoded as GBK or GB18030, is really Western text in Windows-1252.
 
-    An accented letter or a curly quote takes the letter after it for its second byte, so "grüßt" becomes rare
-    characters whose bytes are a word. In Chinese text, most characters are common, and their bytes are no words.
+    In GBK, an accented letter or a curly quote forms one character with the letter after it. So "grüßt" becomes rare
+    Chinese characters. Real Chinese text has mostly common characters, whose bytes do not look like Western words.
     """
     if _decoded(raw, WINDOWS) is None:
         return False
@@ -119,7 +119,7 @@ def _is_western(text: str, raw: bytes) -> bool:
 
 
 def clean_text(text: str) -> str:
-    r"""Drop URLs and mentions, unwrap hashtags, lower-case, collapse white space; keep punctuation and emoji.
+    r"""Drop URLs and mentions, unwrap hashtags, lower-case, collapse white space. Keep punctuation and emoji.
 
     Examples
     --------

@@ -142,12 +142,12 @@ def test_a_demo_leaves_a_users_files_alone(tmp_path):
 
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "1.jpg").write_text("a picture of value")
-    with pytest.raises(DataError, match="is there, and not from a demo"):
+    with pytest.raises(DataError, match="exists and is not from a demo"):
         make_sample(tmp_path, 3)
     assert [path.name for path in tmp_path.rglob("*")] == ["data", "1.jpg"]
     (tmp_path / "data" / "1.jpg").unlink()
     (tmp_path / "labels.csv").write_text("guid,tag\n1,mine\n")
-    with pytest.raises(DataError, match=r"labels.csv is there, and not from a demo"):
+    with pytest.raises(DataError, match=r"labels.csv exists and is not from a demo"):
         make_sample(tmp_path, 3)
     assert (tmp_path / "labels.csv").read_text() == "guid,tag\n1,mine\n"
     (tmp_path / "labels.csv").unlink()

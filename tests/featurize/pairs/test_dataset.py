@@ -153,7 +153,7 @@ def test_names_and_texts_that_are_not_clean_unicode(tmp_path, pairs):
 
 def test_labels_of_other_pairs(tmp_path, pairs):
     folder, _ = pairs(2)
-    with pytest.raises(DataError, match=r"none of the 1 guids in .* is it the right file"):
+    with pytest.raises(DataError, match=r"none of the 1 guids in .* give the labels of these pairs"):
         Dataset.open(folder, write(tmp_path / "labels.csv", "guid,tag\n99,a\n"))
 
 
@@ -161,7 +161,7 @@ def test_a_manifest_with_text_files_and_one_without_the_columns(tmp_path):
     write(tmp_path / "t.txt", "from a file")
     path = write(tmp_path / "pairs.csv", "guid,image,text_path\n1,1.jpg,t.txt\n")
     assert Dataset.open(path).pairs[0].read_text() == b"from a file"
-    with pytest.raises(DataError, match="a manifest has the columns"):
+    with pytest.raises(DataError, match="a manifest needs the columns"):
         Dataset.open(write(tmp_path / "other.csv", "guid,picture\n1,1.jpg\n"))
     with pytest.raises(DataError, match="line 2 is not JSON"):
         Dataset.open(write(tmp_path / "bad.jsonl", '{"guid": "1", "image": "1.jpg", "text": ""}\n{'))
@@ -216,7 +216,7 @@ def test_a_picture_is_known_by_what_it_is_and_not_by_its_suffix(tmp_path, pairs)
     found = {pair.guid: pair for pair in Dataset.open(folder).pairs}
     assert list(found) == ["1", "2", "3", "4", "5"]
     assert all(found[guid].problem is None and found[guid].read_image() for guid in "123")
-    assert found["4"].problem == "4.heic is no image that can be read"
+    assert found["4"].problem == "4.heic is not a readable image"
     with pytest.raises(DataError, match="image missing"):
         found["5"].read_image()
 
@@ -247,10 +247,9 @@ def test_guids_that_almost_match_are_named(tmp_path, pairs, name, label, differ_
     found = Dataset.open(folder, write(tmp_path / "labels.csv", f"guid,tag\nexact,b\n{rows}")).join
     assert found.alike == found.labels_without_pair == found.pairs_without_label
     assert found.differ_in == differ_in
-    assert f"differ only in {differ_in}: the label is of {found.label!r}, the pair is called {found.pair!r}" in (
-        found.describe()
-    )
-    with pytest.raises(DataError, match=f"is it the right file\\? .*differ only in {differ_in}"):
+    example = f"for example, the label names {found.label!r} and the pair is called {found.pair!r}"
+    assert f"differ only in {differ_in}: {example}" in found.describe()
+    with pytest.raises(DataError, match=f"give the labels of these pairs.* differ only in {differ_in}"):
         Dataset.open(folder, write(tmp_path / "labels.csv", f"guid,tag\n{rows.replace('exact', '')}"))
 
 
