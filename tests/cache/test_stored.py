@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import header, synthetic_block, write_cache
-from mmcli.cache import CacheError, FeatureCache, MmcliError, StoredRows
+from mmcli.cache import CacheError, FeatureCache, MmcliError
 from mmcli.cache import features as stored
+from mmcli.cache.features import StoredRows
 from mmcli.cli import app
 from mmcli.heads import Recipe, Rows, fit, predict_logits
 from mmcli.heads.model import inputs

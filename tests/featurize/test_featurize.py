@@ -256,7 +256,7 @@ def test_another_backbone_or_cleaning_is_refused_by_name(pairs, tmp_path, free):
         featurize(folder, None, out, FeaturizeOptions(dtype="float32", clean=False))
     free.version = 2
     with pytest.raises(
-        CacheError, match=r"features of free, asked for is free \(backbone.version: 1, not 2.*another --out"
+        CacheError, match=r"features of free, which do not fit free \(backbone.version: 1, not 2.*another --out"
     ):
         featurize(folder, None, out, OPTIONS)
     assert out.read_bytes() == before
