@@ -115,9 +115,7 @@ def test_a_head_learns_as_well_from_the_file(both, settings):
 
 
 def test_a_linear_head_needs_all_rows_at_once(both):
-    with pytest.raises(
-        MmcliError, match="all of its 3000 training rows in memory, which do not fit: raise --max-memory"
-    ):
+    with pytest.raises(MmcliError, match="all 3000 training rows in memory, and they do not fit: raise --max-memory"):
         fit(replace(RECIPE, head="linear"), 3, both[1])
 
 
@@ -135,7 +133,7 @@ def test_a_number_that_is_not_finite_is_found_when_it_is_read(cache_path, tmp_pa
         features = cache.features(["3", "7"], max_bytes=1)
         assert np.isfinite(features.image[np.array([1])]).all()
         with pytest.raises(
-            CacheError, match="rows of text that are not finite or all zero: `mmcli cache verify` lists"
+            CacheError, match="rows of text that are not finite or all zero: list them with `mmcli cache verify`"
         ):
             features.load()
 
@@ -145,8 +143,8 @@ def test_train_head_and_evaluate_with_little_memory(cache_path, both, tmp_path, 
     monkeypatch.setattr(labelled, "_BYTES_PER_ROW", 0)
     monkeypatch.setattr(labelled, "_LEAST_BYTES", 0)
     seen = []
-    original = labelled.rows_of
-    monkeypatch.setattr(labelled, "rows_of", lambda *given: (seen.append(original(*given)), seen[-1])[1])
+    original = labelled.features_for
+    monkeypatch.setattr(labelled, "features_for", lambda *given: (seen.append(original(*given)), seen[-1])[1])
     labels = tmp_path / "labels.csv"
     order = np.random.default_rng(1).permutation(N)
     labels.write_text(
@@ -156,7 +154,7 @@ def test_train_head_and_evaluate_with_little_memory(cache_path, both, tmp_path, 
     limits = (["--max-memory", "1GB"], ["--max-memory", "1TB"])
     runs = ["train-head", "--runs", str(tmp_path / "runs"), "--epochs", "4", "--lr", "0.01", "--hidden", "8"]
     results = [json.loads(CliRunner().invoke(app, [*runs, *command, *limit]).stdout) for limit in limits]
-    assert [rows.features.places is not None for rows in seen] == [True, True, True, False, False, False]
+    assert [features.places is not None for features in seen] == [True, True, True, False, False, False]
     assert abs(results[0]["test"]["macro_f1"] - results[1]["test"]["macro_f1"]) < 0.05
     for limit in limits:
         again = CliRunner().invoke(app, ["evaluate", "--from", results[0]["best_pt"], "--on", "test", *command, *limit])
@@ -169,7 +167,7 @@ def test_a_cache_that_is_replaced_meanwhile_is_an_error_and_not_the_rows_of_othe
     with FeatureCache.open(path) as cache:
         features = cache.features(["12", "15"], max_bytes=1)
     write_cache(path, synthetic_block(guids))
-    with pytest.raises(CacheError, match="changed by another command meanwhile: run the same command again"):
+    with pytest.raises(CacheError, match="changed by another command: run the same command again"):
         features.load()
 
 

@@ -222,4 +222,4 @@ def test_recorded_labels_that_are_of_other_data_are_said_to_be_so(cli, featurize
     code, _, err = cli("featurize", other, "--backbone", tiny_clip)
     assert code == 1
     assert "records this labels file" in one_line(err)
-    assert "features.h5: give --labels with those of " in one_line(err)
+    assert "give --labels for " in one_line(err)

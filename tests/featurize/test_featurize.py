@@ -355,6 +355,6 @@ def test_labels_recorded_for_a_manifest_do_not_hide_those_of_another(pairs, tmp_
 
 def test_a_file_of_another_kind_is_not_called_a_damaged_cache(pairs, tmp_path, free):
     folder, labels = pairs(6)
-    with pytest.raises(CacheError, match=r"of another kind.*another --out"):
+    with pytest.raises(CacheError, match=r"another kind of file.*another --out"):
         featurize(folder, None, labels, OPTIONS)
     assert labels.read_text().startswith("guid,tag")
