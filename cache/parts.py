@@ -21,11 +21,12 @@ from numpy.typing import NDArray
 
 from .atomic import atomic_path, make_folder
 from .errors import CacheError, DiskFullError
-from .features import text_offsets, window_rows
 from .hdf5 import DAMAGE, new_hdf5
 from .labels import guid_of
+from .rows import window_rows
 from .schema import PER_ROW, Header
 from .store import FeatureCache
+from .tokens import text_offsets
 
 _CHUNK_ROWS = 256
 _CHUNK_BYTES = 1 << 20
@@ -145,7 +146,7 @@ def remove_parts(cache_path: Path, fingerprint: str) -> None:
 
 @dataclass
 class OpenCaches:
-    """Cache files for reading, of which only the most recently used are open."""
+    """Cache files for reading. Only the most recently used files stay open."""
 
     open_files: OrderedDict[Path, FeatureCache] = field(default_factory=OrderedDict)
 

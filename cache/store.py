@@ -15,22 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import CacheError
-from .features import (
-    Features,
-    StoredFile,
-    StoredRows,
-    StoredTokens,
-    Tokens,
-    check_finite,
-    read_rows,
-    read_tokens,
-    row_bytes,
-    stamp_of,
-    tokens_bytes,
-)
+from .features import Features
 from .hdf5 import DAMAGE, cannot_open, damaged, open_hdf5
 from .labels import guid_of
+from .rows import StoredFile, StoredRows, check_finite, read_rows, row_bytes, stamp_of
 from .schema import EMBEDDINGS, PER_ROW, SCHEMA, Header, describe_difference, fingerprint_of
+from .tokens import StoredTokens, Tokens, read_tokens, tokens_bytes
 
 _STRINGS_AT_ONCE = 1 << 16
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from .features import finite_rows, window_rows
+from .rows import finite_rows, window_rows
 from .store import FeatureCache
 
 _BLOCK_ROWS = 4096

@@ -132,7 +132,7 @@ def count_without_files(dataset: Dataset, guids: Iterable[str]) -> dict[str, Any
     dict
         ``rows``, their number, and ``example``, a guid or "".
     """
-    complete = {pair.guid for pair in dataset.pairs if not pair.cannot_be_whole()}
+    complete = {pair.guid for pair in dataset.pairs if not pair.is_incomplete()}
     missing = [guid for guid in guids if guid not in complete]
     return {"rows": len(missing), "example": missing[0] if missing else ""}
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from conftest import header, synthetic_block, write_cache
 from mmcli.cache import CacheError, FeatureCache, MmcliError
-from mmcli.cache import features as stored
-from mmcli.cache.features import StoredRows
+from mmcli.cache import rows as stored
+from mmcli.cache.rows import StoredRows
 from mmcli.cli import app
 from mmcli.heads import Recipe, Rows, fit, predict_logits
 from mmcli.heads.model import inputs
