@@ -1,7 +1,7 @@
 """The feature cache: one HDF5 file of embeddings, written atomically, rows matched by guid.
 
-Imports nothing else of mmcli. ``__init__.pyi`` lists the public names; each is imported when it is first asked for, so
-that errors and recipes need no h5py.
+Imports no other package of mmcli. ``__init__.pyi`` lists the public names. Each is imported on first use, so that
+errors and recipes do not need h5py.
 """
 
 import lazy_loader

@@ -6,10 +6,6 @@ from .errors import DiskFullError as DiskFullError
 from .errors import LockedError as LockedError
 from .errors import MmcliError as MmcliError
 from .features import Features as Features
-from .features import PaddedTokens as PaddedTokens
-from .features import StoredRows as StoredRows
-from .features import StoredTokens as StoredTokens
-from .features import Tokens as Tokens
 from .labels import read_ids as read_ids
 from .labels import read_labels as read_labels
 from .store import FeatureCache as FeatureCache

@@ -1,4 +1,4 @@
-"""Write a file whole or not at all: temporary name in the same folder, fsync, ``os.replace``."""
+"""Writing a file completely or not at all: temporary name in the same folder, fsync, ``os.replace``."""
 
 import contextlib
 import errno
@@ -16,7 +16,7 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 @contextlib.contextmanager
 def disk_full_is_clear(path: Path) -> Iterator[None]:
-    """Turn an ``OSError`` for lack of room while writing ``path`` into a ``DiskFullError``."""
+    """Turn an ``OSError`` for lack of disk space while writing ``path`` into a ``DiskFullError``."""
     try:
         yield
     except OSError as error:
@@ -24,27 +24,27 @@ def disk_full_is_clear(path: Path) -> Iterator[None]:
             raise
         free = shutil.disk_usage(path.parent).free
         raise DiskFullError(
-            f"no room to write {path} ({free / 1e6:.0f} MB free on that disk): free some space or choose another "
-            "place, then run the same command again; what was finished is kept"
+            f"not enough disk space to write {path} ({free / 1e6:.0f} MB free on that disk): free some space or choose "
+            "another place, then run the same command again; finished work is kept"
         ) from error
 
 
 def make_folder(folder: Path) -> None:
-    """Make ``folder`` and those above it, where they are not there.
+    """Make ``folder`` and its parents, if they do not exist.
 
     Raises
     ------
     MmcliError
-        A file is in its place, or in the place of one above it.
+        There is a file instead of the folder or of a parent.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise MmcliError(f"{folder} cannot be a folder, a file is in its place: give another place") from error
+        raise MmcliError(f"cannot make the folder {folder}, a file is in its place: give another folder") from error
 
 
 def fsync_folder(folder: Path) -> None:
-    """Make a rename inside ``folder`` survive a power cut. Windows cannot open a folder, and does without."""
+    """Make a rename inside ``folder`` survive a power cut. Windows cannot open folders, so this does nothing there."""
     if os.name == "nt":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -65,16 +65,16 @@ def fsync_file(path: Path) -> None:
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; on success it replaces ``path``, on failure it is removed.
+    """Yield a temporary path beside ``path``. On success it replaces ``path``; on failure it is removed.
 
-    Of a symbolic link, it replaces the file that the link points at.
+    If ``path`` is a symbolic link, the file that it points at is replaced.
 
     Raises
     ------
     DiskFullError
-        Where there is no room; ``path`` keeps its former content.
+        The disk is full. ``path`` keeps its former content.
     MmcliError
-        A device, a pipe or a folder is in its place, or a file where its folder should be.
+        ``path`` is a device, a pipe or a folder, or its folder is a file.
     """
     path = path.resolve()
     if _is_special(path):
@@ -98,34 +98,34 @@ def _is_special(path: Path) -> bool:
 
 
 def refuse_to_overwrite(path: Path, magic: bytes, inputs: Iterable[str | Path] = ()) -> None:
-    """Refuse an output path that is one of the inputs, a folder, or an existing file of another kind.
+    """Refuse an output path that is a folder, an input, or an existing file of another kind.
 
     Parameters
     ----------
     path
-        Where something is to be written.
+        The output path.
     magic
-        How a file of the kind that will be written begins.
+        First bytes of a file of the right kind.
     inputs
-        Files that are read for it.
+        Files that the command reads.
 
     Raises
     ------
     MmcliError
-        Saying which.
+        The path is refused.
     """
     if path.is_dir():
         raise MmcliError(f"{path} is a folder: give a file")
-    if any(path.resolve() == Path(each).resolve() for each in inputs):
-        raise MmcliError(f"{path} is an input of this very command: write to another file")
+    if any(path.resolve() == Path(source).resolve() for source in inputs):
+        raise MmcliError(f"{path} is an input of this command: write to another file")
     if path.is_file() and path.stat().st_size:
         with path.open("rb") as file:
             if file.read(len(magic)) != magic:
-                raise MmcliError(f"{path} is there and is another kind of file: remove it first, or write elsewhere")
+                raise MmcliError(f"{path} exists and is another kind of file: remove it, or write to another file")
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
-    """Write ``content`` to ``path``: atomically, or straight into a device or a pipe."""
+    """Write ``content`` to ``path``, atomically unless it is a device or a pipe."""
     if _is_special(path):
         with disk_full_is_clear(path):
             path.write_bytes(content)
@@ -135,17 +135,17 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
 
 
 def write_text(path: Path, content: str) -> None:
-    """Write ``content`` to ``path`` atomically, as UTF-8; half an emoji, which UTF-8 cannot hold, as its escape."""
+    """Write ``content`` to ``path`` atomically, as UTF-8. Lone surrogates are written as escapes."""
     write_bytes(path, content.encode(errors="backslashreplace"))
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write plain data to ``path`` atomically, as JSON that one can read."""
+    """Write plain data to ``path`` atomically, as indented JSON."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def remove_leftovers(path: Path) -> None:
-    """Delete temporary files that a killed writer of ``path`` left. Call it only while holding the lock."""
+    """Delete temporary files that a killed writer of ``path`` left. Call this only while holding the lock."""
     path = path.resolve()
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.[0-9]*.tmp"):
         leftover.unlink(missing_ok=True)

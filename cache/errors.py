@@ -1,20 +1,20 @@
-"""Errors that a user can act on. The command line turns each into one line on stderr and exit code 1.
+"""Errors that a user can act on. The command line prints each as one line on stderr and exits with code 1.
 
-A message says what was expected, what was found, where, and what to do next. Anything that is not an
-``MmcliError`` is a bug and keeps its traceback.
+A message says what was expected, what was found, where, and what to do next. Any other exception is a bug and keeps its
+traceback.
 """
 
 
 class MmcliError(Exception):
-    """Base of every error that is the input's or the machine's, not the program's."""
+    """Base class of all errors that are caused by the input or the machine, not by a bug."""
 
 
 class DataError(MmcliError):
-    """The dataset, a labels file or an ids file is not what it should be."""
+    """The dataset, a labels file or an ids file is missing or malformed."""
 
 
 class CacheError(MmcliError):
-    """The feature cache cannot be used: foreign, cut off, other schema, other backbone, rows missing."""
+    """The feature cache cannot be used: not a cache, damaged, other schema, other backbone, or missing rows."""
 
 
 class LockedError(CacheError):
@@ -22,12 +22,12 @@ class LockedError(CacheError):
 
 
 class DiskFullError(MmcliError):
-    """The disk (or a quota, or a file-size limit) had no room for what was being written."""
+    """The disk, a quota or a file-size limit is too small for the output."""
 
 
 class BackboneError(MmcliError):
-    """The backbone cannot be had, or is not the one that was asked for."""
+    """The backbone cannot be loaded, or is not the requested one."""
 
 
 class CheckpointError(MmcliError):
-    """A best.pt cannot be read, cannot be trusted, or belongs to another backbone."""
+    """A best.pt cannot be read or trusted, or belongs to another backbone."""

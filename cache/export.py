@@ -1,4 +1,4 @@
-"""A cache as files that other tools read."""
+"""Exporting a cache to files for other tools."""
 
 from pathlib import Path
 
@@ -12,9 +12,10 @@ _BLOCK_ROWS = 4096
 
 
 def export_npy(cache: FeatureCache, folder: str | Path) -> list[Path]:
-    """Write ``image.npy``, ``text.npy`` (and ``image_views.npy``), rows as in ``guids.txt``; return the paths.
+    """Write ``image.npy``, ``text.npy`` and, if there are views, ``image_views.npy``. Return the paths.
 
-    dtype and shape are those in the cache; memory does not grow with the number of rows.
+    ``guids.txt`` lists the guids of the rows. Shapes and dtypes are those of the cache. Memory does not grow with the
+    number of rows.
     """
     folder = Path(folder)
     written = []
@@ -39,13 +40,13 @@ def export_parquet(cache: FeatureCache, path: str | Path) -> list[Path]:
     Raises
     ------
     MmcliError
-        Where pyarrow is not installed, naming the extra.
+        pyarrow is not installed, or ``path`` must not be overwritten.
     """
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError as error:
-        raise MmcliError("Parquet needs one more package: pip install pyarrow") from error
+        raise MmcliError("Parquet needs another package: pip install pyarrow") from error
     path = Path(path)
     refuse_to_overwrite(path, b"PAR1", [cache.path])
     embedding = pa.list_(pa.float32(), cache.dim)

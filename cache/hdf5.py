@@ -1,7 +1,7 @@
-"""Opening an HDF5 file, and creating one on a disk that may be full.
+"""Opening HDF5 files, and creating them on a disk that may be full.
 
-HDF5 meets a failed write by crashing the process when the half-written file is closed. So it is given a file object
-that never fails: the first error is kept, what follows is dropped, and the error is raised once HDF5 has let go.
+After a failed write, HDF5 crashes the process on close. So it gets a file object that never fails: the object keeps the
+first error, drops later writes, and raises the error after HDF5 has closed the file.
 """
 
 import contextlib
@@ -16,14 +16,14 @@ import h5py
 from .errors import CacheError
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
-_LOCKED = ("unable to lock file", "locking flag")  # the second: this process has the file open already
+_LOCKED = ("unable to lock file", "locking flag")  # the second if this process has the file open already
 
-# What h5py raises where the structures of a file are damaged.
+# Exceptions of h5py for a file with damaged structures.
 DAMAGE = (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError, IndexError, MemoryError)
 
 
 class _Sink(io.FileIO):
-    """A file whose writes always seem to succeed; ``failure`` is the first error there was."""
+    """A file whose writes always seem to succeed. ``failure`` is the first error."""
 
     failure: OSError | None = None
 
@@ -48,11 +48,11 @@ class _Sink(io.FileIO):
     def readinto(self, buffer: Any, /) -> int:
         view = memoryview(buffer).cast("B")
         count = super().readinto(view) or 0
-        view[count:] = bytes(len(view) - count)  # HDF5 may read back what was dropped
+        view[count:] = bytes(len(view) - count)  # HDF5 may read back bytes that were dropped
         return len(view)
 
     def raise_failure(self) -> None:
-        """Raise the error that writing met, if it met one."""
+        """Raise the first error, if there was one."""
         if self.failure is not None:
             raise self.failure
 
@@ -65,19 +65,19 @@ class NewFile:
         self._sink = sink
 
     def check(self) -> None:
-        """Raise the OSError that writing has met by now, if it has met one."""
+        """Raise the first OSError of a write, if there was one."""
         self._sink.raise_failure()
 
 
 @contextlib.contextmanager
 def new_hdf5(path: Path, checksums: bool = False) -> Iterator[NewFile]:
-    """Create an HDF5 file. A write that failed raises its ``OSError`` at the end, or at ``check``.
+    """Create an HDF5 file. The ``OSError`` of a failed write is raised at the end, or by ``check``.
 
     Parameters
     ----------
     checksums
-        Give the file's own structures checksums, as HDF5 1.10 can. Nobody can read such a file while another program
-        has it open for writing, so it is for files of our own.
+        Whether to add checksums to the file's structures (HDF5 1.10). Such a file cannot be read while another program
+        has it open for writing, so use this only for temporary files.
     """
     with _Sink(path, "w+") as sink:
         with h5py.File(sink, "w", libver=("v110", "v110") if checksums else None) as file:
@@ -86,39 +86,39 @@ def new_hdf5(path: Path, checksums: bool = False) -> Iterator[NewFile]:
 
 
 def damaged(path: Path, name: str, error: Exception) -> CacheError:
-    """Return the error that says that dataset ``name`` of the file at ``path`` cannot be read."""
+    """Return the error for a dataset ``name`` that cannot be read."""
     return CacheError(
-        f"{path} is damaged: {name} cannot be read ({error}); restore a copy, or put it aside and run "
+        f"{path} is damaged: {name} cannot be read ({error}). Restore a copy, or move the file away and run "
         "`mmcli featurize` again"
     )
 
 
 def cannot_open(path: Path, error: OSError) -> CacheError:
-    """Return the error that says why HDF5 cannot open the file at ``path``."""
+    """Return the error for a file that HDF5 cannot open."""
     if any(words in str(error) for words in (*_LOCKED, "already open")):
         return CacheError(
-            f"{path} is held by another program ({error}): close it there (a notebook, a viewer), or set "
-            "HDF5_USE_FILE_LOCKING=FALSE where the disk has no locks, and run the same command again"
+            f"{path} is locked by another program ({error}): close it there (a notebook, a viewer), or set "
+            "HDF5_USE_FILE_LOCKING=FALSE if the disk has no locks, then run the same command again"
         )
     if error.errno is not None:
-        return CacheError(f"{path} cannot be opened ({os.strerror(error.errno)}): mend that and try again")
+        return CacheError(f"{path} cannot be opened ({os.strerror(error.errno)}): fix this and try again")
     with contextlib.suppress(OSError), path.open("rb") as file:
         if file.read(len(_SIGNATURE)) != _SIGNATURE:
             return CacheError(
-                f"{path} is not a readable HDF5 file but of another kind: give one that `mmcli featurize` made, or, "
-                "for a new one, another --out"
+                f"{path} is not a readable HDF5 file but another kind of file: give a file that `mmcli featurize` "
+                "made, or another --out for a new cache"
             )
     return CacheError(
-        f"{path} is not a readable HDF5 file, or is cut off ({error}): put it aside and run "
-        "`mmcli featurize` again, or restore a copy of it"
+        f"{path} is not a readable HDF5 file, or is cut off ({error}): restore a copy, or move the file away and run "
+        "`mmcli featurize` again"
     )
 
 
 def open_hdf5(path: Path) -> h5py.File:
-    """Open a cache file for reading, with room for a chunk of each dataset; those of text tokens are larger.
+    """Open a cache file for reading, with a chunk cache that holds one chunk of each dataset.
 
-    Where no lock is to be had, none is taken: a cache file does not change under its name. So a notebook may hold it,
-    and a disk may have no locks.
+    If the file cannot be locked, it is opened without a lock, because a cache file never changes under its name. So a
+    notebook may have it open, and the disk may have no locks.
     """
     file = _open(path, 2 << 20)
     if "text_tokens" not in file:
@@ -133,5 +133,5 @@ def _open(path: Path, cache_bytes: int) -> h5py.File:
     except OSError as error:
         if not any(words in str(error) for words in _LOCKED):
             raise
-        # Not at once without: within one process, HDF5 wants all who open a file to agree about locks.
+        # Not tried first, because HDF5 wants all handles of a file in one process to agree about locks.
         return h5py.File(path, "r", locking=False, rdcc_nbytes=cache_bytes)

@@ -1,4 +1,4 @@
-"""Labels and lists of guids: small tables that are joined with the cache by guid."""
+"""Labels and lists of guids: small tables whose guids name rows of the cache."""
 
 import csv
 import io
@@ -13,20 +13,20 @@ from typing import Any
 
 from .errors import DataError
 
-# Long cells (a manifest's texts) are legitimate.
+# A manifest's texts can be long.
 _LONGEST_CELL = 10_000_000
-# What programs write for a label that is not known. Other spellings are labels: there is a bread called Nan.
+# Spellings of a missing label. Other spellings are labels, because there is a bread called Nan.
 UNLABELLED = ("", "null", "NULL", "nan", "NaN")
 _WHOLE = re.compile(r"[+-]?[0-9]+\.0")
 
 
 def read_table(path: Path) -> tuple[list[str], Iterator[tuple[int, dict[str, Any]]]]:
-    """Read a CSV, JSONL or Parquet table, by its suffix (anything but .jsonl, .ndjson and .parquet is CSV).
+    """Read a table: .jsonl and .ndjson as JSON Lines, .parquet as Parquet, anything else as CSV.
 
     Returns
     -------
     columns : list of str
-        The header (for JSONL: all keys).
+        The header (for JSON Lines: all keys).
     rows : iterator of (line number, dict)
 
     Raises
@@ -37,7 +37,7 @@ def read_table(path: Path) -> tuple[list[str], Iterator[tuple[int, dict[str, Any
     if path.is_dir():
         raise DataError(f"{path} is a folder: give a table, such as a CSV file")
     if not path.is_file():
-        raise DataError(f"no such file: {path}")
+        raise DataError(f"no such file: {path}: give an existing table")
     suffix = path.suffix.lower()
     if suffix == ".parquet":
         return _read_parquet(path)
@@ -83,7 +83,7 @@ def _read_jsonl(path: Path, content: str) -> tuple[list[str], Iterator[tuple[int
             continue
         try:
             row = json.loads(line)
-        except (ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
+        except (ValueError, RecursionError) as error:  # ValueError also for a number with thousands of digits
             raise DataError(f"{path} line {number} is not JSON: {getattr(error, 'msg', error)}") from error
         if not isinstance(row, dict):
             raise DataError(f'{path} line {number}: expected an object such as {{"guid": …}}, found {line[:40]!r}')
@@ -98,7 +98,7 @@ def _read_parquet(path: Path) -> tuple[list[str], Iterator[tuple[int, dict[str, 
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise DataError(f"{path}: Parquet needs one more package: pip install pyarrow") from error
+        raise DataError(f"{path}: Parquet needs another package: pip install pyarrow") from error
     try:
         table = pyarrow.parquet.read_table(path)
     except (pyarrow.ArrowException, OSError) as error:
@@ -116,22 +116,22 @@ def table_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def cell_text(value: Any) -> str:
-    """Return a table cell as stripped text; None and NaN, as pandas writes a missing value, are the empty text."""
+    """Return a table cell as stripped text. A missing value (None, or pandas' NaN) is the empty text."""
     return "" if is_missing(value) else str(value).strip()
 
 
 def is_missing(value: Any) -> bool:
-    """Say whether a cell holds no value: None, or the number NaN."""
+    """Whether a cell holds no value: None, or the number NaN."""
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def plain_cell(path: Path, line: int, row: dict[str, Any], column: str) -> str:
-    """Return ``cell_text`` of a cell that must hold one value, of valid Unicode.
+    """Return ``cell_text`` of a cell that must hold one value of valid Unicode.
 
     Raises
     ------
     DataError
-        It holds a list or an object, or half of a character, as JSON can.
+        The cell holds a list, an object or half a character, which JSON allows.
     """
     value = row.get(column)
     if isinstance(value, (list, dict)):
@@ -139,27 +139,27 @@ def plain_cell(path: Path, line: int, row: dict[str, Any], column: str) -> str:
         raise DataError(f"{path} line {line}: {column} is {kind}, {str(value)[:40]}: give one value")
     text = cell_text(value)
     if not is_unicode(text):
-        raise DataError(f"{path} line {line}: {column} holds half of a character, {ascii(text)[:60]}: mend it")
+        raise DataError(f"{path} line {line}: {column} holds half a character, {ascii(text)[:60]}: correct it")
     return text
 
 
 def is_unicode(text: str) -> bool:
-    """Say whether ``text`` can be encoded: it holds no lone surrogate, as file names and JSON can."""
+    """Whether ``text`` can be encoded. File names and JSON can hold lone surrogates, which cannot."""
     return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def guid_of(name: str) -> str:
-    """Return a name as a guid, in Unicode's composed form (NFC): a Mac writes é as two characters in file names."""
+    """Return a name as a guid, in Unicode's composed form (NFC), because macOS decomposes é in file names."""
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
 class Labels(dict[str, str | None]):
-    """Label by guid, in the order of the file; None for a pair that is not labelled.
+    """Label by guid, in the order of the file; None for an unlabelled pair.
 
     Attributes
     ----------
     unlabelled
-        How many pairs are not labelled, by what stands in the cell ("" where it is empty).
+        Number of unlabelled pairs by the content of the cell ("" for an empty cell).
     """
 
     def __init__(self) -> None:
@@ -170,18 +170,18 @@ class Labels(dict[str, str | None]):
 def read_labels(path: str | Path) -> Labels:
     """Read labels: a CSV with header ``guid,tag``, or a manifest with the columns ``guid`` and ``label`` or ``tag``.
 
-    A guid that a manifest gives twice is unlabelled: featurizing leaves such a pair out, and says so. Where each label
-    is a whole number that pandas wrote as a fraction (``0.0``), it is read as a whole number (``0``).
+    A guid that a manifest lists twice is unlabelled; featurize rejects such a pair. If every label is a whole number
+    that pandas wrote as a fraction (``0.0``), labels are read as whole numbers (``0``).
 
     Returns
     -------
     Labels
-        None where the tag is one of ``UNLABELLED``.
+        None if the tag is one of ``UNLABELLED``.
 
     Raises
     ------
     DataError
-        No such file, another header, an empty guid, a label that is a list, or a guid that a ``guid,tag`` file gives
+        No such file, another header, an empty guid, a label that is a list, or a guid that a ``guid,tag`` file lists
         twice.
     """
     path = Path(path)
@@ -191,16 +191,16 @@ def read_labels(path: str | Path) -> Labels:
         hint = ": save it with commas" if ";" in header[0] else ""
         raise DataError(f"{path}: expected the header guid,tag, found {','.join(header)[:80]}{hint}")
     labels = Labels()
-    names: dict[str, str] = {}  # of a million equal labels, one is kept
+    names: dict[str, str] = {}  # to store equal labels once
     may_repeat = header != ["guid", "tag"]
     for line, row in rows:
         guid, label = guid_of(plain_cell(path, line, row, "guid")), plain_cell(path, line, row, column)
         if not guid:
-            raise DataError(f"{path} line {line}: the guid is empty")
+            raise DataError(f"{path} line {line}: the guid is empty: fill it in or remove the line")
         if guid in labels:
             if not may_repeat:
                 first = next(line for line, row in read_table(path)[1] if guid_of(cell_text(row.get("guid"))) == guid)
-                raise DataError(f"{path}: guid {guid!r} stands twice, in lines {first} and {line}: keep one")
+                raise DataError(f"{path}: guid {guid!r} occurs twice, in lines {first} and {line}: keep one")
             if labels[guid] is not None:
                 labels[guid] = None
                 labels.unlabelled["guid given twice"] += 1
@@ -210,7 +210,7 @@ def read_labels(path: str | Path) -> Labels:
         else:
             labels[guid] = names.setdefault(label, label)
     if not labels:
-        raise DataError(f"{path} has a header, but names no pair")
+        raise DataError(f"{path} has a header, but no labels: add lines guid,tag")
     if names and all(_WHOLE.fullmatch(name) for name in names):
         whole = {name: name.removesuffix(".0") for name in names}
         labels.update({guid: whole[label] for guid, label in labels.items() if label is not None})
@@ -218,17 +218,17 @@ def read_labels(path: str | Path) -> Labels:
 
 
 def label_column(path: Path, header: Sequence[str]) -> str | None:
-    """Return which column holds the labels: ``label`` or ``tag``; None where there is neither.
+    """Return the name of the label column, ``label`` or ``tag``, or None if there is none.
 
     Raises
     ------
     DataError
-        Both are there.
+        The table has both.
     """
-    found = [name for name in ("label", "tag") if name in header]
-    if len(found) > 1:
+    names = [name for name in ("label", "tag") if name in header]
+    if len(names) > 1:
         raise DataError(f"{path} has the columns label and tag, which mean the same: keep one")
-    return found[0] if found and "guid" in header else None
+    return names[0] if names and "guid" in header else None
 
 
 def read_ids(path: str | Path) -> list[str]:
@@ -237,7 +237,7 @@ def read_ids(path: str | Path) -> list[str]:
     Raises
     ------
     DataError
-        No such file, another header, an empty guid, a guid given twice, or no guid at all.
+        No such file, another header, an empty guid, a guid that occurs twice, or no guid at all.
     """
     path = Path(path)
     header, rows = read_table(path)
@@ -247,10 +247,10 @@ def read_ids(path: str | Path) -> list[str]:
     for line, row in rows:
         guid = guid_of(plain_cell(path, line, row, "guid"))
         if not guid:
-            raise DataError(f"{path} line {line}: the guid is empty")
+            raise DataError(f"{path} line {line}: the guid is empty: fill it in or remove the line")
         if guid in lines:
-            raise DataError(f"{path}: guid {guid!r} stands twice, in lines {lines[guid]} and {line}: keep one")
+            raise DataError(f"{path}: guid {guid!r} occurs twice, in lines {lines[guid]} and {line}: keep one")
         lines[guid] = line
     if not lines:
-        raise DataError(f"{path} names no guid")
+        raise DataError(f"{path} lists no guid: add a line per pair")
     return list(lines)

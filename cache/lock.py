@@ -1,7 +1,7 @@
-"""One writer per cache. The lock is the operating system's: it ends with the process, however that ends.
+"""One writer per cache. The operating system holds the lock, so it ends with the process, even after a crash.
 
-A file system without locks (some NFS and Lustre mounts) gets a lock file that names its process instead. filelock
-removes such a file where that process is gone from this machine.
+On a file system without locks (some NFS and Lustre mounts), a lock file names the process instead. filelock removes
+this file if the process no longer runs on this machine.
 """
 
 import contextlib
@@ -19,23 +19,26 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
 
 @contextlib.contextmanager
 def writer_lock(cache_path: Path, remedy: str = "give this one another --out") -> Iterator[None]:
-    """Hold the right to write ``cache_path``; ``remedy`` is what one may do instead of waiting.
+    """Hold the right to write ``cache_path``.
+
+    Parameters
+    ----------
+    remedy
+        Advice for a user who does not want to wait.
 
     Raises
     ------
     LockedError
-        At once, where another process holds it.
+        Another process holds the lock. There is no waiting.
     """
     make_folder(cache_path.parent)
     lock_file = cache_path.with_name(f".{cache_path.name}.lock")
     try:
         lock = _locked(lock_file)
     except Timeout as error:
-        where = Path(error.lock_file)
-        left = "" if where == lock_file else f" (where no mmcli is running, delete {where})"
-        raise LockedError(
-            f"another mmcli is writing {cache_path}: wait until it has finished, or {remedy}{left}"
-        ) from error
+        held = Path(error.lock_file)
+        hint = "" if held == lock_file else f" (if no mmcli is running, delete {held})"
+        raise LockedError(f"another mmcli is writing {cache_path}: wait until it ends, or {remedy}{hint}") from error
     try:
         yield
     finally:
@@ -52,7 +55,7 @@ def _locked(lock_file: Path) -> BaseFileLock:
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
-    # Under another name: the file of the operating system's lock stays, and would look like a lock that is held.
+    # Use another name: the operating system's lock file stays behind and would look like a held lock.
     lock = SoftFileLock(lock_file.with_name(f"{lock_file.name}-holder"))
     lock.acquire(timeout=0)
     return lock

@@ -1,7 +1,7 @@
-"""Writing a cache: finished blocks as parts beside it, then one streamed merge that replaces the file.
+"""Writing a cache: each finished block is a part beside it, and a streamed merge of all parts replaces the file.
 
-The last good cache is never opened for writing. A part appears under its name only when it is whole and on the
-disk, so whatever is there after a crash can be used.
+The last good cache is never opened for writing. A part gets its name only when it is complete and on disk, so all parts
+can be used after a crash.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from numpy.typing import NDArray
 
 from .atomic import atomic_path, make_folder
 from .errors import CacheError, DiskFullError
-from .features import text_offsets, window_rows
 from .hdf5 import DAMAGE, new_hdf5
 from .labels import guid_of
+from .rows import window_rows
 from .schema import PER_ROW, Header
 from .store import FeatureCache
+from .tokens import text_offsets
 
 _CHUNK_ROWS = 256
 _CHUNK_BYTES = 1 << 20
@@ -37,8 +38,16 @@ _KEPT_DAYS = 30
 class Block:
     """Rows that were computed together, in the layout of the file (see ``schema``).
 
-    ``columns`` maps dataset names to arrays whose first axis is the row; ``text_tokens`` is a list of (L, w_t), and
-    ``text_ids``, where these are states in the middle of a tower, one of (L,).
+    Attributes
+    ----------
+    guids
+        One per row.
+    columns
+        Arrays by dataset name, (n, ...).
+    text_tokens
+        (L, w_t) per row, or None.
+    text_ids
+        Token ids, (L,) per row, if ``text_tokens`` are states from the middle of a tower.
     """
 
     guids: list[str]
@@ -57,24 +66,25 @@ class Block:
 
 
 def parts_folder(cache_path: Path, fingerprint: str) -> Path:
-    """Return the folder of the parts of ``cache_path`` that have this fingerprint."""
+    """Return the folder for the parts of ``cache_path`` with this fingerprint."""
     return cache_path.with_name(f"{cache_path.name}.parts") / fingerprint[:16]
 
 
 def write_part(folder: Path, number: int, block: Block, header: Header, mapped: bool = False) -> Path:
-    """Write one finished block as ``folder/part-<number>.h5``, whole or not at all.
+    """Write one finished block as ``folder/part-<number>.h5``, completely or not at all.
 
-    Every byte has a checksum, in the file's own structures too.
+    Checksums cover every byte, including the file's own structures.
 
     Parameters
     ----------
     mapped
-        Lay each column out in one piece, so that it can be mapped into memory. Only the structures then have checksums.
+        Whether to store each column in one piece, so that it can be mapped into memory. Checksums then cover only the
+        structures.
 
     Raises
     ------
     DiskFullError
-        Where there is no room. Parts already written stay.
+        The disk is full. Earlier parts stay.
     """
     path = folder / f"part-{number:06d}.h5"
     guids = [guid_of(guid).encode() for guid in block.guids]
@@ -96,15 +106,15 @@ def write_part(folder: Path, number: int, block: Block, header: Header, mapped: 
 
 
 def read_parts(folder: Path, header: Header) -> list[Path]:
-    """Return the usable parts in ``folder``, oldest number first: each is read once, so that damage is found now.
+    """Return the usable parts in ``folder``, lowest number first. Each is read completely, to find damage now.
 
-    Others are left, the trouble may pass; their pairs are computed again.
+    Unusable parts are left in place, and their pairs are computed again.
     """
     return [path for path in sorted(folder.glob("part-*.h5")) if _is_sound(path, header)]
 
 
 def _is_sound(path: Path, header: Header) -> bool:
-    """Whether a part is of this header, and all of it that has a checksum can be read."""
+    """Whether a part has this header's fingerprint and every checksum in it is right."""
     try:
         with FeatureCache.open(path, expected=header.identity) as part:
             _ = part.guids
@@ -114,34 +124,34 @@ def _is_sound(path: Path, header: Header) -> bool:
     return True
 
 
-def _read_checked(name: str, found: h5py.Dataset | h5py.Group) -> None:
-    if isinstance(found, h5py.Dataset) and found.fletcher32:
-        step = window_rows(found)
-        for start in range(0, len(found), step):
-            _ = found[start : start + step]
+def _read_checked(name: str, item: h5py.Dataset | h5py.Group) -> None:
+    if isinstance(item, h5py.Dataset) and item.fletcher32:
+        step = window_rows(item)
+        for start in range(0, len(item), step):
+            _ = item[start : start + step]
 
 
 def remove_parts(cache_path: Path, fingerprint: str) -> None:
-    """Delete the parts that have been merged into ``cache_path``, and others that nobody went on with for a month.
+    """Delete the parts that were merged into ``cache_path``, and other parts that are more than a month old.
 
-    Call it only while holding the lock.
+    Call this only while holding the lock.
     """
     merged = parts_folder(cache_path, fingerprint)
     with contextlib.suppress(OSError):
         for folder in merged.parent.iterdir():
             if folder == merged or time.time() - folder.stat().st_mtime > _KEPT_DAYS * 86_400:
                 shutil.rmtree(folder, ignore_errors=True)
-        merged.parent.rmdir()  # stays where parts of another configuration are in it
+        merged.parent.rmdir()  # fails if it still holds parts of another configuration
 
 
 @dataclass
 class OpenCaches:
-    """Cache files that are read from, with at most a few open at a time."""
+    """Cache files for reading. Only the most recently used files stay open."""
 
     open_files: OrderedDict[Path, FeatureCache] = field(default_factory=OrderedDict)
 
     def get(self, path: Path) -> FeatureCache:
-        """Return the file at ``path``, open."""
+        """Return the open file at ``path``."""
         if path not in self.open_files:
             if len(self.open_files) == _OPEN_FILES:
                 self.open_files.popitem(last=False)[1].close()
@@ -150,27 +160,29 @@ class OpenCaches:
         return self.open_files[path]
 
     def close(self) -> None:
-        """Close them."""
+        """Close all files."""
         while self.open_files:
             self.open_files.popitem()[1].close()
 
 
 def merge(target: Path, rows: Sequence[tuple[str, Path, int]], header: Header) -> None:
-    """Write ``target`` from rows of other cache files, streaming.
+    """Write ``target`` from rows of other cache files, a chunk at a time.
 
     Parameters
     ----------
     target
-        The cache file; replaced only when the new one is whole and on the disk. May itself be one of the sources.
+        The cache file. It is replaced only when the new file is complete and on disk, so it may be one of the sources.
     rows
         (guid, file, row in that file), in the order of the new file. All files have the same layout.
     header
-        Of the new file.
+        Header of the new file.
 
     Raises
     ------
     DiskFullError
-        Where there is no room. The parts and the former ``target`` stay.
+        The disk is full. The parts and the former ``target`` stay.
+    CacheError
+        A source is damaged, or another command changed it.
     """
     sources = OpenCaches()
     try:
@@ -185,9 +197,9 @@ def merge(target: Path, rows: Sequence[tuple[str, Path, int]], header: Header) -
                 span = slice(start, start + len(chunk))
                 for cache, picked, numbers in _by_source(sources, chunk):
                     if [cache.guids[row] for row in numbers] != [guid_of(chunk[place][0]) for place in picked]:
-                        raise CacheError(f"{cache.path} was changed while it was being merged: run the command again")
+                        raise CacheError(f"{cache.path} was changed by another command: run the same command again")
                     for name in names:
-                        # Rows of one source are neighbours but for edits, so most writes are one slice.
+                        # Rows of a source are neighbours unless pairs were edited, so most writes are one slice.
                         values = cache.read(name, numbers)
                         _put(file[name], span, picked, values)
                 if "text_tokens" in file:
@@ -204,8 +216,8 @@ def _check_room(target: Path, sources: set[Path]) -> None:
     free = shutil.disk_usage(target.parent).free
     if needed > free:
         raise DiskFullError(
-            f"no room to write {target}: about {needed / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free; free some "
-            "space, then run the same command again; what was finished is kept"
+            f"not enough disk space to write {target}: about {needed / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free; "
+            "free some space, then run the same command again; finished work is kept"
         )
 
 
@@ -229,7 +241,7 @@ def _create_datasets(file: h5py.File, like: FeatureCache, rows: Sequence[tuple[s
 
 
 def _chunks(like: h5py.Dataset | NDArray[Any], rows: int) -> tuple[int, ...]:
-    """Return a chunk of a dataset with ``rows`` rows such as those of ``like``: whole rows, near 1 MiB."""
+    """Return a chunk shape for a dataset like ``like`` with ``rows`` rows: whole rows, about 1 MiB."""
     row_bytes = max(1, like.dtype.itemsize * int(np.prod(like.shape[1:], dtype=np.int64)))
     return max(1, min(_CHUNK_ROWS, rows, _CHUNK_BYTES // row_bytes)), *like.shape[1:]
 
@@ -237,7 +249,7 @@ def _chunks(like: h5py.Dataset | NDArray[Any], rows: int) -> tuple[int, ...]:
 def _by_source(
     sources: OpenCaches, chunk: Sequence[tuple[str, Path, int]]
 ) -> Iterator[tuple[FeatureCache, NDArray[np.int64], NDArray[np.int64]]]:
-    """Yield (file, positions in the chunk, rows in the file) for each file that the chunk reads from."""
+    """Yield (file, positions in the chunk, rows in the file) for each source of the chunk."""
     grouped: dict[Path, list[tuple[int, int]]] = {}
     for position, (_, path, row) in enumerate(chunk):
         grouped.setdefault(path, []).append((position, row))
@@ -259,7 +271,7 @@ def _append_text_tokens(
     file: h5py.File, sources: OpenCaches, chunk: Sequence[tuple[str, Path, int]], start: int, offset: int
 ) -> int:
     tokens = [sources.get(path).text_tokens(row) for _, path, row in chunk]
-    ends = offset + np.cumsum([len(each) for each in tokens], dtype=np.int64)
+    ends = offset + np.cumsum([len(states) for states in tokens], dtype=np.int64)
     file["text_tokens"].resize(int(ends[-1]), axis=0)
     file["text_tokens"][offset:] = np.concatenate(tokens)
     file["text_offsets"][start + 1 : start + 1 + len(chunk)] = ends

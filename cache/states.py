@@ -1,7 +1,7 @@
-"""What enters the unfrozen layers of a tower: computed once per pair, kept beside the cache, mapped into memory.
+"""The states that enter the unfrozen layers of a tower, in files beside the cache.
 
-Below the first unfrozen layer everything is frozen and has no dropout, so its output is a constant of a text or an
-image. The operating system keeps in memory what fits.
+Everything below the first unfrozen layer is frozen and has no dropout, so these states are constant for each text or
+image. The files are mapped into memory, and the operating system keeps in memory what fits.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .hdf5 import open_hdf5
 
 
 class PaddedStates(NamedTuple):
-    """States of b rows, float32: (b, L, w) of texts, with token ids and mask, (b, L) int64; (b, ...) of images."""
+    """States of b rows, float32: (b, L, w) for texts, with token ids and mask, (b, L) int64; (b, ...) for images."""
 
     states: NDArray[Any]
     ids: NDArray[np.int64] | None = None
@@ -28,7 +28,7 @@ class PaddedStates(NamedTuple):
 
 @dataclass(frozen=True)
 class StatesPart:
-    """States of some rows: (n, ...) of images; (sum L, w) of texts, with offsets (n + 1,) and token ids (sum L,)."""
+    """States of n rows: (n, ...) for images; (sum L, w) for texts, with offsets (n + 1,) and token ids (sum L,)."""
 
     states: NDArray[Any]
     offsets: NDArray[np.int64] | None = None
@@ -45,21 +45,21 @@ class StatesPart:
 
     @classmethod
     def of_file(cls, path: Path) -> StatesPart:
-        """Map the states in a file that ``write_part`` wrote."""
+        """Map the states of a file that ``write_part`` wrote into memory."""
         with open_hdf5(path) as file:
             if "text_ids" in file:
                 return cls(_mapped(path, file["text_tokens"]), file["text_offsets"][:], file["text_ids"][:], path)
             return cls(_mapped(path, file["image_tokens"]), path=path)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Send a file by its name to another process."""
+        """Pickle a mapped file as its path, so that another process maps it itself."""
         if self.path is not None:
             return StatesPart.of_file, (self.path,)
         return StatesPart, (self.states, self.offsets, self.ids)
 
 
 def _mapped(path: Path, dataset: h5py.Dataset) -> NDArray[Any]:
-    offset = dataset.id.get_offset()  # contiguous: `write_part` asks for no chunks
+    offset = dataset.id.get_offset()  # defined because `write_part` stores these columns without chunks
     if offset is None:
         raise ValueError(f"{dataset.name} was never written")
     return np.memmap(path, dataset.dtype, "r", offset, dataset.shape)
@@ -67,14 +67,14 @@ def _mapped(path: Path, dataset: h5py.Dataset) -> NDArray[Any]:
 
 @dataclass(frozen=True)
 class States:
-    """States of n rows, wherever they are.
+    """States of n rows, in files or in memory.
 
     Attributes
     ----------
     parts
         Files, or blocks in memory.
     places
-        (n, 2) int64: part, and row in it, of each row.
+        (n, 2) int64: part of each row, and row in that part.
     """
 
     parts: list[StatesPart]
@@ -88,14 +88,14 @@ class States:
         return States(self.parts, self.places[rows])
 
     def lengths(self) -> NDArray[np.int64]:
-        """Return the number of tokens of each row, (n,); 1 for images, which all have the same."""
+        """Return the number of tokens of each row, (n,) int64; 1 for images, which all have the same number."""
         if not self.parts or self.parts[0].offsets is None:
             return np.ones(len(self), dtype=np.int64)
         lengths = [np.diff(part.offsets) for part in self.parts if part.offsets is not None]
         return np.array([lengths[part][row] for part, row in self.places.tolist()], dtype=np.int64)
 
     def padded(self) -> PaddedStates:
-        """Read these rows as one batch, texts padded with zeros on the right, in float32; float64 stays float64."""
+        """Read these rows as one float32 batch (float64 stays float64), texts padded with zeros on the right."""
         dtype = np.result_type(self.parts[0].states, np.float32)
         rows = [(self.parts[part], row) for part, row in self.places.tolist()]
         if self.parts[0].offsets is None:

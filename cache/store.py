@@ -15,22 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import CacheError
-from .features import (
-    Features,
-    StoredFile,
-    StoredRows,
-    StoredTokens,
-    Tokens,
-    check_finite,
-    read_rows,
-    read_tokens,
-    row_bytes,
-    stamp_of,
-    tokens_bytes,
-)
+from .features import Features
 from .hdf5 import DAMAGE, cannot_open, damaged, open_hdf5
 from .labels import guid_of
+from .rows import StoredFile, StoredRows, check_finite, read_rows, row_bytes, stamp_of
 from .schema import EMBEDDINGS, PER_ROW, SCHEMA, Header, describe_difference, fingerprint_of
+from .tokens import StoredTokens, Tokens, read_tokens, tokens_bytes
 
 _STRINGS_AT_ONCE = 1 << 16
 
@@ -38,7 +28,7 @@ _STRINGS_AT_ONCE = 1 << 16
 class FeatureCache:
     """One HDF5 file of embeddings, rows matched by guid.
 
-    Open it with :meth:`open`; use it as a context manager, or call :meth:`close`.
+    Open it with :meth:`open`. Use it as a context manager, or call :meth:`close`.
 
     Examples
     --------
@@ -62,12 +52,12 @@ class FeatureCache:
         path
             The HDF5 file.
         expected
-            An identity; where given, a cache with another one is refused.
+            An identity. A cache with another identity is refused.
 
         Raises
         ------
         CacheError
-            No such file; not HDF5, cut off, or HDF5 of something else; another schema; another identity.
+            No such file, not a cache, damaged, another schema, or another identity.
         """
         path = Path(path)
         if path.is_dir():
@@ -79,7 +69,7 @@ class FeatureCache:
                     "finished: run the same command again, and it goes on"
                 )
             raise CacheError(
-                f"no feature cache at {path}: make it with `mmcli featurize DATA --out {path}`, or say where it is"
+                f"no feature cache at {path}: make it with `mmcli featurize DATA --out {path}`, or give its path"
             )
         try:
             file = open_hdf5(path)
@@ -102,18 +92,18 @@ class FeatureCache:
             raise
 
     def check(self, expected: dict[str, Any], name: str = "something else") -> None:
-        """Refuse this cache where its identity is not ``expected``, that of backbone ``name``.
+        """Check that the identity of this cache is ``expected``, the identity of backbone ``name``.
 
         Raises
         ------
         CacheError
-            Naming what differs.
+            The identities differ. The message names the differences.
         """
         if self.fingerprint != fingerprint_of(expected):
             raise CacheError(
-                f"{self.path} holds features of {self.header.backbone['name']}, asked for is {name} ("
+                f"{self.path} holds features of {self.header.backbone['name']}, which do not fit {name} ("
                 + "; ".join(describe_difference(self.header.identity, expected)[:4])
-                + "): ask for the same, or give another --out"
+                + "): use the options of this cache, or give another --out"
             )
 
     def close(self) -> None:
@@ -139,24 +129,24 @@ class FeatureCache:
 
     @property
     def n_views(self) -> int:
-        """Augmented views kept per image."""
+        """Number of augmented views per image."""
         return int(self.file["image_views"].shape[1]) if "image_views" in self.file else 0
 
     @property
     def has_tokens(self) -> bool:
-        """Whether the towers' last hidden states are kept."""
+        """Whether the file holds the towers' last hidden states."""
         return "image_tokens" in self.file
 
     @property
     def token_widths(self) -> tuple[int, int]:
-        """Return (w_i, w_t): widths of the last hidden states, 0 where they are not kept."""
+        """Return (w_i, w_t): widths of the last hidden states, or 0 without them."""
         if not self.has_tokens:
             return 0, 0
         return int(self.file["image_tokens"].shape[2]), int(self.file["text_tokens"].shape[1])
 
     @property
     def has_cleaned(self) -> bool:
-        """Whether there are digests of cleaned texts; files of the first version of mmcli have none."""
+        """Whether the file holds digests of cleaned texts. Files of the first version of mmcli do not."""
         return "row/cleaned_sha256" in self.file
 
     @property
@@ -180,14 +170,14 @@ class FeatureCache:
         Raises
         ------
         CacheError
-            Naming the first guid that is not in the cache, and how many are not.
+            A guid is not in the cache.
         """
         guids = [guid_of(guid) for guid in guids]
         missing = [guid for guid in guids if guid not in self.row_of]
         if missing:
             raise CacheError(
                 f"{len(missing)} of {len(guids)} pairs are not in {self.path}, the first is {missing[0]!r}: "
-                "featurize the folder they are in, or take them out of the list"
+                "featurize their folder, or remove them from the list"
             )
         return np.fromiter((self.row_of[guid] for guid in guids), dtype=np.int64, count=len(guids))
 
@@ -204,23 +194,23 @@ class FeatureCache:
         max_bytes: int | None = None,
         of_rows: int | None = None,
     ) -> Features:
-        """Return what a head may look at, in the order of ``guids``.
+        """Return the inputs of a head, in the order of ``guids``.
 
         Parameters
         ----------
         guids
-            Which rows.
+            Guids of the rows.
         tokens, views
-            Whether token states, and embeddings of augmented images, are wanted too.
+            Whether to return token states, and embeddings of augmented images.
         max_bytes
-            Embeddings, or token states, that take more than this stay in the file and are read as they are needed.
+            Embeddings, or token states, that take more memory stay in the file and are read when needed.
         of_rows
-            As many rows are looked at in turns, these among them: their token states together take more, or not.
+            Number of rows, including these, whose token states share ``max_bytes``. Default: these rows.
 
         Raises
         ------
         CacheError
-            Tokens or views are wanted and not there; a guid is not there; a number is not finite; the file is damaged.
+            The cache has no tokens, no views, or not all guids; a number is not finite; or the file is damaged.
         """
         data = self.header.dataset["data"]
         if tokens and not self.has_tokens:
@@ -256,7 +246,7 @@ class FeatureCache:
         Raises
         ------
         CacheError
-            Where the stored checksum says that the file is damaged.
+            A checksum shows that the file is damaged.
         """
         try:
             dataset = self.file[name]
@@ -280,19 +270,19 @@ class FeatureCache:
 
     def _strings(self, name: str) -> list[str]:
         try:
-            dataset, found = self.file[name], list[str]()
+            dataset, strings = self.file[name], list[str]()
             for start in range(0, len(dataset), _STRINGS_AT_ONCE):
-                found += [value.decode() for value in dataset[start : start + _STRINGS_AT_ONCE].tolist()]
-            return found
+                strings += [value.decode() for value in dataset[start : start + _STRINGS_AT_ONCE].tolist()]
+            return strings
         except DAMAGE as error:
             raise damaged(self.path, name, error) from error
 
     def codecs(self) -> list[str]:
-        """Return the codec with which each row's text was decoded."""
+        """Return the codec that decoded each row's text."""
         return self._strings("row/codec")
 
     def describe(self) -> dict[str, Any]:
-        """Return what the file holds and what it was made from, as plain data."""
+        """Return a description of the file and its origin, as plain data."""
         codecs = Counter(self.codecs())
         return {
             "cache": str(self.path),
@@ -312,39 +302,43 @@ class FeatureCache:
         }
 
     def row_bytes(self, views: bool = False) -> int:
-        """Size of the pooled embeddings of a row; with those of its views, where wanted."""
+        """Return the size of a row's pooled embeddings in bytes, with its views if wanted."""
         names = ("image", "text", *(["image_views"] if views else []))
         return sum(row_bytes(self.file[name]) for name in names if name in self.file)
 
     def embedding_names(self) -> list[str]:
-        """Names of the dense embedding datasets that this file holds."""
+        """Return the names of the dense embedding datasets in this file."""
         return [name for name in EMBEDDINGS if name in self.file]
 
 
 def _read_header(path: Path, file: h5py.File) -> Header:
     schema = file.attrs.get("schema")
     if schema is None or "guid" not in file:
-        raise CacheError(f"{path} is an HDF5 file, but not a feature cache of mmcli: give another file")
+        raise CacheError(f"{path} is an HDF5 file, but not a feature cache of mmcli: give a file that mmcli made")
     if schema != SCHEMA:
         raise CacheError(
-            f"{path} has schema {schema}, this mmcli reads schema {SCHEMA}: featurize again with --out another file, "
-            "or use the mmcli that made it"
+            f"{path} has schema {schema}, but this mmcli reads schema {SCHEMA}: featurize again with another --out, or "
+            "use the version of mmcli that made it"
         )
     try:
         fields = {name: json.loads(file.attrs[name]) for name in ("identity", "backbone", "dataset", "versions")}
         stored = file.attrs["fingerprint"]
     except (KeyError, ValueError, TypeError) as error:
         raise CacheError(
-            f"{path} calls itself a cache of schema {SCHEMA}, but its header is damaged ({error})"
+            f"the header of {path} is damaged ({error}): restore a copy, or move the file away and run `mmcli "
+            "featurize` again"
         ) from error
     header = Header(**fields)
     if header.fingerprint != stored:
-        raise CacheError(f"{path} was changed by hand: its fingerprint is not that of its identity; featurize again")
+        raise CacheError(
+            f"{path} was changed by hand, its fingerprint does not fit its identity: restore a copy, or move the file "
+            "away and run `mmcli featurize` again"
+        )
     return header
 
 
 def _check_structure(path: Path, file: h5py.File) -> None:
-    """Check that each dataset has as many rows as the file says it has: a damaged file may have lost some."""
+    """Check that each dataset has the recorded number of rows, because a damaged file may have lost some."""
     rows = len(file["guid"])
     stored = int(file.attrs.get("rows", rows))  # earlier versions did not write it
     lengths = {name: len(file[name]) for name in (*EMBEDDINGS, *PER_ROW) if name in file}

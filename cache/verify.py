@@ -1,4 +1,4 @@
-"""Whether a cache still says the truth about its raw pairs, and whether its numbers are sound."""
+"""Checking that a cache agrees with its raw pairs and that its numbers are sound."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from .features import finite_rows, window_rows
+from .rows import finite_rows, window_rows
 from .store import FeatureCache
 
 _BLOCK_ROWS = 4096
@@ -17,7 +17,7 @@ Digests = tuple[bytes, bytes]
 
 @dataclass
 class VerifyReport:
-    """Guids of rows with something wrong: source changed, source gone, embedding not finite, embedding all zero."""
+    """Guids of bad rows: source changed, source gone, embedding not finite, embedding all zero."""
 
     rows: int
     changed: list[str] = field(default_factory=list)
@@ -27,30 +27,30 @@ class VerifyReport:
 
     @property
     def sound(self) -> bool:
-        """Whether nothing was found."""
+        """Whether there is no bad row."""
         return not (self.changed or self.gone or self.non_finite or self.all_zero)
 
 
 def verify(cache: FeatureCache, digests_now: Callable[[str], Digests | None]) -> VerifyReport:
-    """Compare each row with its raw bytes, and look for embeddings that cannot be right.
+    """Compare each row with its raw bytes, and find embeddings that cannot be right.
 
     Parameters
     ----------
     cache
-        Open.
+        An open cache.
     digests_now
-        Returns (sha256 of image bytes, sha256 of text bytes) of a guid as they are now, None where either is gone.
-        Called from several threads.
+        Returns the current (sha256 of image bytes, sha256 of text bytes) of a guid, or None if a file is gone. Called
+        from several threads.
 
     Raises
     ------
     CacheError
-        Where a stored checksum says that the file itself is damaged.
+        A checksum shows that the file itself is damaged.
     """
     report = VerifyReport(len(cache))
     digests = cache.digests()
     with ThreadPoolExecutor() as pool:
-        for start in range(0, len(cache), _BLOCK_ROWS):  # a pool queues all that it is given
+        for start in range(0, len(cache), _BLOCK_ROWS):  # in blocks, because a pool queues all its input
             block = cache.guids[start : start + _BLOCK_ROWS]
             stored_block = digests[start : start + _BLOCK_ROWS]
             for guid, stored, now in zip(block, stored_block, pool.map(digests_now, block), strict=True):
@@ -65,12 +65,12 @@ def verify(cache: FeatureCache, digests_now: Callable[[str], Digests | None]) ->
 
 
 def soundness(cache: FeatureCache) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Return of which rows all numbers are finite, and of which an embedding is all zero, each (n,).
+    """Return which rows have only finite numbers, and which have an embedding that is all zero, each (n,) bool.
 
     Raises
     ------
     CacheError
-        Where a stored checksum says that the file itself is damaged.
+        A checksum shows that the file itself is damaged.
     """
     finite, zero = np.ones(len(cache), dtype=bool), np.zeros(len(cache), dtype=bool)
     for name in cache.embedding_names():

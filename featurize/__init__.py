@@ -1,6 +1,6 @@
-"""Raw pairs to cache: dataset on disk, text cleaning, image loading, backbones, the batched pass.
+"""From raw pairs to the cache: datasets on disk, text cleaning, image decoding, backbones and the encoding pass.
 
-Imports ``cache`` only, and torch only when a model is loaded.
+Imports no other package than ``cache``, and torch only when a model is loaded.
 """
 
 import sys
@@ -35,4 +35,4 @@ class _Callable(ModuleType):
         return featurize(*arguments, **options)
 
 
-sys.modules[__name__].__class__ = _Callable  # `mmcli.featurize(...)` runs the function; the package stays in reach
+sys.modules[__name__].__class__ = _Callable  # `mmcli.featurize(...)` calls the function

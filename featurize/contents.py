@@ -10,7 +10,7 @@ from ..cache.errors import DataError
 from ..cache.parts import merge, remove_parts
 from .blocks import ComputedRows
 from .cached_rows import FileRows
-from .pairs.folder import MadeWhenAsked
+from .pairs.folder import LazySequence
 from .pairs.hashing import Reject, unreadable
 from .pairs.pair import natural_key
 from .plan import Plan
@@ -67,7 +67,7 @@ def choose_contents(request: Request, plan: Plan, computed: ComputedRows) -> Cac
 
 
 def _in_order(request: Request, rows_of_files: Sequence[FileRows]) -> Sequence[RowSource]:
-    """Return the source of each pair's row, in the order of the dataset; made when asked for, to save memory."""
+    """Return the source of each pair's row, in the order of the dataset, lazily to save memory."""
     pairs = request.dataset.pairs
     numbers = np.concatenate([finished.pairs for finished in rows_of_files])
     rows = np.concatenate([finished.rows for finished in rows_of_files])
@@ -78,7 +78,7 @@ def _in_order(request: Request, rows_of_files: Sequence[FileRows]) -> Sequence[R
         place = order[position]
         return pairs[int(numbers[place])].guid, rows_of_files[files[place]].path, int(rows[place])
 
-    return MadeWhenAsked(len(order), source_of)
+    return LazySequence(len(order), source_of)
 
 
 def write_cache(request: Request, contents: CacheContents, computed: int) -> None:

@@ -58,7 +58,7 @@ def encode_blocks(
     blocks
         Pairs to encode together.
     encoder, options
-        What computes, and what is computed.
+        The loaded backbone, and what it computes for each pair.
     on_progress
         Called with (pairs done, pairs to do).
     index

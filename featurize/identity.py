@@ -8,7 +8,7 @@ from .backbones.base import OFFLINE, Backbone
 VIEW_SEED = 0
 # Raise a version if the step gives another result for any input. `featurize` then upgrades caches of earlier versions:
 # it encodes the rows whose image or text is decoded or cleaned differently now (`pairs/changes.py`).
-IMAGE_DECODING = 2  # 2: transparent pixels on white, deep grey levels by their scale
+IMAGE_DECODING = 2  # 2: transparent pixels become white, deep grey levels are scaled
 TEXT_DECODING = 2  # 2: Windows-1252, UTF-16 without a byte order mark
 TEXT_CLEANING = 2  # 2: URLs and mentions end where Chinese or Thai begins
 

@@ -97,7 +97,7 @@ def _find_rejects(pairs: Sequence[Pair], todo: list[int]) -> dict[int, Reject]:
 
     The second case saves loading the backbone when only unreadable pairs are left.
     """
-    incomplete = [number for number in todo if pairs[number].cannot_be_whole()]
+    incomplete = [number for number in todo if pairs[number].is_incomplete()]
     rejects = {number: reject for number in incomplete if (reject := unreadable(pairs[number])) is not None}
     others = {}
     for number in todo:

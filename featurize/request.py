@@ -1,4 +1,4 @@
-"""What a run of ``featurize`` is asked for: its options, completed from the existing cache, and the new header."""
+"""The request of a run of ``featurize``: options, completed from the existing cache, and the new header."""
 
 import codecs
 import os

@@ -26,11 +26,11 @@ class RowCounts:
     Attributes
     ----------
     codecs
-        Texts by the codec that decoded them.
+        Number of texts by codec.
     empty_texts, truncated_texts
-        Texts of which cleaning leaves nothing; texts with more tokens than the backbone takes.
+        Texts that are empty after cleaning, and texts with more tokens than the backbone takes.
     repeated_pairs, repeated_images, repeated_texts
-        Rows that repeat an earlier row: image and cleaned text, the image, the cleaned text (empty ones not counted).
+        Rows that repeat the image and cleaned text of an earlier row, its image, or its cleaned text (unless empty).
     """
 
     codecs: dict[str, int]
@@ -46,7 +46,7 @@ class RowCounts:
 
 
 def count_rows(cache: FeatureCache) -> RowCounts:
-    """Count what the rows of an open cache are made of."""
+    """Count codecs, empty, truncated and repeated texts, and repeated images in an open cache."""
     everything = np.arange(len(cache))
     image = cache.read("row/image_sha256", everything)
     text = cache.read("row/cleaned_sha256" if cache.has_cleaned else "row/text_sha256", everything)
@@ -62,7 +62,7 @@ def count_rows(cache: FeatureCache) -> RowCounts:
 
 
 def _repeated(digests: NDArray[np.uint8]) -> int:
-    """Count the rows, (n, width), that are equal to an earlier one."""
+    """Count the rows of ``digests``, (n, width), that equal an earlier row."""
     whole = np.ascontiguousarray(digests).view(f"V{digests.shape[1]}")
     return len(whole) - len(np.unique(whole))
 
@@ -74,17 +74,17 @@ class LabelCounts:
     Attributes
     ----------
     file
-        The labels file; None where there is none.
+        The labels file, or None.
     classes
-        Labelled rows by class, in alphabetical order.
+        Number of labelled rows by class, in alphabetical order.
     labelled, unlabelled
-        Rows with a label and without.
+        Number of rows with and without a label.
     alike_classes
-        Classes that differ in spelling alone, such as ``Shoes`` and ``shoes``.
+        Classes that differ only in spelling, such as ``Shoes`` and ``shoes``.
     read_as_unlabelled
-        Labels that are none, by what the file says: ``""`` for an empty cell.
+        Number of missing labels by the content of the cell, such as ``""``.
     labels_without_pair, pairs_without_label, label, pair, said
-        What is left over on both sides, an example of each, and a sentence about it (see ``spelling.Join``).
+        Numbers of unmatched labels and pairs, an example of each, and a sentence about them (see ``spelling.Join``).
     """
 
     file: str | None
@@ -125,15 +125,15 @@ def count_labels(dataset: Dataset, guids: Iterable[str], n: int) -> LabelCounts:
 
 
 def count_without_files(dataset: Dataset, guids: Iterable[str]) -> dict[str, Any]:
-    """Count the rows whose files are not both there now, by a look at the names.
+    """Count the rows that lack a file now, judging by file names.
 
     Returns
     -------
     dict
-        ``rows`` and ``example``, a guid, or "".
+        ``rows``, their number, and ``example``, a guid or "".
     """
-    whole = {pair.guid for pair in dataset.pairs if not pair.cannot_be_whole()}
-    missing = [guid for guid in guids if guid not in whole]
+    complete = {pair.guid for pair in dataset.pairs if not pair.is_incomplete()}
+    missing = [guid for guid in guids if guid not in complete]
     return {"rows": len(missing), "example": missing[0] if missing else ""}
 
 

@@ -133,7 +133,7 @@ class Top(nn.Module, ABC):
 
 
 def check_layers(layers: Sequence[nn.Module], asked: int, tower: str) -> None:
-    """Raise a BackboneError if more layers are asked for than ``tower`` has."""
+    """Raise a BackboneError if ``asked`` is not between 1 and the number of ``layers``."""
     if not 1 <= asked <= len(layers):
         raise BackboneError(
             f"cannot unfreeze {asked} layers: the {tower} tower of this backbone has {len(layers)} layers, so ask for "

@@ -1,4 +1,4 @@
-"""Where stage 2 goes back to: the backbone of a cache, and its raw pairs. Both are opened when they are needed."""
+"""The backbone and the raw pairs of a cache, for stage 2. Each is opened on first use."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from ..pairs.dataset import Dataset
 
 
 class Source:
-    """The backbone with which features of ``identity`` were made.
+    """The backbone that made features of ``identity``, and the raw pairs.
 
     Parameters
     ----------
     identity
-        Of the features (see ``cache.schema.Header``).
+        Identity of the features (see ``cache.schema.Header``).
     backbone
-        ``{"name", "revision"}``: where the backbone is.
+        ``{"name", "revision"}``: location of the backbone.
     device
         A torch device.
     data
-        Where the raw pairs are; default: as recorded in the cache.
+        Path of the raw pairs. Default: as recorded in the cache.
     """
 
     def __init__(
         self, identity: dict[str, Any], backbone: dict[str, Any], device: str = "cpu", data: str | Path | None = None
     ) -> None:
         if data is not None and not Path(data).exists():
-            raise DataError(f"no such folder or manifest: {data}")
+            raise DataError(f"no such folder or manifest: {data}: give the path of the raw pairs with --data")
         self.identity, self.place, self.device, self.data = identity, backbone, device, data
         self._backbone: Backbone | None = None
         self._encoders: dict[str, Encoder] = {}
@@ -45,7 +45,7 @@ class Source:
         Raises
         ------
         BackboneError
-            It cannot be had, or what is there is another one.
+            The backbone cannot be opened, or is a different one.
         """
         dtype = dtype or self.identity["dtype"]
         if dtype not in self._encoders:
@@ -55,12 +55,12 @@ class Source:
         return self._encoders[dtype]
 
     def layer_counts(self, layers: Mapping[str, int]) -> dict[str, int]:
-        """Return how many layers are unfrozen, by tower, with the number of all layers in place of a negative one.
+        """Return the number of unfrozen layers by tower; a negative number means all layers.
 
         Raises
         ------
         BackboneError
-            More layers are to be unfrozen than a tower has.
+            A tower has fewer layers.
         """
         encoder = self.encoder("float32")
         counts = {}
@@ -76,18 +76,18 @@ class Source:
         cutters = {"text": encoder.text_top, "image": encoder.image_top}
         tops = {tower: cutters[tower](count) for tower, count in layers.items()}
         if self.identity["dtype"] != "float32":
-            del self._encoders["float32"]  # needed for nothing else, and large
+            del self._encoders["float32"]  # large, and not used for anything else
         return tops
 
     def forget(self) -> None:
-        """Let go of the loaded backbone."""
+        """Release the loaded backbone."""
         self._encoders.clear()
 
     def dataset(self, cache: FeatureCache) -> Dataset:
         """Return the raw pairs of ``cache``."""
         place = str(self.data or cache.header.dataset["data"])
         if not Path(place).exists():
-            raise DataError(f"no such folder or manifest: {place}; say with --data where the raw pairs are now")
+            raise DataError(f"no such folder or manifest: {place}: give the path of the raw pairs with --data")
         if place not in self._datasets:
             self._datasets[place] = Dataset.open(place)
         return self._datasets[place]

@@ -1,4 +1,4 @@
-"""States of the rows of a cache: kept beside it, computed from the raw pairs where they are not yet."""
+"""States of the rows of a cache, kept in files beside it. Missing states are computed from the raw pairs."""
 
 from __future__ import annotations
 
@@ -6,74 +6,72 @@ import contextlib
 import hashlib
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from ...cache.errors import CacheError, DataError, DiskFullError
-from ...cache.features import text_offsets
 from ...cache.hdf5 import open_hdf5
 from ...cache.lock import writer_lock
 from ...cache.parts import Block, read_parts, write_part
-from ...cache.schema import Header
 from ...cache.states import States, StatesPart
 from ...cache.store import FeatureCache
+from ...cache.tokens import text_offsets
 from ..encode import OnProgress, encode_blocks
 from ..encode_options import EncodeOptions
 from ..pairs.hashing import Reject, prefetch
 from ..pairs.pair import Pair
 from .source import Source
 
-BLOCK_ROWS = 2048  # pairs per file, and what a crash can cost, at most
-_BLOCK_BYTES = 256 << 20  # of a file's states, which are in memory until it is written
+BLOCK_ROWS = 2048  # limit of pairs per file; a crash costs at most one file
+_BLOCK_BYTES = 256 << 20  # limit of states per file, because they are in memory until they are written
 _SAMPLE = 16  # pairs
 _CHECKSUMS = "row/states_crc32"
 
 
 class StateStore:
-    """States of the rows of a cache for one depth of one tower: those that are kept, and the others once computed.
+    """States that enter the unfrozen layers of one tower, for the rows of a cache.
 
     Parameters
     ----------
     cache
-        Open.
+        An open cache.
     tower
         ``text`` or ``image``.
     layers
-        How many at its top are unfrozen: what enters them is meant.
+        Number of unfrozen layers at the top of the tower.
     source
-        Where backbone and raw pairs are.
+        Backbone and raw pairs.
     """
 
     def __init__(self, cache: FeatureCache, tower: str, layers: int, source: Source) -> None:
         self.cache, self.tower, self.layers, self.source = cache, tower, layers, source
-        of = cache.header
         states = {"version": 1, "tower": tower, "layers": layers}
-        self.header = Header({**of.identity, "states": states}, of.backbone, of.dataset, of.versions)
+        self.header = replace(cache.header, identity={**cache.header.identity, "states": states})
         name = f"{tower}-{layers}-{self.header.fingerprint[:12]}"
         self.folder = cache.path.with_name(f"{cache.path.name}.states") / name
-        self.digests = f"row/{tower}_sha256"
-        self.kept = self._kept()
+        self.digest_column = f"row/{tower}_sha256"
 
     def states(self, guids: Sequence[str], on_progress: OnProgress | None = None, keep: bool = True) -> States:
-        """Return the states of ``guids`` in their order; what is not kept is computed from the raw pairs.
+        """Return the states of ``guids``, in that order. Missing states are computed from the raw pairs.
 
         Parameters
         ----------
         on_progress
-            Called with (pairs computed, pairs to compute); not at all where all are there.
+            Called with (pairs computed, pairs to compute), unless nothing is missing.
         keep
-            Whether what is computed is kept beside the cache.
+            Whether to keep computed states beside the cache.
 
         Raises
         ------
         DataError
             A raw pair is gone, cannot be read, or has changed since it was featurized.
         BackboneError
-            The backbone cannot be had, is another one, or has fewer layers.
+            The backbone cannot be opened, is a different one, or has fewer layers.
         LockedError, DiskFullError
-            As they say; finished blocks are kept.
+            Another process is computing states, or the disk is full. Finished blocks are kept.
         """
         self._drop_damaged(guids)
         missing = [guid for guid in guids if guid not in self.kept]
@@ -82,38 +80,42 @@ class StateStore:
         pairs = self._raw_pairs(missing)
         if not keep:
             return self._together(guids, list(self._computed(pairs, on_progress)))
-        with writer_lock(self.folder, "let it finish, then run this again"):
-            for leftover in self.folder.glob(".part-*.tmp"):  # of a writer that was killed
+        with writer_lock(self.folder, "let it finish, then run the same command again"):
+            for leftover in self.folder.glob(".part-*.tmp"):  # left by a writer that was killed
                 leftover.unlink(missing_ok=True)
             numbers = [path.stem.removeprefix("part-") for path in self.folder.glob("part-*.h5")]
-            number = max((int(each) + 1 for each in numbers if each.isdigit()), default=0)
-            for block in self._computed(pairs, on_progress):
+            first = max((int(number) + 1 for number in numbers if number.isdigit()), default=0)
+            for number, block in enumerate(self._computed(pairs, on_progress), first):
                 part = part_of_block(block)
                 checksums = [part.checksum(row) for row in range(len(block.guids))]
                 block.columns[_CHECKSUMS] = np.array(checksums, dtype=np.uint32)
-                write_part(self.folder, number, block, self.header, True)
-                number += 1
-        self.kept = self._kept()
+                write_part(self.folder, number, block, self.header, mapped=True)
+        self.kept = self._find_kept()
         gone = [guid for guid in guids if guid not in self.kept]
         if gone:
-            raise DataError(f"the raw pair {gone[0]!r} was changed while it was being read: run the command again")
+            raise DataError(f"the raw pair {gone[0]!r} changed while it was read: run the same command again")
         return self._together(guids, [])
 
-    def _kept(self) -> dict[str, tuple[Path, int]]:
-        """Return where the rows are whose raw bytes were those that the cache has; the newest counts."""
-        found: dict[str, tuple[Path, int]] = {}
+    @cached_property
+    def kept(self) -> dict[str, tuple[Path, int]]:
+        """File and row of each guid whose states are on disk."""
+        return self._find_kept()
+
+    def _find_kept(self) -> dict[str, tuple[Path, int]]:
+        """Find the rows on disk that were made from the same raw bytes as the cache; a guid's newest row counts."""
+        kept: dict[str, tuple[Path, int]] = {}
         for path in read_parts(self.folder, self.header):
-            # What is damaged is computed again.
+            # States in a damaged file are computed again.
             with contextlib.suppress(CacheError, OSError, KeyError, ValueError), FeatureCache.open(path) as part:
-                there = [(row, guid) for row, guid in enumerate(part.guids) if guid in self.cache]
-                mine = self.cache.read(self.digests, self.cache.rows([guid for _, guid in there]))
-                stored = part.read(self.digests, np.array([row for row, _ in there], dtype=np.int64))
-                same = (stored == mine).all(axis=1)
-                found |= {guid: (path, row) for (row, guid), good in zip(there, same.tolist(), strict=True) if good}
-        return found
+                row_of = {guid: row for row, guid in enumerate(part.guids) if guid in self.cache}
+                expected = self.cache.read(self.digest_column, self.cache.rows(row_of))
+                stored = part.read(self.digest_column, np.array([*row_of.values()], dtype=np.int64))
+                same = (stored == expected).all(axis=1).tolist()
+                kept |= {guid: (path, row) for (guid, row), good in zip(row_of.items(), same, strict=True) if good}
+        return kept
 
     def _drop_damaged(self, guids: Sequence[str]) -> None:
-        """Forget those of the rows whose states are not what was written."""
+        """Forget rows whose checksum is wrong."""
         wanted: dict[Path, list[tuple[str, int]]] = {}
         for guid in guids:
             if guid in self.kept:
@@ -131,18 +133,18 @@ class StateStore:
 
     @cached_property
     def _pair_of(self) -> dict[str, Pair]:
-        """The raw pairs by guid; made once, since rows may be asked for a few hundred at a time."""
+        """The raw pairs by guid, listed once because rows may be requested a few hundred at a time."""
         return {pair.guid: pair for pair in self.source.dataset(self.cache).pairs}
 
     def _raw_pairs(self, guids: Sequence[str]) -> list[Pair]:
-        """Return the raw pairs of rows; find out before the work that one is gone or was changed."""
-        there = self._pair_of
-        stored = dict(zip(guids, self.cache.read(self.digests, self.cache.rows(guids)), strict=True))
+        """Return the raw pairs of ``guids``. Stop before any computation if one is gone or changed."""
+        pair_of = self._pair_of
+        stored = dict(zip(guids, self.cache.read(self.digest_column, self.cache.rows(guids)), strict=True))
         gone: list[str] = []
         changed: list[str] = []
 
         def digest(guid: str) -> bytes | str:
-            pair = there.get(guid, Pair(guid))
+            pair = pair_of.get(guid, Pair(guid))
             try:
                 return hashlib.sha256(pair.read_text() if self.tower == "text" else pair.read_image()).digest()
             except DataError as error:
@@ -156,51 +158,51 @@ class StateStore:
         where = self.source.data or self.cache.header.dataset["data"]
         if gone:
             raise DataError(
-                f"stage 2 goes back to the raw pairs, and {len(gone)} of {len(guids)} in {where} cannot be read "
-                f"since they were featurized, the first is {gone[0]}: bring them back, say with --data where they are, "
-                "or take them out of the labels and train stage 1 again"
+                f"stage 2 needs the raw pairs, but {len(gone)} of {len(guids)} in {where} cannot be read any more, the "
+                f"first is {gone[0]}: bring them back, give their path with --data, or remove them from the labels and "
+                "train stage 1 again"
             )
         if changed:
             raise DataError(
                 f"{len(changed)} of {len(guids)} raw pairs in {where} have changed since they were featurized, the "
                 f"first is {changed[0]!r}: run `mmcli featurize` again, then train stage 1 again"
             )
-        return [there[guid] for guid in guids]
+        return [pair_of[guid] for guid in guids]
 
     def _computed(self, pairs: list[Pair], on_progress: OnProgress | None) -> Iterator[Block]:
-        """Yield a block of states at a time, of as many pairs as take a few hundred megabytes."""
+        """Compute states and yield them in blocks of at most a few hundred megabytes."""
         if on_progress is not None:
             on_progress(0, len(pairs))
         size = self._rows_per_block(pairs)
         blocks = [pairs[start : start + size] for start in range(0, len(pairs), size)]
-        for block, rejects in encode_blocks(blocks, self.source.encoder(), self._how(), on_progress):
+        for block, rejects in encode_blocks(blocks, self.source.encoder(), self._encode_options(), on_progress):
             _refuse(rejects)
             yield block
 
-    def _how(self) -> EncodeOptions:
+    def _encode_options(self) -> EncodeOptions:
         return EncodeOptions.for_identity(self.cache.header.identity, (self.tower,), below=self.layers)
 
     def _rows_per_block(self, pairs: list[Pair]) -> int:
-        """Find out from a few pairs how large states are, and whether the disk has room for all."""
+        """Measure the size of states on a few pairs, and check that the disk has room for all."""
         few = pairs[: min(_SAMPLE, len(pairs))]
-        sample, rejects = next(encode_blocks([few], self.source.encoder(), self._how()))
+        sample, rejects = next(encode_blocks([few], self.source.encoder(), self._encode_options()))
         _refuse(rejects)
-        each = part_of_block(sample).states.nbytes / len(few)
+        pair_bytes = part_of_block(sample).states.nbytes / len(few)
         self.cache.path.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.cache.path.parent).free
-        if each * len(pairs) > free:
+        if pair_bytes * len(pairs) > free:
             raise DiskFullError(
-                f"no room beside {self.cache.path} for what enters the unfrozen layers: about "
-                f"{each * len(pairs) / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free; free some space, or unfreeze "
-                "other layers, then run the same command again"
+                f"not enough disk space beside {self.cache.path} for the inputs of the unfrozen layers: about "
+                f"{pair_bytes * len(pairs) / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free; free some space, or "
+                "unfreeze other layers, then run the same command again"
             )
-        return int(min(max(_BLOCK_BYTES / each, 1), BLOCK_ROWS))
+        return int(min(max(_BLOCK_BYTES / pair_bytes, 1), BLOCK_ROWS))
 
     def _together(self, guids: Sequence[str], computed: Sequence[Block]) -> States:
-        found = {guid: self.kept[guid] for guid in guids if guid in self.kept}
+        kept = {guid: self.kept[guid] for guid in guids if guid in self.kept}
         parts: list[StatesPart] = []
         number_of: dict[Path, int] = {}
-        for path in sorted({path for path, _ in found.values()}):
+        for path in sorted({path for path, _ in kept.values()}):
             number_of[path] = len(parts)
             try:
                 parts.append(StatesPart.of_file(path))
@@ -208,7 +210,7 @@ class StateStore:
                 raise CacheError(
                     f"{path} cannot be read ({error}): delete {self.folder} and run the command again"
                 ) from error
-        places = {guid: (number_of[path], row) for guid, (path, row) in found.items()}
+        places = {guid: (number_of[path], row) for guid, (path, row) in kept.items()}
         for block in computed:
             places |= {guid: (len(parts), row) for row, guid in enumerate(block.guids)}
             parts.append(part_of_block(block))
@@ -216,7 +218,7 @@ class StateStore:
 
 
 def states_of_pairs(pairs: Sequence[Pair], source: Source, layers: Mapping[str, int]) -> dict[str, States]:
-    """Return what enters the unfrozen layers of each tower, computed from raw pairs that can be read.
+    """Compute the states that enter the unfrozen layers of each tower, from raw pairs.
 
     Raises
     ------
@@ -235,7 +237,7 @@ def states_of_pairs(pairs: Sequence[Pair], source: Source, layers: Mapping[str, 
 
 
 def part_of_block(block: Block) -> StatesPart:
-    """Return the states of a block that was just computed, in memory."""
+    """Return the states of a computed block."""
     if block.text_tokens is None or block.text_ids is None:
         return StatesPart(block.columns["image_tokens"])
     offsets = text_offsets(block.text_tokens)
@@ -246,6 +248,6 @@ def _refuse(rejects: Sequence[Reject]) -> None:
     if rejects:
         raise DataError(
             f"{len(rejects)} raw pairs cannot be used for stage 2, the first is {rejects[0].guid!r} "
-            f"({rejects[0].reason}, {rejects[0].path}): mend them and run `mmcli featurize` again; where states are "
-            "not finite, featurize with --dtype float32 into another --out"
+            f"({rejects[0].reason}, {rejects[0].path}): fix them and run `mmcli featurize` again; if states are not "
+            "finite, featurize with --dtype float32 into another --out"
         )

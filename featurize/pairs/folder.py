@@ -110,11 +110,11 @@ class Folder(dict[str, int]):
             guid = guids[number]
             return odd.get(guid) or _pair(folder, guid, suffixes[kinds[number]])
 
-        return MadeWhenAsked(len(guids), make)
+        return LazySequence(len(guids), make)
 
 
-class MadeWhenAsked(Sequence[Item]):
-    """A sequence of ``length`` items. Accessing item ``number`` calls ``make(number)``."""
+class LazySequence(Sequence[Item]):
+    """A sequence of ``length`` items that calls ``make(number)`` on each access."""
 
     def __init__(self, length: int, make: Callable[[int], Item]) -> None:
         self._numbers, self._make = range(length), make

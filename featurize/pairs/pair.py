@@ -1,4 +1,4 @@
-"""One raw pair: where its bytes are, and reading them."""
+"""One raw pair: the location of its bytes, and reading them."""
 
 import hashlib
 import os
@@ -15,7 +15,7 @@ _LARGEST = {"image": 1 << 30, "text": 100 << 20}  # bytes of a file
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Where one pair's raw bytes are.
+    """The location of one pair's raw bytes.
 
     ``image`` and ``text_path`` are paths; ``text`` is an inline text from a manifest. ``problem`` says why the pair
     cannot be read, if that is known before reading.
@@ -30,14 +30,14 @@ class Pair:
     @classmethod
     def named_by_label(cls, guid: str) -> "Pair":
         """Return a pair that only a label names."""
-        return cls(guid, problem="labelled, but neither image nor text is there")
+        return cls(guid, problem="has a label, but neither image nor text")
 
     @property
     def absent(self) -> bool:
         """Whether the pair has neither image nor text, only a label that names it."""
         return self.image is None and self.text_path is None and self.text is None
 
-    def cannot_be_whole(self) -> bool:
+    def is_incomplete(self) -> bool:
         """Whether the file names alone show that the pair cannot be read."""
         return self.problem is not None or self.image is None or (self.text is None and self.text_path is None)
 

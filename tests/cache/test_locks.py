@@ -58,7 +58,7 @@ def test_a_cache_that_the_same_process_holds_open_is_read(tmp_path):
 @pytest.mark.parametrize("words", ["unable to lock file, errno = 11", "file locking flag values don't match"])
 def test_a_lock_is_never_called_damage(tmp_path, words):
     said = str(cannot_open(tmp_path / "f.h5", OSError(f"Unable to synchronously open file ({words})")))
-    assert "is held by another program" in said
+    assert "is locked by another program" in said
     assert "aside" not in said
 
 
@@ -118,7 +118,7 @@ def test_a_lock_file_of_another_machine_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", refuse)
     (tmp_path / ".f.h5.lock-holder").write_text("1234\nanother-machine\n")
     with (
-        pytest.raises(LockedError, match=r"where no mmcli is running, delete .*lock-holder"),
+        pytest.raises(LockedError, match=r"if no mmcli is running, delete .*lock-holder"),
         writer_lock(tmp_path / "f.h5"),
     ):
         pass

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import header, synthetic_block, write_cache
-from mmcli.cache import CacheError, FeatureCache, MmcliError, StoredRows
-from mmcli.cache import features as stored
+from mmcli.cache import CacheError, FeatureCache, MmcliError
+from mmcli.cache import rows as stored
+from mmcli.cache.rows import StoredRows
 from mmcli.cli import app
 from mmcli.heads import Recipe, Rows, fit, predict_logits
 from mmcli.heads.model import inputs
@@ -132,7 +133,7 @@ def test_a_number_that_is_not_finite_is_found_when_it_is_read(cache_path, tmp_pa
         features = cache.features(["3", "7"], max_bytes=1)
         assert np.isfinite(features.image[np.array([1])]).all()
         with pytest.raises(
-            CacheError, match="rows of text that are not finite or all zero: `mmcli cache verify` lists"
+            CacheError, match="rows of text that are not finite or all zero: list them with `mmcli cache verify`"
         ):
             features.load()
 
@@ -166,7 +167,7 @@ def test_a_cache_that_is_replaced_meanwhile_is_an_error_and_not_the_rows_of_othe
     with FeatureCache.open(path) as cache:
         features = cache.features(["12", "15"], max_bytes=1)
     write_cache(path, synthetic_block(guids))
-    with pytest.raises(CacheError, match="changed by another command meanwhile: run the same command again"):
+    with pytest.raises(CacheError, match="changed by another command: run the same command again"):
         features.load()
 
 

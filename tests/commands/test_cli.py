@@ -92,7 +92,7 @@ BAD = [
     (("featurize", "nowhere", "--backbone", "offline"), "no such folder or manifest"),
     (("featurize", "data", "--labels", "none.csv"), "no such file: "),
     (("featurize", "data", "--labels", "wrong.csv"), "expected the header guid,tag, found id,class"),
-    (("featurize", "data", "--labels", "twice.csv"), "guid '1' stands twice, in lines 2 and 3"),
+    (("featurize", "data", "--labels", "twice.csv"), "guid '1' occurs twice, in lines 2 and 3"),
     (("featurize", "data", "--backbone", "./no-folder"), "no such backbone folder"),
     (("featurize", "data", "--backbone", "CLIP", "--out", "text.h5"), "not a readable HDF5 file"),
     (("featurize", "data", "--backbone", "CLIP", "--no-clean-text"), "text.cleaning (--no-clean-text): 2, not 0"),
@@ -222,4 +222,4 @@ def test_recorded_labels_that_are_of_other_data_are_said_to_be_so(cli, featurize
     code, _, err = cli("featurize", other, "--backbone", tiny_clip)
     assert code == 1
     assert "records this labels file" in one_line(err)
-    assert "features.h5: give --labels with those of " in one_line(err)
+    assert "give --labels for " in one_line(err)

@@ -256,7 +256,7 @@ def test_another_backbone_or_cleaning_is_refused_by_name(pairs, tmp_path, free):
         featurize(folder, None, out, FeaturizeOptions(dtype="float32", clean=False))
     free.version = 2
     with pytest.raises(
-        CacheError, match=r"features of free, asked for is free \(backbone.version: 1, not 2.*another --out"
+        CacheError, match=r"features of free, which do not fit free \(backbone.version: 1, not 2.*another --out"
     ):
         featurize(folder, None, out, OPTIONS)
     assert out.read_bytes() == before
@@ -355,6 +355,6 @@ def test_labels_recorded_for_a_manifest_do_not_hide_those_of_another(pairs, tmp_
 
 def test_a_file_of_another_kind_is_not_called_a_damaged_cache(pairs, tmp_path, free):
     folder, labels = pairs(6)
-    with pytest.raises(CacheError, match=r"of another kind.*another --out"):
+    with pytest.raises(CacheError, match=r"another kind of file.*another --out"):
         featurize(folder, None, labels, OPTIONS)
     assert labels.read_text().startswith("guid,tag")

@@ -72,10 +72,10 @@ def test_a_cut_costs_the_block_at_work(cache, monkeypatch):
     written = []
     original = store_module.write_part
 
-    def killed(*arguments):
+    def killed(*arguments, **options):
         if len(written) == 2:
             raise KeyboardInterrupt
-        written.append(original(*arguments))
+        written.append(original(*arguments, **options))
 
     monkeypatch.setattr(store_module, "write_part", killed)
     with pytest.raises(KeyboardInterrupt):
@@ -232,7 +232,7 @@ def test_large_states_are_written_in_smaller_blocks(cache, monkeypatch):
 def test_a_disk_without_room_is_found_out_before_the_work(cache, monkeypatch):
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr(store_module.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(DiskFullError, match=r"no room beside .* MB needed, 0 MB free"):
+    with pytest.raises(DiskFullError, match=r"not enough disk space beside .* MB needed, 0 MB free"):
         store_of(cache).states(cache.guids)
 
 

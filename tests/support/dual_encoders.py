@@ -1,4 +1,4 @@
-"""Small dual encoders of every kind that transformers knows, as folders that ``save_pretrained`` wrote."""
+"""Small dual encoders of every kind in transformers, as folders that ``save_pretrained`` wrote."""
 
 import json
 
@@ -17,7 +17,7 @@ PIECES += [f"##{chr(code)}" for code in range(33, 127)]
 BERT_TEXT = {"vocab_size": len(PIECES), "pad_token_id": 0, "max_position_embeddings": 80, **SMALL}
 STAGES = {"depths": [1, 1, 1], "num_group_tokens": [4, 2, 0], "num_output_groups": [4, 2, 0]}
 
-# kind: (tokenizer, image processor, text_config, vision_config, what else the configuration says)
+# kind: (tokenizer, image processor, text_config, vision_config, other entries of the configuration)
 KINDS = {
     "CLIP": ("clip", "CLIPImageProcessor", CLIP_TEXT, VISION, {"projection_dim": 24}),
     "Siglip": ("bert", "SiglipImageProcessor", BERT_TEXT | {"max_position_embeddings": 24}, VISION, {}),
@@ -73,7 +73,7 @@ KINDS = {
         VISION,
         {"projection_dim": 24},
     ),
-    "MetaClip2": (  # whose end token has the id 2, as has that of XLM-R
+    "MetaClip2": (  # its end token has the id 2, as in XLM-R
         "roberta",
         "CLIPImageProcessor",
         BERT_TEXT | {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2},

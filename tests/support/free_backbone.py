@@ -1,4 +1,4 @@
-"""A backbone that costs nothing, for tests of what is around it."""
+"""A backbone without a model, for tests of the code around it."""
 
 import threading
 
@@ -9,7 +9,7 @@ DIM = 6
 
 
 class FreeEncoder(Encoder):
-    """Embeddings are means of pixels and of token ids; counts what it encodes."""
+    """Embeds images by means of pixels and texts by sums of token ids, and counts both."""
 
     def __init__(self):
         self.images = self.texts = 0
@@ -17,7 +17,7 @@ class FreeEncoder(Encoder):
 
     def prepare_image(self, image):
         values = np.asarray(image.resize((8, 8)), dtype=np.float32).transpose(2, 0, 1)
-        return (values + 1) / 256  # of a black picture, too, no embedding of zeros
+        return (values + 1) / 256  # so that a black image has no embedding of zeros
 
     def tokenize(self, texts):
         ids = [[1, *(ord(letter) for letter in text), 2] for text in texts]
@@ -55,7 +55,7 @@ class FreeEncoder(Encoder):
 
 
 class FreeBackbone(Backbone):
-    """Remembers every encoder that it loaded."""
+    """Keeps every encoder that it loaded."""
 
     name = "free"
 

@@ -6,6 +6,7 @@ import torch
 from conftest import write_pair
 from mmcli.cache import FeatureCache, MmcliError, machine
 from mmcli.featurize import FeaturizeOptions, featurize, open_backbone
+from mmcli.featurize.backbones.opening import choose_dtype
 from mmcli.featurize.backbones.tensors import to_half
 
 NO_ROOM = [
@@ -136,3 +137,8 @@ def test_a_head_is_trained_on_the_cpu_unless_asked_otherwise(cli, learnable, mon
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     path, labels = learnable
     assert cli("train-head", "--cache", path, "--labels", labels, "--epochs", 1)[0] == 0
+
+
+def test_a_pytorch_that_cannot_say_what_the_processor_does_gives_float32(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported", raising=False)
+    assert choose_dtype("auto", "cpu") == "float32"

@@ -31,10 +31,10 @@ def test_labels_are_read_in_order_and_null_is_unlabelled(tmp_path, text):
         ("id,label\n1,a\n", "expected the header guid,tag, found id,label"),
         ("guid,tag,more\n1,a,b\n", "expected the header guid,tag"),
         ("", "empty"),
-        ("guid,tag\n1,a\n2,b\n1,c\n", "guid '1' stands twice, in lines 2 and 4"),
+        ("guid,tag\n1,a\n2,b\n1,c\n", "guid '1' occurs twice, in lines 2 and 4"),
         ("guid,tag\n1,a,b\n", "line 2: 3 cells"),
         ("guid,tag\n,a\n", "line 2: the guid is empty"),
-        ("guid,tag\n", "names no pair"),
+        ("guid,tag\n", "has a header, but no labels"),
         ("guid;tag\n1;a\n", "save it with commas"),
         ('guid,tag\n1,a\n2,"b\n3,a\n', "unexpected end of data"),
     ],
@@ -55,7 +55,7 @@ def test_labels_that_are_not_there_or_not_utf8(tmp_path):
 def test_ids_keep_their_order_and_are_checked(tmp_path):
     assert read_ids(write(tmp_path / "a.csv", "guid,tag\n9,null\n8,null\n")) == ["9", "8"]
     assert read_ids(write(tmp_path / "b.csv", "guid\n9\n8\n")) == ["9", "8"]
-    for text, words in (("guid\n9\n9\n", "stands twice"), ("tag\na\n", "column guid"), ("guid\n", "names no guid")):
+    for text, words in (("guid\n9\n9\n", "occurs twice"), ("tag\na\n", "column guid"), ("guid\n", "lists no guid")):
         with pytest.raises(DataError, match=words):
             read_ids(write(tmp_path / "c.csv", text))
 
@@ -283,11 +283,11 @@ def test_labels_of_a_manifest_may_be_called_label_or_tag(tmp_path, column):
         ("m.csv", "guid,image,text,text\n1,1.jpg,t,u\n", "the column 'text' 2 times"),
         ("m.jsonl", '{"guid": "1", "image": "1.jpg", "text": "t", "label": ["a", "b"]}', "line 1: label is a list"),
         ("m.jsonl", '{"guid": {"id": 1}, "image": "1.jpg", "text": "t"}', "line 1: guid is an object"),
-        ("m.jsonl", '{"guid": "a\\ud800", "image": "1.jpg", "text": "t"}', "line 1: guid holds half of a character"),
+        ("m.jsonl", '{"guid": "a\\ud800", "image": "1.jpg", "text": "t"}', "line 1: guid holds half a character"),
         (
             "m.jsonl",
             '{"guid": "1", "image": "1.jpg", "text": "t", "label": "\\udc00"}',
-            "label holds half of a character",
+            "label holds half a character",
         ),
         ("m.jsonl", "[" * 100_000, "line 1 is not JSON"),
         ("m.JSONL", '{"guid": 1, "image": "1.jpg", "text": ' + "9" * 5000 + "}", "line 1 is not JSON"),

@@ -11,7 +11,8 @@ import torch
 from conftest import header, synthetic_block, write_cache
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mmcli.cache import CacheError, FeatureCache, StoredTokens
+from mmcli.cache import CacheError, FeatureCache
+from mmcli.cache.tokens import StoredTokens
 from mmcli.heads import Recipe, Rows, fit, predict_logits
 from mmcli.heads.model.inputs import token_batches
 
@@ -160,7 +161,7 @@ def test_tokens_that_are_not_finite_are_said_to_be(tmp_path):
     write_cache(path, block, header())
     with FeatureCache.open(path) as cache:
         assert len(cache.features(["6", "8"], tokens=True)) == 2
-        with pytest.raises(CacheError, match="token states that are not finite, one is '7'"):
+        with pytest.raises(CacheError, match="token states that are not finite, such as '7'"):
             cache.features(["6", "7", "8"], tokens=True)
 
 

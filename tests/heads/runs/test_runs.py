@@ -269,7 +269,7 @@ def test_a_disk_that_fills_up_while_a_run_is_written(learnable, tmp_path):
     )
     command = [sys.executable, "-c", code, str(path), str(labels), str(tmp_path / "runs")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "no room to write" in done.stdout
+    assert "not enough disk space to write" in done.stdout
     assert [path.name for path in (tmp_path / "runs").iterdir()] == [".fits"]  # the fit itself is kept
 
 
