@@ -31,13 +31,13 @@ def trained(pairs, tiny_clip, tmp_path):
 def encoded(monkeypatch):
     """Collect the guids of the pairs that are encoded, not taken from a cache."""
     guids = []
-    original = embed._encode
+    original = embed.encode_blocks
 
-    def spy(pairs, *rest):
-        guids.extend(pair.guid for pair in pairs)
-        return original(pairs, *rest)
+    def spy(blocks, *rest):
+        guids.extend(pair.guid for block in blocks for pair in block)
+        return original(blocks, *rest)
 
-    monkeypatch.setattr(embed, "_encode", spy)
+    monkeypatch.setattr(embed, "encode_blocks", spy)
     return guids
 
 
