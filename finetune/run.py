@@ -78,7 +78,7 @@ def finetune(
     Parameters
     ----------
     best_pt
-        File or run folder of a head of stage 1. A best.pt of stage 2 stands for the stage 1 that it started from.
+        File or run folder of a head of stage 1. For a best.pt of stage 2, training starts again from its stage 1.
     settings
         Settings of ``FinetuneRecipe`` by name; all others have their defaults.
     cache_path, labels_path

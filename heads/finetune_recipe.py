@@ -62,7 +62,7 @@ class FinetuneRecipe:
         return {tower: getattr(self, name) for tower, name in TOWERS.items() if getattr(self, name)}
 
     def factor(self, step: int, steps: int) -> float:
-        """Return the factor of the learning rates in step ``step`` of ``steps``; the first step is 0."""
+        """Return the factor of the learning rates in step ``step``, numbered from 0, of ``steps``."""
         rising = math.ceil(self.warmup * steps)
         return (step + 1) / rising if step < rising else (steps - step) / (steps - rising)
 

@@ -3,9 +3,8 @@
 import re
 import unicodedata
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
 
 from .pair import natural_key
 
@@ -47,10 +46,6 @@ class Join:
         if self.labels_without_pair and self.pairs_without_label:
             return f"For example, a label names {self.label!r}, and a pair is called {self.pair!r}"
         return ""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return this as plain data."""
-        return asdict(self)
 
 
 def _without_folder(guid: str) -> str:

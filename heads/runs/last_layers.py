@@ -89,7 +89,7 @@ def stage2_tasks(
     depends_on: Mapping[str, object],
     schedules: Sequence[list[float] | None],
 ) -> list[FitTask]:
-    """Return a fit of stage 2 for each of ``schedules``. Fit i starts from head i, modulo the number of heads.
+    """Return a task of stage 2 for each of ``schedules``. Task i starts from head i, modulo the number of heads.
 
     Parameters
     ----------
