@@ -289,6 +289,28 @@ def test_where_raw_pairs_and_backbone_were_moved_to_is_remembered(stage1, raw_si
         assert header["made_from"]["data"] == str(data)
 
 
+@pytest.mark.usefixtures("kept_whatever")
+def test_stage_2_trains_on_views_of_a_frozen_image_tower(tuned, sixty):
+    """Views that are the image itself change nothing, others do; layers of the image tower see the image itself."""
+
+    def with_views(noise, **settings):
+        with h5py.File(sixty, "r+") as file:
+            image = file["image"][:]
+            random = np.random.default_rng(0).normal(size=(len(image), 2, image.shape[1]))
+            if "image_views" in file:
+                del file["image_views"]
+            file["image_views"] = (image[:, None] + noise * random).astype(image.dtype)
+        layers = open_best_pt(tuned(settings, views=True)["best_pt"]).checkpoint.changed[0]
+        return torch.cat([tensor.flatten() for tensor in layers.values()])
+
+    plain = open_best_pt(tuned()["best_pt"]).checkpoint.changed[0]
+    plain = torch.cat([tensor.flatten() for tensor in plain.values()])
+    assert torch.equal(with_views(0.0), plain)
+    assert not torch.equal(with_views(0.3), plain)
+    vision = {"unfreeze_text_layers": 0, "unfreeze_vision_layers": 1}
+    assert torch.isfinite(with_views(0.3, **vision)).all()
+
+
 def test_the_rates_rise_then_fall():
     recipe = FinetuneRecipe(warmup=0.2)
     factors = [recipe.factor(step, 10) for step in range(10)]
