@@ -69,4 +69,4 @@ def featurize(
             computed = write_parts(request, plan, blocks, index)
         contents = choose_contents(request, plan, computed)
         write_cache(request, contents, len(computed))
-        return summarize(request, plan, computed, contents, time.perf_counter() - started)
+        return summarize(request, plan, computed, contents, started)

@@ -1,5 +1,6 @@
 """What ``featurize`` did, and what a cache holds: texts by codec, repeated pairs, labels by class."""
 
+import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -191,14 +192,15 @@ class FeaturizeSummary:
 
 
 def summarize(
-    request: Request, plan: Plan, computed: ComputedRows, contents: CacheContents, seconds: float
+    request: Request, plan: Plan, computed: ComputedRows, contents: CacheContents, started: float
 ) -> FeaturizeSummary:
-    """Return what a run did, and count what the finished cache holds."""
+    """Return what a run did since ``started`` (``time.perf_counter``), and count what the finished cache holds."""
     dataset, header = request.dataset, request.header
     labels, kept = dataset.labels_path, contents.kept
     with FeatureCache.open(request.out) as cache:
         content = count_rows(cache)
         label_counts = count_labels(dataset, cache.guids, len(cache))
+    seconds = time.perf_counter() - started
     return FeaturizeSummary(
         out=str(request.out),
         rows=len(contents.rows),
