@@ -193,6 +193,20 @@ def test_a_backbone_that_was_moved_is_found_where_it_is_now(tuned, tiny_clip, si
 
 
 @pytest.mark.usefixtures("kept_whatever")
+def test_files_of_the_earlier_formats_are_read(tuned, tmp_path):
+    result = tuned()
+    first, second = result["stage1"]["best_pt"], result["best_pt"]
+    content = torch.load(first, weights_only=True)
+    del content["changed"]
+    torch.save(content | {"format": "mmcli head 2"}, tmp_path / "head.pt")
+    assert evaluate(tmp_path / "head.pt", on="test")["test"] == result["stage1"]["test"]
+    content, header = torch.load(second, weights_only=True), read_best_pt(second)[1]
+    header["finetune"] = header["recipe"].pop("finetune")
+    torch.save(content | {"format": "mmcli finetune 1", "header": json.dumps(header)}, tmp_path / "tuned.pt")
+    assert evaluate(tmp_path / "tuned.pt", on="test")["test"] == result["stage2"]["test"]
+
+
+@pytest.mark.usefixtures("kept_whatever")
 def test_several_seeds_are_an_ensemble(tuned):
     result = tuned(seeds=2)
     assert [each["seed"] for each in result["seeds"]] == [42, 43]
