@@ -183,12 +183,13 @@ class Trained:
         if self.checkpoint.head.tops:
             return
         tops = source.tops(self.layers)
-        for head, changed in zip(self.checkpoint.head.heads, self.checkpoint.changed, strict=True):
-            assert isinstance(head, Head)
+        heads = [head for head in self.checkpoint.head.heads if isinstance(head, Head)]
+        for head, changed in zip(heads, self.checkpoint.changed, strict=True):
             try:
                 head.attach(tops, changed)
             except (KeyError, ValueError) as error:
-                head.tops.clear()
+                for attached in heads:  # all of them: a second try must not find the first head ready and stop there
+                    attached.tops.clear()
                 raise CheckpointError(
                     f"the layers in {self.checkpoint.path} do not fit {source.place['name']} ({error}): give the "
                     "backbone of the training with --backbone"

@@ -7,6 +7,7 @@ import pytest
 import torch
 from mmcli.cache import BackboneError, CacheError, CheckpointError, DataError, MmcliError
 from mmcli.finetune import finetune
+from mmcli.heads import evaluate, open_best_pt
 from small_finetune import QUICK, read_best_pt
 
 
@@ -111,6 +112,18 @@ def test_a_best_pt_from_a_stranger(tuned, cli, tmp_path):
             "evaluate", "--from", _tampered(best_pt, tmp_path / f"{number}.pt", change), "--device", "cpu"
         )
         assert (code, err.count("\n"), err[:6]) == (1, 1, "error:"), f"{change.__name__}: {err}"
+
+
+@pytest.mark.usefixtures("kept_whatever")
+def test_layers_of_one_head_that_do_not_fit_are_an_error_every_time(tuned, tmp_path):
+    """The first head's layers fit, and must not make a second try believe that all are attached."""
+    content = torch.load(tuned(seeds=2)["best_pt"], weights_only=True)
+    content["changed"][1]["text_model.something"] = content["changed"][1].pop("text_model.final_layer_norm.bias")
+    torch.save(content, tmp_path / "best.pt")
+    model = open_best_pt(tmp_path / "best.pt")
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match="do not fit"):
+            evaluate(model)
 
 
 def test_options_that_stage_1_has_no_use_for(cli, stage1, tmp_path):
