@@ -4,6 +4,7 @@
 inherit them.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -27,15 +28,15 @@ MachineOption = partial(typer.Option, rich_help_panel="Machine")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(ABC):
     """Base of every command: what was typed, and whether it was."""
 
     context: typer.Context
     as_json: Annotated[bool, OutputOption("--json", help="Print one JSON object instead of tables.")] = False
 
+    @abstractmethod
     def run(self) -> None:
         """Do what the command is for, and print the answer."""
-        raise NotImplementedError
 
     def interrupted(self) -> str:
         """Return what to say after Ctrl-C."""
