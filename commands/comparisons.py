@@ -15,6 +15,7 @@ from .paths import InputPaths
 
 if TYPE_CHECKING:
     from ..heads.experiments import Candidate, Protocol, Setup
+    from ..heads.experiments.results import Comparison
 
 EXPERIMENTS = Path("artifacts/experiments")
 Repeats = Annotated[int, ScoringOption(help="Number of repeats, each with other folds.")]
@@ -58,17 +59,14 @@ class ExperimentOptions(TrainingOptions):
         InputPaths(cache=cache, labels=self.labels, data=self.data, split_dir=self.split_dir, out=self.out).check()
         from ..heads.experiments import Setup
 
+        self.check_split()
         return Setup(
             cache=self.cache,
             labels=self.labels,
-            split_dir=self.split_dir,
-            split_seed=self.split_seed,
-            group_duplicates=self.keep_copies_together(),
+            split=self.split_options(),
             out=self.out,
             jobs=self.jobs,
             max_bytes=parse_bytes(self.max_memory),
-            new=self.new,
-            rare=self.rare,
             data=self.data,
             backbone=self.backbone,
         )
@@ -138,7 +136,7 @@ class ScoredOptions(ExperimentOptions):
         """Score ``candidates``, and show the scores. ``what`` is the name of the command."""
         from ..heads.experiments import compare, single_split
         from ..report.comparison_tables import comparison_tables, focus_table, single_split_tables
-        from ..report.notes import note_about
+        from ..report.notes import note_about_folds, note_about_split
         from ..report.progress import ProgressLine
         from ..report.tables import shown_path
         from ..report.terminal import print_json, print_parts
@@ -149,20 +147,23 @@ class ScoredOptions(ExperimentOptions):
         with ProgressLine("frozen part") as on_states, ProgressLine("fit", "fits") as on_fit:
             setup = replace(setup, on_fit=on_fit, on_states=on_states)
             if protocol is None:
-                result = single_split(setup, candidates, self.focus_class)
+                split = single_split(setup, candidates, self.focus_class)
             else:
                 setup = self.with_split(setup) if protocol.without_test else setup
-                result = compare(setup, candidates, protocol, against=against, focus_class=self.focus_class, what=what)
-        note_about(result)
-        folder = shown_path(result["folder"])
-        if self.as_json:
-            print_json(result)
-        elif protocol is None:
-            print_parts(*single_split_tables(result, what), f"{folder}: results.json")
+                result = compare(setup, candidates, protocol, against, self.focus_class, what)
+        if protocol is None:
+            note_about_split(split)
+            written = f"{shown_path(split.folder)}: results.json"
+            tables = [*single_split_tables(split, what), written]
         else:
+            note_about_folds(result)
             focus = [focus_table(result)] if what == "ablate" or self.focus_class is not None else []
-            written = f"{folder}: results.csv, results.json, results.png, out_of_fold.csv"
-            print_parts(*comparison_tables(result), *focus, written)
+            written = f"{shown_path(result.folder)}: results.csv, results.json, results.png, out_of_fold.csv"
+            tables = [*comparison_tables(result), *focus, written]
+        if self.as_json:
+            print_json((split if protocol is None else result).to_dict())
+        else:
+            print_parts(*tables)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,7 +244,7 @@ class Sweep(ExperimentOptions):
         setup = self.setup()
         from ..heads.experiments import Protocol, grid_of, sweep
         from ..report.comparison_tables import comparison_tables
-        from ..report.notes import note_about
+        from ..report.notes import note_about_folds
         from ..report.progress import ProgressLine
         from ..report.terminal import note, print_json, print_parts
 
@@ -262,9 +263,9 @@ class Sweep(ExperimentOptions):
                 trials=self.trials,
                 protocol=Protocol(folds=self.folds, repeats=self.repeats, seed=self.fold_seed),
             )
-        note_about(result)
+        note_about_folds(result)
         if self.as_json:
-            print_json(result)
+            print_json(result.to_dict())
         else:
             print_parts(*comparison_tables(result, by_class=False))
             note(_advice(result))
@@ -274,17 +275,17 @@ def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",")]
 
 
-def _advice(result: dict[str, Any]) -> str:
+def _advice(result: "Comparison") -> str:
     """Return what to type to use the best settings of a sweep, and how much to trust them."""
     from ..heads.recipe import OF_STAGE_2
     from ..heads.settings import setting_text
 
     options: dict[bool, list[str]] = {False: [], True: []}  # by whether they are options of stage 2
-    for name, value in result["best"].items():
+    for name, value in (result.best or {}).items():
         option = name.removeprefix(OF_STAGE_2).replace("_", "-")
         options[name.startswith(OF_STAGE_2)].append(f"--{option} {setting_text(value)}")
     best, commands = " ".join(options[False]) or "the current settings", "train-head"
-    if result["best_goes_on"]:
+    if result.best_goes_on:
         best, commands = " ".join([f"{best}, then mmcli finetune", *options[True]]), "train-head and finetune"
     return (
         f"highest: {best}. The highest of many scores is partly luck: if the interval of its difference includes 0, "

@@ -3,10 +3,13 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from .command import DataOption, Options, OutputOption
 from .options import GO_ON
+
+if TYPE_CHECKING:
+    from ..heads import RunResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,38 +41,28 @@ class Demo(Options):
         )
         keep_freed_memory()
         with ProgressLine("featurize") as progress:
-            result = run_demo(folder, self.pairs, self.seed, progress)
+            runs = run_demo(folder, self.pairs, self.seed, progress)
         if self.as_json:
-            print_json(result)
+            paths = {name: str(folder / name) for name in ("data", "labels.csv", "features.h5")}
+            made = dict(zip(("data", "labels", "cache"), paths.values(), strict=True))
+            print_json({**made, "pairs": self.pairs, "runs": {name: run.to_dict() for name, run in runs.items()}})
         else:
-            print_parts(runs_table(result["runs"]), *demo_hints(folder))
+            print_parts(runs_table(runs), *demo_hints(folder))
 
 
 def run_demo(
-    folder: str | Path,
-    pairs: int = 360,
-    seed: int = 0,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> dict[str, Any]:
-    """Make a sample dataset, featurize it with the offline backbone, train heads on text, image and both.
-
-    Returns
-    -------
-    dict
-        ``data``, ``labels``, ``cache`` (paths), ``pairs``, and ``runs``: what ``train_head`` returned for ``text``,
-        ``image`` and ``both``.
-    """
+    folder: Path, pairs: int, seed: int, on_progress: "Callable[[int, int], None] | None" = None
+) -> "dict[str, RunResult]":
+    """Make a sample dataset, featurize it with the offline backbone, and train heads on text, image and both."""
     from ..featurize import FeaturizeOptions, featurize
     from ..featurize.pairs.sample import make_sample
-    from ..heads.recipe import Recipe
-    from ..heads.runs.trainer import train_head
+    from ..heads import Recipe, RunOptions, train_head
 
-    folder = Path(folder)
     data, labels = make_sample(folder, pairs, seed)
     cache = folder / "features.h5"
     featurize(data, labels, cache, FeaturizeOptions(backbone="offline"), on_progress)
-    runs = {
-        modality: train_head(cache, recipe=Recipe(modality=modality), runs=folder / "runs")
+    options = RunOptions(folder / "runs")
+    return {
+        modality: train_head(cache, recipe=Recipe(modality=modality), options=options)
         for modality in ("text", "image", "both")
     }
-    return {"data": str(data), "labels": str(labels), "cache": str(cache), "pairs": pairs, "runs": runs}

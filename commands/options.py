@@ -3,12 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from ..heads.recipe import PRESETS, SETTINGS, ClassWeights, HeadKind, Loss, Modality, Preset, Recipe, parse_setting
 from .command import DataOption, HeadOption, MachineOption, Options, RecipeOption, SplitOption
+
+if TYPE_CHECKING:
+    from ..heads.evaluation.division import SplitOptions
 
 CACHE = Path("artifacts/features.h5")
 RUNS = Path("artifacts/runs")
@@ -127,19 +130,19 @@ class TrainingOptions(RecipeOptions):
     jobs: Annotated[int | None, MachineOption(help="Number of processes; default: one per core.")] = None
     max_memory: MaxMemory = "4GB"
 
-    def keep_copies_together(self) -> bool:
-        """Return --group-duplicates as typed; by default it is on, but off with --preset report.
-
-        Raises
-        ------
-        typer.BadParameter
-            --group-duplicates was typed together with --split-dir, or --new without it.
-        """
+    def check_split(self) -> None:
+        """Raise a usage error for --group-duplicates with --split-dir, or --new without it."""
         if self.split_dir is not None and self.group_duplicates:
             self.refuse(["group_duplicates"], "makes a split, --split-dir reuses one: give one of them")
         if self.split_dir is None:
             self.refuse(["new"], "is about rows that --split-dir does not name: add it, or leave this out")
-        return self.group_duplicates if self.typed("group_duplicates") else self.preset != "report"
+
+    def split_options(self) -> "SplitOptions":
+        """Return the split as typed; --group-duplicates is on by default, but off with --preset report."""
+        from ..heads.evaluation.division import SplitOptions
+
+        together = self.group_duplicates if self.typed("group_duplicates") else self.preset != "report"
+        return SplitOptions(self.split_dir, self.split_seed, together, self.new, self.rare)
 
 
 def parse_bytes(text: str) -> int:

@@ -21,7 +21,7 @@ from .options import (
 from .paths import InputPaths
 
 if TYPE_CHECKING:
-    from ..heads.runs.predictions import Predictions
+    from ..heads.runs.predictor import Predictions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,32 +48,23 @@ class Evaluate(Options):
         InputPaths(best_pt=self.source, cache=self.cache, labels=self.labels, data=self.data).check()
         from ..featurize.backbones.opening import choose_device
         from ..heads import evaluate, open_best_pt
-        from ..report.notes import note_about
+        from ..report.notes import note_about_run
         from ..report.progress import ProgressLine
         from ..report.tables import score_tables, shown_path
         from ..report.terminal import print_json, print_parts
 
         parts: list[str] = ["val", "test"] if self.on == "held-out" else [self.on]
-        device = choose_device(self.device)
-        model = open_best_pt(self.source, device, data=self.data, backbone=self.backbone)
+        model = open_best_pt(self.source, choose_device(self.device), data=self.data, backbone=self.backbone)
         if not model.layers and "stage1" not in model.checkpoint.made_from:
             self.refuse(["data", "backbone"], f"has no effect: {model.checkpoint.path} needs no raw pairs")
         with ProgressLine("frozen part") as progress:
-            result = evaluate(
-                model,
-                cache_path=self.cache,
-                on=parts,
-                labels_path=self.labels,
-                device=device,
-                max_bytes=parse_bytes(self.max_memory),
-                on_progress=progress,
-            )
-        note_about(result)
+            result = evaluate(model, self.cache, self.labels, parts, parse_bytes(self.max_memory), progress)
+        note_about_run(result)
         if self.as_json:
-            print_json(result)
+            print_json(result.to_dict())
         else:
-            print_parts(f"{result['modality']}, {result['fusion']}: {shown_path(result['best_pt'])}")
-            print_parts(*score_tables({name: result[name] for name in parts if name in result}, result["classes"]))
+            print_parts(f"{result.modality}, {result.fusion}: {shown_path(result.best_pt)}")
+            print_parts(*score_tables(result.scores, result.classes))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,16 +126,8 @@ class Predict(Options):
                 self.out is not None
             ):  # labels look like predictions, and a head that learns from its own would score well
                 refuse_to_overwrite(self.out, b"guid", model.checkpoint.inputs(self.cache))
-            return predict(
-                model,
-                ids=self.ids,
-                data=self.data,
-                pair=None if self.image is None or self.text is None else (self.image, self.text),
-                cache_path=self.cache,
-                backbone=self.backbone,
-                device=self.device,
-                on_progress=progress,
-            )
+            pair = None if self.image is None or self.text is None else (self.image, self.text)
+            return predict(model, self.ids, self.data, pair, self.cache, progress)
 
     def _show(self, predictions: "Predictions") -> None:
         from ..report.terminal import print_csv, print_json, print_parts

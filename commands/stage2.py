@@ -57,8 +57,8 @@ class Finetune(Options):
         InputPaths(best_pt=self.source, cache=self.cache, labels=self.labels, data=self.data, out=self.runs).check()
         from ..cache.machine import keep_freed_memory
         from ..featurize.backbones.opening import choose_device
-        from ..finetune import Watch, finetune
-        from ..report.notes import note_about
+        from ..finetune import FinetuneOptions, Watch, finetune
+        from ..report.notes import note_about_run
         from ..report.progress import ProgressLine
         from ..report.stage2_tables import stages_tables, stages_verdict
         from ..report.tables import next_after_training, run_table
@@ -67,26 +67,24 @@ class Finetune(Options):
         settings = {
             name: parse_finetune_setting(name, str(getattr(self, name))) for name in SETTINGS if self.typed(name)
         }
-        device, max_bytes = choose_device(self.device), parse_bytes(self.max_memory)
+        options = FinetuneOptions(
+            runs=self.runs,
+            seeds=self.seeds,
+            device=choose_device(self.device),
+            max_bytes=parse_bytes(self.max_memory),
+            data=self.data,
+            backbone=self.backbone,
+            restart=self.restart,
+        )
         keep_freed_memory()
         with ProgressLine("frozen part") as on_states, ProgressLine("train", "steps") as on_steps:
-            result = finetune(
-                self.source,
-                settings,
-                cache_path=self.cache,
-                labels_path=self.labels,
-                data=self.data,
-                backbone=self.backbone,
-                runs=self.runs,
-                seeds=self.seeds,
-                restart=self.restart,
-                device=device,
-                max_bytes=max_bytes,
-                watch=Watch(on_states, on_steps, note),
-            )
-        note_about(result)
+            watch = Watch(on_states, on_steps, note)
+            result = finetune(self.source, settings, self.cache, self.labels, options, watch)
+        note_about_run(result, offsets=bool(result.offsets))
         if self.as_json:
-            print_json(result)
-        else:
+            print_json(result.to_dict())
+        elif result.stages is not None:
+            tables = stages_tables(result.stages, result.classes)
             next_command = next_after_training(None if self.runs == RUNS else self.runs)
-            print_parts(*stages_tables(result), run_table(result, next_command), stages_verdict(result))
+            verdict = stages_verdict(result.stages, len(result.seeds) > 1)
+            print_parts(*tables, run_table(result, next_command), verdict)

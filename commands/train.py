@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from ..heads.recipe import SETTINGS
 from .command import DataOption, HeadOption, Options, OutputOption
@@ -19,7 +19,9 @@ from .options import (
 )
 from .paths import InputPaths
 
-SPLITS = ["train", "val", "test"]
+if TYPE_CHECKING:
+    from ..heads import RunOptions, RunResult
+
 _NOT_WITH_FULL = (*SETTINGS, "preset", "seeds", "split_dir", "split_seed", "group_duplicates", "new", "rare")
 
 
@@ -55,23 +57,23 @@ class TrainHead(TrainingOptions):
     def run(self) -> None:
         """Train, and show scores and what to type next."""
         result = self._train_on_all_rows() if self.full else self._train()
-        from ..report.notes import note_about
+        from ..report.notes import note_about_run
         from ..report.tables import next_after_training, run_table, score_tables, seeds_table
         from ..report.terminal import print_json, print_parts
 
-        note_about(result | {"full": self.full})
+        note_about_run(result, offsets=bool(result.offsets), full=self.full)
         if self.as_json:
-            print_json(result)
+            print_json(result.to_dict())
             return
-        parts = {name: result[name] for name in SPLITS if name in result}
-        over_seeds = [seeds_table(result)] if "over_seeds" in result else []
+        over_seeds = [seeds_table(result)] if result.over_seeds else []
         next_command = next_after_training(None if self.runs == RUNS else self.runs)
-        print_parts(*score_tables(parts, result["classes"]), *over_seeds, run_table(result, next_command))
+        print_parts(*score_tables(result.scores, result.classes), *over_seeds, run_table(result, next_command))
 
-    def _train(self) -> dict[str, Any]:
+    def _train(self) -> "RunResult":
         """Train on a split."""
         self.refuse(["source"], "needs --full")
-        together, max_bytes = self.keep_copies_together(), parse_bytes(self.max_memory)
+        self.check_split()
+        options = self._options(self.seeds)
         recipe = self.recipe()
         self.check_used([recipe])
         cache = self.cache or CACHE
@@ -79,51 +81,32 @@ class TrainHead(TrainingOptions):
         from ..heads import train_head
         from ..report.progress import ProgressLine
 
+        split = self.split_options()
         counts_epochs = self.seeds == 1
         with ProgressLine("train", "epochs" if counts_epochs else "heads") as progress:
-            return train_head(
-                cache,
-                labels_path=self.labels,
-                recipe=recipe,
-                split_dir=self.split_dir,
-                split_seed=self.split_seed,
-                runs=self.runs,
-                device=self._device(),
-                seeds=self.seeds,
-                group_duplicates=together,
-                max_bytes=max_bytes,
-                jobs=self.jobs,
-                on_fit=None if recipe.head == "linear" and counts_epochs else progress,
-                new=self.new,
-                rare=self.rare,
-            )
+            on_fit = None if recipe.head == "linear" and counts_epochs else progress
+            return train_head(cache, self.labels, recipe, split, options, on_fit)
 
-    def _train_on_all_rows(self) -> dict[str, Any]:
+    def _train_on_all_rows(self) -> "RunResult":
         """Train the run of --from again."""
         self.refuse(_NOT_WITH_FULL, "cannot go with --full, which takes the recipe of --from")
-        max_bytes = parse_bytes(self.max_memory)
+        options = self._options(None)
         source = self.source or self.runs / "latest"
         InputPaths(best_pt=source, cache=self.cache, labels=self.labels, out=self.runs).check()
         from ..heads import train_full
         from ..report.progress import ProgressLine
 
         with ProgressLine("train", "heads") as progress:
-            return train_full(
-                source,
-                cache_path=self.cache,
-                labels_path=self.labels,
-                runs=self.runs,
-                device=self._device(),
-                max_bytes=max_bytes,
-                jobs=self.jobs,
-                on_fit=progress,
-            )
+            return train_full(source, self.cache, self.labels, options, progress)
 
-    def _device(self) -> str:
-        """Return where to train; a head is too small for an accelerator."""
+    def _options(self, seeds: int | None) -> "RunOptions":
+        """Return where and how to train; a head is too small for an accelerator, unless --device names it."""
+        max_bytes = parse_bytes(self.max_memory)
         from ..featurize.backbones.opening import choose_device
+        from ..heads import RunOptions
 
-        return choose_device("cpu" if self.device == "auto" else self.device)
+        device = choose_device("cpu" if self.device == "auto" else self.device)
+        return RunOptions(self.runs, seeds, device, self.jobs, max_bytes)
 
 
 @dataclass(frozen=True, kw_only=True)

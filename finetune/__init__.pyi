@@ -1,2 +1,3 @@
+from .run import FinetuneOptions as FinetuneOptions
 from .run import Watch as Watch
 from .run import finetune as finetune

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,18 +18,32 @@ from ..heads.evaluation.duplicates import group_numbers, groups_by_guid, separat
 from ..heads.evaluation.rare import renamed
 from ..heads.evaluation.splits import Split
 from ..heads.model.head import Head
-from ..heads.runs.assembly import checkpoint_of, learn_offsets, seed_scores
-from ..heads.runs.best_pt import load_checkpoint, stage1_of
-from ..heads.runs.checkpoint import Checkpoint
-from ..heads.runs.fit_store import FitStore, data_key
-from ..heads.runs.fitting import FitTask, epochs_behind, fit_tasks
+from ..heads.runs.checkpoint import Checkpoint, load_checkpoint, stage1_of
+from ..heads.runs.fit_store import FitStore, FitTask, data_key, epochs_behind, fit_tasks
 from ..heads.runs.folders import check_writable
-from ..heads.runs.labelled import changed_labels, counts_of_unusable, labels_of, rows_of_parts, usable_rows
+from ..heads.runs.labelled import RowReport, changed_labels, labels_of, rows_of_parts, usable_rows
 from ..heads.runs.last_layers import last_layers, stage2_tasks
-from ..heads.runs.run_folder import RunContent, config_of, write_run
-from ..heads.runs.trainer import KEPT
+from ..heads.runs.run_folder import RunContent, RunOptions, RunResult, write_run
+from ..heads.runs.stages import TrainedStages, compare_stages
+from ..heads.runs.trainer import KEPT, checkpoint_of, learn_offsets, scores_of_seeds
 from ..heads.training.loop import FitOptions
-from .outcome import compare_stages
+
+
+@dataclass(frozen=True)
+class FinetuneOptions(RunOptions):
+    """Where a run of stage 2 is written, and what it reads.
+
+    Attributes
+    ----------
+    data, backbone
+        Where the raw pairs and the backbone are now; default: as recorded in the cache.
+    restart
+        Start again, rather than go on after the last finished epoch of the same command if it was interrupted.
+    """
+
+    data: str | Path | None = None
+    backbone: str | None = None
+    restart: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,19 +75,13 @@ def finetune(
     settings: Mapping[str, Any] | None = None,
     cache_path: str | Path | None = None,
     labels_path: str | Path | None = None,
-    data: str | Path | None = None,
-    backbone: str | None = None,
-    runs: str | Path = "artifacts/runs",
-    seeds: int | None = None,
-    restart: bool = False,
-    device: str = "cpu",
-    max_bytes: int | None = None,
+    options: FinetuneOptions | None = None,
     watch: Watch | None = None,
-) -> dict[str, Any]:
+) -> RunResult:
     """Train the last layers of the backbone together with a trained head, and write a run folder.
 
     Split, classes, loss and backbone come from ``best_pt``. The validation rows choose the epoch, and whether stage 2
-    is kept at all. The test rows are scored once, at the end.
+    is kept at all. The test rows are scored once, at the end. ``stages`` of the result has the scores of both stages.
 
     Parameters
     ----------
@@ -83,26 +91,6 @@ def finetune(
         Settings of ``FinetuneRecipe`` by name; all others have their defaults.
     cache_path, labels_path
         Default: the cache and the labels file that the head was trained with.
-    data, backbone
-        Where the raw pairs and the backbone are now; default: as recorded in the cache.
-    runs
-        The folder of run folders; ``latest`` in it points at the newest.
-    seeds
-        Number of models, whose probabilities are averaged; default: one for each head in ``best_pt``.
-    restart
-        Start again, rather than go on after the last finished epoch of the same command if it was interrupted.
-    max_bytes
-        Token states that take more than this are read from the cache as they are needed.
-
-    Returns
-    -------
-    dict
-        The content of ``metrics.json``. ``kept`` says what best.pt holds: ``stage 2``, or ``stage 1`` if stage 2 is no
-        better on the validation rows. ``train``, ``val`` and ``test`` are the scores of the kept stage. ``stage1`` and
-        ``stage2`` have the scores of each stage, and ``gap`` (training less validation macro-F1). ``difference`` is
-        stage 2 less stage 1 on ``val`` and ``test``, with an interval over rows. ``overfitting`` says by seed in which
-        epochs a model overfits. ``seeds`` (scores of each single model), ``epochs`` and ``best_epoch`` always describe
-        stage 2.
 
     Raises
     ------
@@ -114,63 +102,69 @@ def finetune(
         A part has no labelled rows, or raw pairs are gone or have changed.
     """
     started = time.perf_counter()
-    watch = watch or Watch()
-    runs = Path(runs)
+    options, watch = options or FinetuneOptions(), watch or Watch()
+    device, data = options.device, options.data
     stage1 = _load_stage1(best_pt, device, watch)
-    check_writable(runs)
+    check_writable(Path(options.runs))
     recipe = stage1.recipe.with_finetune(settings)
     assert recipe.finetune is not None
-    count = len(stage1.seeds) if seeds is None else seeds
-    if count < 1:
-        raise MmcliError(f"seeds must be 1 or more, found {count}")
+    seeds = len(stage1.seeds) if options.seeds is None else options.seeds
+    if seeds < 1:
+        raise MmcliError(f"seeds must be 1 or more, found {seeds}")
     with FeatureCache.open(stage1.cache_path(cache_path)) as cache:
         stage1.check_cache(cache)
         labels_file, labels, absent = labels_of(cache, stage1.labels_path(labels_path))
-        known = renamed(labels, stage1.relabelled)
-        usable = {
-            name: usable_rows(name, guids, known, stage1.classes)
-            for name, guids in stage1.split.named().items()
-            if guids
-        }
-        parts = {name: rows.guids for name, rows in usable.items()}
-        stage1 = replace(stage1, backbone=moved_to(stage1.backbone, backbone))
+        known, split = renamed(labels, stage1.relabelled), stage1.split.named()
+        split = {part: guids for part, guids in split.items() if guids}
+        parts, gone, unknown = usable_rows(split, known, stage1.classes)
+        stage1 = replace(stage1, backbone=moved_to(stage1.backbone, options.backbone))
+        stage1_path = Path(str(stage1.path))
         source = Source(stage1.identity, stage1.backbone, device, data)
-        rows = rows_of_parts(cache, parts, known, stage1.classes, stage1.recipe, max_bytes)
+        rows = rows_of_parts(cache, parts, known, stage1.classes, stage1.recipe, options.max_bytes)
         layers = last_layers(cache, recipe.finetune, source, parts, rows, watch.on_states)
+        recipe = replace(recipe, finetune=layers.recipe)
         ready = time.perf_counter() - started
-        assert stage1.path is not None
         depends_on = {
-            "stage1": hashlib.sha256(stage1.path.read_bytes()).hexdigest(),
+            "stage1": hashlib.sha256(stage1_path.read_bytes()).hexdigest(),
             "data": [data_key(cache.fingerprint, parts[name], rows[name]) for name in parts],
             "device": device,
         }
         heads = [head for head in stage1.head.heads if isinstance(head, Head)]
-        tasks = stage2_tasks(heads, stage1.recipe, layers, FitOptions(device), depends_on, [None] * count)
-        store = FitStore(runs / KEPT)
-        _resume_or_restart(tasks, store, restart, watch)
+        tasks = stage2_tasks(heads, stage1.recipe, layers, FitOptions(device), depends_on, [None] * seeds)
+        store = FitStore(Path(options.runs) / KEPT)
+        _resume_or_restart(tasks, store, options.restart, watch)
         fits = fit_tasks(tasks, store, 1, watch.on_step)
-        recipe = replace(recipe, finetune=layers.recipe)
         stage2 = checkpoint_of(cache, fits, recipe, stage1.classes, stage1.split, labels_file)
         stage2.relabelled, stage2.backbone = stage1.relabelled, stage1.backbone
         if recipe.offsets:
             learn_offsets(stage2.head, layers.rows["val"])
         groups = groups_by_guid(cache, list(labels))
-        outcome = compare_stages(stage1, stage2, fits, layers.rows, group_numbers(groups, parts))
-        metrics = outcome.metrics() | seed_scores(stage2, fits, layers.rows)
-        metrics |= {"labels_without_features": absent, "seconds_before_training": ready}
-        metrics |= counts_of_unusable(usable)
-        metrics["labels_changed"] = changed_labels(stage1.path, parts, labels)
-        metrics["duplicates_separated"] = separated(Split(**{"test": [], **parts}), groups)
-        kept = replace(outcome.kept, path=None)
-        if recipe.offsets:
-            metrics["offsets"] = kept.offset_by_class()
-        kept.made_from = {**stage2.made_from, "stage1": str(stage1.path)}
+        fit_of_seed = dict(zip(stage2.seeds, fits, strict=True))
+        trained = TrainedStages(stage1.head, stage2.head, fit_of_seed, layers.recipe, str(stage1_path))
+        stages = compare_stages(trained, stage1.classes, layers.rows, group_numbers(groups, parts), ready)
+        kept = replace(stage2 if stages.kept == "stage 2" else stage1, path=None)
+        kept.made_from = {**stage2.made_from, "stage1": str(stage1_path)}
         if data is not None:
             kept.made_from["data"] = str(Path(data).absolute())
-        config = config_of(cache, labels_file, recipe) | kept.made_from
-        by_seed = dict(zip(stage2.seeds, fits, strict=True))
-        content = RunContent(f"{recipe.sees}-finetune", kept, by_seed, metrics, config, labels)
-        result = write_run(runs, content, started)
+        content = RunContent(
+            recipe=recipe,
+            header=cache.header,
+            labels=labels,
+            fits=fits,
+            seeds=scores_of_seeds(stage2, fits, layers.rows),
+            config={},
+            started=started,
+            scores=stages.scores[stages.kept.replace(" ", "")],
+            rows=RowReport(
+                absent,
+                labels_changed=changed_labels(stage1_path, parts, labels),
+                duplicates_separated=separated(Split(**{"test": [], **parts}), groups),
+                rows_gone=gone,
+                labels_unknown=unknown,
+            ),
+            stages=stages,
+        )
+        result = write_run(options.runs, kept, content)
         store.drop(task.key for task in tasks)
         return result
 
@@ -188,7 +182,7 @@ def _load_stage1(best_pt: str | Path, device: str, watch: Watch) -> Checkpoint:
     return stage1
 
 
-def _resume_or_restart(tasks: list[FitTask], store: FitStore, restart: bool, watch: Watch) -> None:
+def _resume_or_restart(tasks: Sequence[FitTask], store: FitStore, restart: bool, watch: Watch) -> None:
     """Note what an interrupted command left, or delete it with ``restart``."""
     finished, epochs = epochs_behind(tasks, store)
     if restart:

@@ -10,12 +10,14 @@ from .model.head import Ensemble as Ensemble
 from .model.head import Head as Head
 from .model.inputs import Rows as Rows
 from .recipe import Recipe as Recipe
-from .runs.best_pt import load_checkpoint as load_checkpoint
-from .runs.best_pt import save_checkpoint as save_checkpoint
 from .runs.checkpoint import Checkpoint as Checkpoint
-from .runs.predictions import Predictions as Predictions
+from .runs.checkpoint import load_checkpoint as load_checkpoint
+from .runs.checkpoint import save_checkpoint as save_checkpoint
+from .runs.predictor import Predictions as Predictions
 from .runs.predictor import Predictor as Predictor
 from .runs.predictor import predict as predict
+from .runs.run_folder import RunOptions as RunOptions
+from .runs.run_folder import RunResult as RunResult
 from .runs.scorer import evaluate as evaluate
 from .runs.trained import open_best_pt as open_best_pt
 from .runs.trainer import train_full as train_full

@@ -1,14 +1,17 @@
-"""Figures as PNG files, from the plain lists and dicts of ``history.csv`` and ``metrics.json``."""
+"""Figures as PNG files: learning curves, confusion matrices, differences between candidates."""
 
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from ..heads.experiments.results import CandidateResult
 
 _MOST_NAMED = 15  # names and counts of more classes are too small to read
 _TRAIN, _VAL, _MARK = "#4c72b0", "#dd8452", "#555555"
@@ -56,20 +59,20 @@ def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], part: str
     _write(figure, path)
 
 
-def differences(candidates: Sequence[Mapping[str, Any]], against: str, path: Path) -> None:
+def differences(candidates: "Sequence[CandidateResult]", against: str, path: Path) -> None:
     """Draw macro-F1 of each candidate with its interval, and its difference from ``against`` with its interval."""
-    names = _drawable([entry["name"] for entry in candidates])
+    names = _drawable([candidate.name for candidate in candidates])
     places = range(len(names), 0, -1)
     figure = Figure(figsize=(10, 1.4 + 0.38 * len(names)), layout="constrained")
     scores, apart = figure.subplots(1, 2, sharey=True)
-    for place, entry in zip(places, candidates, strict=True):
-        _dot(scores, place, entry["macro_f1"], entry["macro_f1_ci"], _TRAIN)
-        difference = entry["difference"]
+    for place, candidate in zip(places, candidates, strict=True):
+        _dot(scores, place, candidate.macro_f1, candidate.macro_f1_ci, _TRAIN)
+        difference = candidate.difference
         if difference is None:
             apart.plot(0, place, "D", color=_MARK)
         else:
-            low, high = difference["low"], difference["high"]
-            _dot(apart, place, difference["macro_f1"], (low, high), _MARK if low <= 0 <= high else _VAL)
+            low, high = difference.low, difference.high
+            _dot(apart, place, difference.macro_f1, (low, high), _MARK if low <= 0 <= high else _VAL)
     apart.axvline(0, color=_MARK, linestyle=":")
     scores.set_yticks(places, names, parse_math=False)
     scores.set(xlabel="macro-F1 out of fold", title="Score, 95 % interval")

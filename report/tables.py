@@ -1,13 +1,18 @@
-"""Results as tables for the terminal, from plain data."""
+"""Results as tables for the terminal."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from .score_table import ScoreTable
+
+if TYPE_CHECKING:
+    from ..heads.evaluation.metrics import ClassScores, Scores
+    from ..heads.experiments.results import CandidateResult, ClassResult
+    from ..heads.runs.run_folder import RunResult
 
 _COUNTED = ("content", "labels", "without_files", "codecs", "truncated")  # shown in words, not as they are
 
@@ -23,16 +28,15 @@ def with_interval(value: float, bounds: Sequence[float]) -> str:
     return f"{value:.3f} [{bounds[0]:.3f}, {bounds[1]:.3f}]"
 
 
-def title_of_scores(parts: Iterable[Mapping[str, Any]]) -> str:
+def title_of_scores(parts: "Iterable[Scores]") -> str:
     """Return a title for scores; it says whether the intervals draw copies together."""
-    copies = any(scores["n_groups"] < scores["n"] for scores in parts)
+    copies = any(scores.n_groups < scores.n for scores in parts)
     return "scores with 95 % bootstrap intervals" + (", copies drawn together" if copies else "")
 
 
-def count_of(scores: Mapping[str, Any]) -> str:
+def count_of(scores: "Scores") -> str:
     """Return the number of scored rows and of their groups of copies: ``360 in 72 groups``."""
-    n, n_groups = scores["n"], scores["n_groups"]
-    return f"{n}" if n == n_groups else f"{n} in {n_groups} groups"
+    return f"{scores.n}" if scores.n == scores.n_groups else f"{scores.n} in {scores.n_groups} groups"
 
 
 def pairs_table(rows: Mapping[str, object]) -> Table:
@@ -45,14 +49,14 @@ def pairs_table(rows: Mapping[str, object]) -> Table:
     return table
 
 
-def score_tables(parts: Mapping[str, Mapping[str, Any]], classes: Sequence[str]) -> tuple[ScoreTable, ScoreTable]:
+def score_tables(parts: "Mapping[str, Scores]", classes: Sequence[str]) -> tuple[ScoreTable, ScoreTable]:
     """One row per part (train, val, test) with macro-F1 and accuracy; one row per class with its F1 in each part."""
     overall = [
         (
             name,
             count_of(scores),
-            with_interval(scores["macro_f1"], scores["macro_f1_ci"]),
-            with_interval(scores["accuracy"], scores["accuracy_ci"]),
+            with_interval(scores.macro_f1, scores.macro_f1_ci),
+            with_interval(scores.accuracy, scores.accuracy_ci),
         )
         for name, scores in parts.items()
     ]
@@ -62,14 +66,19 @@ def score_tables(parts: Mapping[str, Mapping[str, Any]], classes: Sequence[str])
     )
 
 
-def class_table(scores: Mapping[str, Mapping[str, Any]], classes: Sequence[str], title: str = "") -> ScoreTable:
+def class_table(
+    scores: "Mapping[str, Scores | CandidateResult]", classes: Sequence[str], title: str = ""
+) -> ScoreTable:
     """One row per class, one column per name in ``scores``: the F1 in its ``per_class``."""
-    rows = [(name, *(_f1_of(each["per_class"][name]) for each in scores.values())) for name in classes]
+    rows = [(name, *(f1_of_class(of_name.per_class[name]) for of_name in scores.values())) for name in classes]
     return ScoreTable(("F1 of class", *scores), rows, title)
 
 
-def _f1_of(scores: Mapping[str, Any]) -> str:
-    return "no row" if scores["f1"] is None else with_interval(scores["f1"], scores["f1_ci"])
+def f1_of_class(scores: "ClassScores | ClassResult") -> str:
+    """Format the F1 of a class with its interval."""
+    if scores.f1 is None or scores.f1_ci is None:
+        return "no row"
+    return with_interval(scores.f1, scores.f1_ci)
 
 
 def counted(guids: Sequence[str], shown: int = 10) -> str:
@@ -78,19 +87,14 @@ def counted(guids: Sequence[str], shown: int = 10) -> str:
     return f"{len(guids)}: {listed}" if guids else "0"
 
 
-def runs_table(runs: Mapping[str, Mapping[str, Any]]) -> ScoreTable:
+def runs_table(runs: "Mapping[str, RunResult]") -> ScoreTable:
     """One row per run: validation and test macro-F1 with intervals, test accuracy, seconds."""
-    rows = [
-        (
-            name,
-            with_interval(run["val"]["macro_f1"], run["val"]["macro_f1_ci"]),
-            with_interval(run["test"]["macro_f1"], run["test"]["macro_f1_ci"]),
-            with_interval(run["test"]["accuracy"], run["test"]["accuracy_ci"]),
-            f"{run['parameters']:,}",
-            f"{run['seconds']:.1f}",
-        )
-        for name, run in runs.items()
-    ]
+    rows = []
+    for name, run in runs.items():
+        val, test = run.scores["val"], run.scores["test"]
+        cells = [with_interval(scores.macro_f1, scores.macro_f1_ci) for scores in (val, test)]
+        cells += [with_interval(test.accuracy, test.accuracy_ci), f"{run.parameters:,}", f"{run.seconds:.1f}"]
+        rows.append((name, *cells))
     columns = ("head sees", "val macro-F1", "test macro-F1", "test accuracy", "parameters", "seconds")
     return ScoreTable(columns, rows, "macro-F1 and accuracy with 95 % bootstrap intervals")
 
@@ -169,21 +173,15 @@ def _counts(by_name: Mapping[str, int], most: int = 12) -> str:
     return listed + (f", and {len(by_name) - most} more" if len(by_name) > most else "")
 
 
-def run_table(result: Mapping[str, Any], next_command: str) -> Table:
+def run_table(result: "RunResult", next_command: str) -> Table:
     """Show epochs, size, time and folder of a run, and what to type next."""
-    seeds = result["seeds"]
-    epochs = f"{seeds[0]['epochs']}, best {seeds[0]['best_epoch']}"
+    seeds = result.seeds
+    epochs = f"{seeds[0].epochs}, best {seeds[0].best_epoch}"
     if len(seeds) > 1:
-        epochs = " ".join(str(seed["epochs"]) for seed in seeds)
-    return pairs_table(
-        ({} if result["head"] == "linear" else {"epochs": epochs})
-        | {
-            "parameters": f"{result['parameters']:,}",
-            "time": f"{result['seconds']:.1f} s",
-            "run": shown_path(result["run"]),
-            "next": next_command,
-        }
-    )
+        epochs = " ".join(str(seed.epochs) for seed in seeds)
+    rows = {} if result.head == "linear" else {"epochs": epochs}
+    rows |= {"parameters": f"{result.parameters:,}", "time": f"{result.seconds:.1f} s", "run": shown_path(result.run)}
+    return pairs_table(rows | {"next": next_command})
 
 
 def next_after_training(runs: Path | None) -> str:
@@ -192,17 +190,17 @@ def next_after_training(runs: Path | None) -> str:
     return f"mmcli predict {source}--ids FILE --out submission.txt"
 
 
-def seeds_table(result: Mapping[str, Any]) -> ScoreTable:
+def seeds_table(result: "RunResult") -> ScoreTable:
     """Show scores of single seeds beside those of their ensemble."""
     rows = []
-    for part, over_seeds in result["over_seeds"].items():
+    for part, spreads in result.over_seeds.items():
         cells = []
-        for score in ("macro_f1", "accuracy"):
-            cells += [f"{over_seeds[score]['mean']:.3f} ± {over_seeds[score]['sd']:.3f}", f"{result[part][score]:.3f}"]
+        for name, spread in spreads.items():
+            cells += [f"{spread.mean:.3f} ± {spread.sd:.3f}", f"{getattr(result.scores[part], name):.3f}"]
         rows.append((part, *cells))
-    seeds = [seed["seed"] for seed in result["seeds"]]
     columns = ("rows", "macro-F1, mean ± sd", "macro-F1, ensemble", "accuracy, mean ± sd", "accuracy, ensemble")
-    return ScoreTable(columns, rows, f"{len(seeds)} seeds, {seeds[0]} to {seeds[-1]}")
+    seeds = result.seeds
+    return ScoreTable(columns, rows, f"{len(seeds)} seeds, {seeds[0].seed} to {seeds[-1].seed}")
 
 
 def info_table(result: Mapping[str, Any]) -> Table:

@@ -5,6 +5,7 @@ The tests compare the scores with scikit-learn's.
 """
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -90,10 +91,56 @@ def bootstrap_scores(
     return np.concatenate(f1), np.concatenate(accuracies)
 
 
-def interval(values: NDArray[np.float64], level: float = LEVEL) -> list[float]:
-    """Return the percentile interval [low, high] of bootstrap replicates (B,)."""
+def interval(values: NDArray[np.float64], level: float = LEVEL) -> tuple[float, float]:
+    """Return the percentile interval (low, high) of bootstrap replicates (B,)."""
     tail = (1 - level) / 2
-    return [float(np.nanquantile(values, tail)), float(np.nanquantile(values, 1 - tail))]
+    return float(np.nanquantile(values, tail)), float(np.nanquantile(values, 1 - tail))
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """Scores of one class.
+
+    Attributes
+    ----------
+    f1, f1_ci
+        F1 and its 95 % interval; None for a class without a row.
+    support, groups
+        Number of rows of the class, and of groups of copies that hold one of them.
+    """
+
+    precision: float
+    recall: float
+    f1: float | None
+    f1_ci: tuple[float, float] | None
+    support: int
+    groups: int
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of predictions, with 95 % percentile bootstrap intervals over groups of copies.
+
+    Attributes
+    ----------
+    n, n_groups
+        Number of rows, and of groups of copies.
+    confusion
+        (C, C) counts; rows true, columns predicted.
+    """
+
+    n: int
+    n_groups: int
+    macro_f1: float
+    macro_f1_ci: tuple[float, float]
+    accuracy: float
+    accuracy_ci: tuple[float, float]
+    per_class: dict[str, ClassScores]
+    confusion: list[list[int]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the scores as plain data."""
+        return asdict(self)
 
 
 def score(
@@ -102,8 +149,8 @@ def score(
     classes: Sequence[str],
     groups: NDArray[np.int64] | None = None,
     seed: int = 0,
-) -> dict[str, Any]:
-    """Score predicted classes against the true ones.
+) -> Scores:
+    """Score predicted classes against the true ones; raise an MmcliError if there is no row.
 
     Parameters
     ----------
@@ -116,19 +163,6 @@ def score(
         together. Default: no copies.
     seed
         Seed for the bootstrap.
-
-    Returns
-    -------
-    dict
-        ``n``, ``n_groups``, ``macro_f1``, ``macro_f1_ci``, ``accuracy``, ``accuracy_ci`` (95 % percentile bootstrap
-        over groups), ``per_class`` (``precision``, ``recall``, ``f1``, ``f1_ci``, ``support``, and ``groups``, the
-        number of groups that hold a row of the class; F1 is None for a class without a row), ``confusion`` (rows true,
-        columns predicted).
-
-    Raises
-    ------
-    MmcliError
-        There is no row.
     """
     if not len(true):
         raise MmcliError("there is no row to score: a score needs at least one")
@@ -137,28 +171,24 @@ def score(
     units = resampling_units(true * n_classes + predicted, n_classes**2, groups)
     f1_replicates, accuracy_replicates = bootstrap_scores(units, n_classes, seed)
     n_groups = confusion.sum(axis=1) if groups is None else groups_per_class(true, groups, n_classes)
-    return {
-        "n": len(true),
-        "n_groups": int(units.counts.sum()),
-        "macro_f1": float(macro_f1(confusion)),
-        "macro_f1_ci": interval(np.nanmean(f1_replicates, axis=1)),
-        "accuracy": float(accuracy(confusion)),
-        "accuracy_ci": interval(accuracy_replicates),
-        "per_class": {
-            name: _class_scores(confusion, number, f1_replicates[:, number]) | {"groups": int(n_groups[number])}
-            for number, name in enumerate(classes)
-        },
-        "confusion": confusion.tolist(),
-    }
-
-
-def _class_scores(confusion: NDArray[np.int64], number: int, f1_replicates: NDArray[np.float64]) -> dict[str, Any]:
-    """Return precision, recall, F1 with its interval, and support of one class; see ``score``."""
-    hits, support, called = confusion[number, number], confusion[number].sum(), confusion[:, number].sum()
-    return {
-        "precision": float(hits / max(called, 1)),
-        "recall": float(hits / max(support, 1)),
-        "f1": float(f1_from_counts(hits, support + called)) if support else None,
-        "f1_ci": interval(f1_replicates) if support else None,
-        "support": int(support),
-    }
+    per_class = {}
+    for number, name in enumerate(classes):
+        hits, support, called = confusion[number, number], confusion[number].sum(), confusion[:, number].sum()
+        per_class[name] = ClassScores(
+            precision=float(hits / max(called, 1)),
+            recall=float(hits / max(support, 1)),
+            f1=float(f1_from_counts(hits, support + called)) if support else None,
+            f1_ci=interval(f1_replicates[:, number]) if support else None,
+            support=int(support),
+            groups=int(n_groups[number]),
+        )
+    return Scores(
+        n=len(true),
+        n_groups=int(units.counts.sum()),
+        macro_f1=float(macro_f1(confusion)),
+        macro_f1_ci=interval(np.nanmean(f1_replicates, axis=1)),
+        accuracy=float(accuracy(confusion)),
+        accuracy_ci=interval(accuracy_replicates),
+        per_class=per_class,
+        confusion=confusion.tolist(),
+    )

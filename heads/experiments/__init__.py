@@ -6,8 +6,7 @@ differences (``heads/evaluation/statistics.py``).
 
 from ..evaluation.statistics import bootstrap_p, corrected_t, holm, paired_bootstrap
 from .candidates import Candidate, all_fusions, candidates_of, modalities_of
-from .comparison import compare
-from .one_split import single_split
+from .comparison import compare, single_split
 from .setup import Protocol, Setup
 from .tuning import grid_of, sweep
 

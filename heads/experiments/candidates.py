@@ -1,18 +1,13 @@
-"""Candidates of an experiment, the rows that they are fitted on, and the result of a fit."""
+"""Candidates of an experiment: recipes with names."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ...cache.store import FeatureCache
-from ..evaluation.folds import Fold
 from ..finetune_recipe import TOWERS
 from ..model.fusions import FUSIONS, fusion_class, refuse_weights
-from ..model.inputs import Rows
 from ..recipe import Recipe
 
 FINETUNE = ":finetune"  # suffix of the name of a candidate with both stages
@@ -24,49 +19,6 @@ class Candidate:
 
     name: str
     recipe: Recipe
-
-
-@dataclass(frozen=True)
-class Data:
-    """Labelled rows of a cache.
-
-    Attributes
-    ----------
-    rows
-        Features and class numbers of n rows.
-    guids, groups
-        Guid and group of each row; rows of one group are copies.
-    classes
-        Names, in the order of the class numbers.
-    key
-        A digest of the features, from their fingerprint and their numbers.
-    """
-
-    rows: Rows
-    guids: list[str]
-    groups: NDArray[np.int64]
-    classes: list[str]
-    key: str
-
-
-@dataclass(frozen=True)
-class FoldFit:
-    """The result of one candidate on one fold.
-
-    Attributes
-    ----------
-    logits
-        Logits of the test rows of the fold, (n_test, C) float32.
-    seconds, epochs, parameters
-        Duration, number of epochs (1 for a linear head) and number of parameters of the fit.
-    """
-
-    candidate: str
-    fold: Fold
-    logits: NDArray[np.float32]
-    seconds: float
-    epochs: int
-    parameters: int
 
 
 def all_fusions(cache_path: str | Path, recipe: Recipe) -> list[str]:

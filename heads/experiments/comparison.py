@@ -1,17 +1,19 @@
-"""``compare``: score candidates on the same repeated folds, with intervals and paired differences."""
+"""``compare``: score candidates on the same repeated folds, with intervals and paired differences; or on one split."""
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ...cache.atomic import write_json
 from ...cache.errors import MmcliError
-from ..evaluation.folds import Fold, folds_of, repeated_folds
-from ..evaluation.metrics import accuracy, confusion_matrix, f1_per_class, interval, macro_f1
+from ..evaluation.duplicates import separated
+from ..evaluation.folds import Fold, Indices, folds_of, repeated_folds
+from ..evaluation.metrics import accuracy, confusion_matrix, f1_per_class, interval, macro_f1, score
+from ..evaluation.splits import SPLITS
 from ..evaluation.statistics import (
     Replicates,
     bootstrap_p,
@@ -23,11 +25,19 @@ from ..evaluation.statistics import (
     tail_p,
     with_fits,
 )
-from ..runs.folders import check_writable
-from .candidates import Candidate, Data, FoldFit
-from .fits import by_candidate, fit_all
-from .results import write_results
-from .setup import Protocol, Setup, focus_of, open_data, scored_counts, scored_only
+from ..runs.folders import check_writable, new_folder
+from .candidates import Candidate
+from .fits import FoldFit, by_candidate, fit_all
+from .results import (
+    CandidateResult,
+    ClassResult,
+    Comparison,
+    Difference,
+    SplitCandidate,
+    SplitComparison,
+    write_results,
+)
+from .setup import Data, Protocol, Setup, focus_of, open_data, with_scored_counts
 
 
 def compare(
@@ -37,7 +47,7 @@ def compare(
     against: str = "best",
     focus_class: str | None = None,
     what: str = "compare",
-) -> dict[str, Any]:
+) -> Comparison:
     """Score candidates out of fold, on the same rows in the same folds with the same seeds, and test their differences.
 
     Parameters
@@ -54,11 +64,6 @@ def compare(
     what
         Last part of the name of the result folder.
 
-    Returns
-    -------
-    dict
-        The content of ``results.json``; ``candidates`` are sorted by macro-F1.
-
     Raises
     ------
     MmcliError
@@ -69,19 +74,48 @@ def compare(
     if against != "best" and against not in names:
         raise MmcliError(f"no candidate is called {against!r}: choose among {', '.join(names)}")
     check_writable(Path(setup.out))
-    data, about, _ = open_data(setup, candidates, ("train", "val") if protocol.without_test else None, protocol.folds)
+    data, summary, _ = open_data(setup, candidates, ("train", "val") if protocol.without_test else None, protocol.folds)
     folds = repeated_folds(
         data.rows.classes, data.groups, data.classes, protocol.folds, protocol.repeats, protocol.seed
     )
-    about |= scored_counts(data, folds)
-    about["focus_class"] = focus_of(focus_class, about)
+    scored = np.unique(np.concatenate([fold.test for fold in folds]))  # the other rows are only trained on
+    summary = with_scored_counts(summary, data, scored)
+    focus = focus_of(focus_class, summary)
     fits = fit_all(data, candidates, folds, setup)
-    data, folds, fits = scored_only(data, folds, fits)
+    data, folds, fits = _scored_only(data, folds, fits, scored)
     logits = out_of_fold(fits, len(data.guids), len(data.classes), protocol.repeats)
-    scores = score_candidates(data, logits, fits, against)
-    recipes = {candidate.name: candidate.recipe.to_dict() for candidate in candidates}
-    result = {"what": what, **about, **asdict(protocol), **scores, "recipes": recipes}
-    return write_results(Path(setup.out), what, result, data, logits, folds)
+    results, reference, tested = score_candidates(data, logits, fits, against)
+    with new_folder(Path(setup.out), what) as (draft, folder):
+        result = Comparison(
+            folder=str(folder.absolute()),
+            what=what,
+            data=summary,
+            focus_class=focus,
+            protocol=protocol,
+            against=reference,
+            differences_tested=tested,
+            candidates=results,
+            recipes={candidate.name: candidate.recipe.to_dict() for candidate in candidates},
+        )
+        write_results(draft, result, data, logits, folds)
+    return result
+
+
+def _scored_only(
+    data: Data, folds: list[Fold], fits: list[FoldFit], scored: Indices
+) -> tuple[Data, list[Fold], list[FoldFit]]:
+    """Return only the rows ``scored``, with folds and fits whose test rows are renumbered accordingly."""
+    if len(scored) == len(data.guids):
+        return data, folds, fits
+    place = np.full(len(data.guids), -1)
+    place[scored] = np.arange(len(scored))
+    guids = [data.guids[row] for row in scored.tolist()]
+    groups = np.unique(data.groups[scored], return_inverse=True)[1]
+    return (
+        replace(data, rows=data.rows.take(scored), guids=guids, groups=groups),
+        [replace(fold, test=place[fold.test]) for fold in folds],
+        [replace(fitted, fold=replace(fitted.fold, test=place[fitted.fold.test])) for fitted in fits],
+    )
 
 
 def out_of_fold(fits: Sequence[FoldFit], n: int, n_classes: int, repeats: int) -> dict[str, NDArray[np.float32]]:
@@ -96,61 +130,53 @@ def out_of_fold(fits: Sequence[FoldFit], n: int, n_classes: int, repeats: int) -
 
 def score_candidates(
     data: Data, logits: dict[str, NDArray[np.float32]], fits: Sequence[FoldFit], against: str = "best"
-) -> dict[str, Any]:
-    """Return ``candidates`` (scores, intervals, differences; best first) and ``against``, the name of the reference."""
+) -> tuple[list[CandidateResult], str, int]:
+    """Return the candidates, best first, the name of the reference, and the number of differences tested."""
     true, n_classes, names = data.rows.classes, len(data.classes), list(logits)
     predicted = np.stack([logits[name].argmax(axis=2) for name in names])  # (K, R, n)
     drawn = paired_bootstrap(true, predicted, n_classes, seed=0, groups=data.groups)
     fits_of = by_candidate(fits)
-    entries = []
-    for number, name in enumerate(names):
-        confusions = np.stack([confusion_matrix(true, repeat, n_classes) for repeat in predicted[number]])
-        by_fold = [
-            confusion_matrix(true[fitted.fold.test], fitted.logits.argmax(axis=1), n_classes)
-            for fitted in fits_of[name]
-        ]
-        entry = {"name": name, **_scores(confusions, drawn, number, data.classes)}
-        entry |= {
-            "fold_macro_f1": [float(macro_f1(confusion)) for confusion in by_fold],
-            "parameters": fits_of[name][0].parameters,
-            "fit_seconds": float(np.mean([fitted.seconds for fitted in fits_of[name]])),
-            "epochs": float(np.mean([fitted.epochs for fitted in fits_of[name]])),
-        }
-        entries.append(entry)
-    macro = [entry["macro_f1"] for entry in entries]
+    results = [_scored(data, fits_of[name], predicted[number], drawn, number) for number, name in enumerate(names)]
+    macro = [result.macro_f1 for result in results]
     reference = int(np.argmax(macro)) if against == "best" else names.index(against)
     pairs = _pairs(len(names), reference, every=against == "best")
     folds = [fitted.fold for fitted in fits_of[names[0]]]
-    differences = _differences(pairs, entries, drawn, data, predicted, folds)
-    for number, entry in enumerate(entries):
-        entry["difference"] = differences.get((number, reference))
-    entries.sort(key=lambda entry: -entry["macro_f1"])
-    return {"against": names[reference], "differences_tested": len(pairs), "candidates": entries}
+    differences = _differences(pairs, results, drawn, data, predicted, folds)
+    for number, result in enumerate(results):
+        results[number] = replace(result, difference=differences.get((number, reference)))
+    results.sort(key=lambda result: -result.macro_f1)
+    return results, names[reference], len(pairs)
 
 
-def _scores(confusions: NDArray[np.int64], drawn: Replicates, number: int, classes: Sequence[str]) -> dict[str, Any]:
-    """Return the mean scores of one candidate over its repeats, with intervals; confusions are (R, C, C)."""
+def _scored(
+    data: Data, fits: Sequence[FoldFit], predicted: NDArray[np.int64], drawn: Replicates, number: int
+) -> CandidateResult:
+    """Return the mean scores of candidate ``number`` over its repeats; ``predicted`` is (R, n)."""
+    true, n_classes = data.rows.classes, len(data.classes)
+    confusions = np.stack([confusion_matrix(true, repeat, n_classes) for repeat in predicted])  # (R, C, C)
     f1 = f1_per_class(confusions).mean(axis=0)  # all repeats score the same rows, so their means are comparable
     hits = np.diagonal(confusions, axis1=1, axis2=2)
     recall = (hits / np.maximum(confusions.sum(axis=2), 1)).mean(axis=0)
-    return {
-        "macro_f1": float(np.nanmean(f1)),
-        "macro_f1_ci": interval(drawn.macro_f1[:, number]),
-        "accuracy": float(accuracy(confusions).mean()),
-        "accuracy_ci": interval(drawn.accuracy[:, number]),
-        "per_class": {
-            name: dict.fromkeys(("f1", "f1_ci", "recall", "recall_ci"))
-            if np.isnan(f1[index])
-            else {
-                "f1": float(f1[index]),
-                "f1_ci": interval(drawn.f1[:, number, index]),
-                "recall": float(recall[index]),
-                "recall_ci": interval(drawn.recall[:, number, index]),
-            }
-            for index, name in enumerate(classes)
-        },
-        "confusion": confusions.mean(axis=0).tolist(),
-    }
+    per_class = {}
+    for index, name in enumerate(data.classes):
+        f1_ci, recall_ci = (interval(scores[:, number, index]) for scores in (drawn.f1, drawn.recall))
+        is_scored = not np.isnan(f1[index])
+        scores = ClassResult(float(f1[index]), f1_ci, float(recall[index]), recall_ci)
+        per_class[name] = scores if is_scored else ClassResult(None, None, None, None)
+    by_fold = [confusion_matrix(true[fit.fold.test], fit.logits.argmax(axis=1), n_classes) for fit in fits]
+    return CandidateResult(
+        name=fits[0].candidate,
+        macro_f1=float(np.nanmean(f1)),
+        macro_f1_ci=interval(drawn.macro_f1[:, number]),
+        accuracy=float(accuracy(confusions).mean()),
+        accuracy_ci=interval(drawn.accuracy[:, number]),
+        per_class=per_class,
+        confusion=confusions.mean(axis=0).tolist(),
+        fold_macro_f1=[float(macro_f1(confusion)) for confusion in by_fold],
+        parameters=fits[0].parameters,
+        fit_seconds=float(np.mean([fit.seconds for fit in fits])),
+        epochs=float(np.mean([fit.epochs for fit in fits])),
+    )
 
 
 def _pairs(count: int, reference: int, every: bool) -> list[tuple[int, int]]:
@@ -165,36 +191,71 @@ def _pairs(count: int, reference: int, every: bool) -> list[tuple[int, int]]:
 
 def _differences(
     pairs: Sequence[tuple[int, int]],
-    entries: Sequence[dict[str, Any]],
+    results: Sequence[CandidateResult],
     drawn: Replicates,
     data: Data,
     predicted: NDArray[np.int64],
     folds: Sequence[Fold],
-) -> dict[tuple[int, int], dict[str, float]]:
+) -> dict[tuple[int, int], Difference]:
     """Return the difference in macro-F1 of each pair, with its interval and its p values, raw and adjusted."""
     true, n_classes = data.rows.classes, len(data.classes)
     influences = np.stack([[influence(true, repeat, n_classes) for repeat in repeats] for repeats in predicted])
     fold_of = folds_of(folds, len(true))
     test_share = len(folds[0].test) / (len(folds[0].train) + len(folds[0].stop))
-    differences: dict[tuple[int, int], dict[str, float]] = {}
+    differences: dict[tuple[int, int], Difference] = {}
     for first, second in pairs:
         over_rows = drawn.macro_f1[:, first] - drawn.macro_f1[:, second]
         spread = fit_spread(influences[first] - influences[second], fold_of, data.groups)
         replicates = with_fits(over_rows, spread, seed=1)
         n_differ = len(np.unique(data.groups[(predicted[first] != predicted[second]).any(axis=0)]))
-        by_fold = np.array(entries[first]["fold_macro_f1"]) - np.array(entries[second]["fold_macro_f1"])
+        by_fold = np.array(results[first].fold_macro_f1) - np.array(results[second].fold_macro_f1)
         t, p_t = corrected_t(by_fold, test_share)
-        low, high = interval(replicates)
-        differences[first, second] = {
-            "macro_f1": entries[first]["macro_f1"] - entries[second]["macro_f1"],
-            "low": low,
-            "high": high,
-            "p_bootstrap": bootstrap_p(replicates, tail_p(over_rows, spread, n_differ)),
-            "t_corrected": t,
-            "p_corrected_t": p_t,
-        }
+        p_bootstrap = bootstrap_p(replicates, tail_p(over_rows, spread, n_differ))
+        change = results[first].macro_f1 - results[second].macro_f1
+        differences[first, second] = Difference(change, *interval(replicates), p_bootstrap, t, p_t)
     for name in ("p_bootstrap", "p_corrected_t"):
-        adjusted = holm(np.array([difference[name] for difference in differences.values()]))
-        for difference, value in zip(differences.values(), adjusted, strict=True):
-            difference[f"{name}_holm"] = float(value)
+        adjusted = holm(np.array([getattr(difference, name) for difference in differences.values()]))
+        for pair, value in zip(pairs, adjusted, strict=True):
+            differences[pair] = replace(differences[pair], **{f"{name}_holm": float(value)})
     return differences
+
+
+def single_split(setup: Setup, candidates: Sequence[Candidate], focus_class: str | None = None) -> SplitComparison:
+    """Train each candidate on one 8:1:1 split, stop it on the validation rows, and score validation and test rows.
+
+    This is how the published report compares. ``results.json`` in the result folder has the content of the result.
+    """
+    check_writable(Path(setup.out))
+    data, summary, split = open_data(setup, candidates, SPLITS)
+    assert split is not None
+    if not split.test:
+        raise MmcliError(
+            f"--single-split scores the test part, and {setup.split.split_dir} has no labelled test row: take "
+            "--without-test, which scores folds of the training and validation rows"
+        )
+    parts, classes = split.named(), data.rows.classes
+    row_of = {guid: row for row, guid in enumerate(data.guids)}
+    train, val, test = (np.array([row_of[guid] for guid in guids], dtype=np.int64) for guids in parts.values())
+    focus = focus_of(focus_class, with_scored_counts(summary, data, test))
+    group_of = dict(zip(data.guids, data.groups.tolist(), strict=True))
+    summary = replace(summary, rows=replace(summary.rows, duplicates_separated=separated(split, group_of)))
+    results = []
+    for fitted in fit_all(data, candidates, [Fold(0, 0, train, val, np.concatenate([val, test]))], setup):
+        predicted = np.split(fitted.logits.argmax(axis=1), [len(val)])
+        on_val, on_test = (
+            score(classes[rows], numbers, data.classes, data.groups[rows])
+            for rows, numbers in zip((val, test), predicted, strict=True)
+        )
+        gap = on_val.macro_f1 - on_test.macro_f1
+        results.append(SplitCandidate(fitted.candidate, on_val, on_test, gap, fitted.parameters))
+    with new_folder(Path(setup.out), "single-split") as (draft, folder):
+        result = SplitComparison(
+            folder=str(folder.absolute()),
+            data=summary,
+            n_rows={name: len(guids) for name, guids in parts.items()},
+            focus_class=focus,
+            offsets=any(candidate.recipe.offsets for candidate in candidates),
+            candidates=results,
+        )
+        write_json(draft / "results.json", result.to_dict())
+    return result

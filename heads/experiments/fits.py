@@ -15,6 +15,7 @@ from ...featurize.backbones.opening import moved_to
 from ...featurize.frozen.source import Source
 from ..evaluation.folds import Fold
 from ..evaluation.metrics import quick_scores
+from ..model.fusions import fusion_class
 from ..model.head import Head
 from ..model.inputs import Rows
 from ..model.losses import fit_offsets
@@ -22,10 +23,31 @@ from ..recipe import Recipe
 from ..runs.fit_store import FitStore, key_of, order_in_file
 from ..runs.last_layers import LastLayers, last_layers
 from ..runs.parallel import each_of
+from ..runs.stages import stage2_is_better
 from ..training.loop import FitOptions, fit
 from ..training.prediction import predict_logits
-from .candidates import Candidate, Data, FoldFit
-from .setup import Setup
+from .candidates import Candidate
+from .setup import Data, Setup
+
+
+@dataclass(frozen=True)
+class FoldFit:
+    """The result of one candidate on one fold.
+
+    Attributes
+    ----------
+    logits
+        Logits of the test rows of the fold, (n_test, C) float32.
+    seconds, epochs, parameters
+        Duration, number of epochs (1 for a linear head) and number of parameters of the fit.
+    """
+
+    candidate: str
+    fold: Fold
+    logits: NDArray[np.float32]
+    seconds: float
+    epochs: int
+    parameters: int
 
 
 @dataclass(frozen=True)
@@ -37,14 +59,6 @@ class _FoldTask:
     data: Data
     key: str
     layers: LastLayers | None = None
-
-    @property
-    def expected_cost(self) -> int:
-        """The relative duration: long fits start first, so that no core is idle at the end."""
-        recipe = self.candidate.recipe
-        if recipe.finetune is not None:
-            return 4
-        return {"cross_attn": 3, "late": 2, "film": 2}.get(recipe.sees, 1) if recipe.head == "mlp" else 2
 
 
 def fit_all(data: Data, candidates: Sequence[Candidate], folds: Sequence[Fold], setup: Setup) -> list[FoldFit]:
@@ -73,12 +87,16 @@ def fit_all(data: Data, candidates: Sequence[Candidate], folds: Sequence[Fold], 
         progress(len(results), total)
     store.make_folder()
     tasks = _with_last_layers(missing, data, setup)
-    tasks.sort(key=lambda task: task.expected_cost, reverse=True)
+    tasks.sort(key=lambda task: _is_long(task.candidate.recipe), reverse=True)  # so that no core is idle at the end
     for finished in each_of(_fit_and_keep, [(task, store) for task in tasks], setup.jobs):
         results[finished.candidate, finished.fold.repeat, finished.fold.fold] = finished
         if progress is not None:
             progress(len(results), total)
     return [results[candidate.name, fold.repeat, fold.fold] for candidate in candidates for fold in folds]
+
+
+def _is_long(recipe: Recipe) -> tuple[bool, bool]:
+    return recipe.finetune is not None, fusion_class(recipe.fusion, recipe.modality).needs_tokens
 
 
 def _with_last_layers(tasks: Sequence[_FoldTask], data: Data, setup: Setup) -> list[_FoldTask]:
@@ -132,7 +150,7 @@ def _fitted(task: _FoldTask) -> tuple[NDArray[np.float32], int, int]:
         start.attach(task.layers.tops)
         fitted = fit(replace(recipe, finetune=task.layers.recipe), len(data.classes), train, stop, options, start)
         epochs, parameters = len(fitted.history), fitted.head.n_parameters()
-        if _macro_f1(fitted.head, stop, recipe) > _macro_f1(head, stop, recipe):  # the rule of `finetune`
+        if stage2_is_better(_macro_f1(head, stop, recipe), _macro_f1(fitted.head, stop, recipe)):
             head = fitted.head
     logits = predict_logits(head, test.features)
     if recipe.offsets:

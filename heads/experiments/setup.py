@@ -1,27 +1,27 @@
 """The setup of an experiment: where it reads and writes, its folds, and its rows."""
 
 import json
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...cache.errors import CheckpointError, MmcliError
 from ...cache.machine import cpu_count
 from ...cache.store import FeatureCache
 from ..evaluation.division import SplitOptions, divide
 from ..evaluation.duplicates import groups_by_guid
-from ..evaluation.folds import Fold, Indices
+from ..evaluation.folds import Indices
 from ..evaluation.rare import settle_rare_in_folds
 from ..evaluation.splits import Split
 from ..model.inputs import Rows
-from ..runs.fit_store import data_key
-from ..runs.fitting import OnFit
+from ..runs.fit_store import OnFit, data_key
 from ..runs.folders import LATEST, pointed_at
-from ..runs.labelled import class_numbers, features_for, labels_of, left_for_features, share_of
-from .candidates import Candidate, Data, FoldFit
+from ..runs.labelled import RowReport, class_numbers, features_for, labels_of, left_for_features, share_of
+from .candidates import Candidate
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,9 @@ class Setup:
     ----------
     cache, labels
         The file that ``featurize`` wrote, and a CSV ``guid,tag``; default: the labels file recorded in the cache.
-    split_dir, split_seed, group_duplicates, new
-        The split of ``train-head``, for experiments that use it or leave out its test rows (see ``SplitOptions``).
-    rare
-        Use of classes too rare for a part of the split, or without a split for the folds.
+    split
+        The split of ``train-head``, for experiments that use it or leave out its test rows. Its ``rare`` also says what
+        becomes of classes that are too rare for the folds.
     out
         Folder of result folders; its folder ``fits`` keeps finished fits.
     jobs
@@ -52,15 +51,11 @@ class Setup:
 
     cache: str | Path = "artifacts/features.h5"
     labels: str | Path | None = None
-    split_dir: str | Path | None = None
-    split_seed: int = 42
-    group_duplicates: bool = True
+    split: SplitOptions = field(default_factory=SplitOptions)
     out: str | Path = "artifacts/experiments"
     jobs: int | None = None
     max_bytes: int | None = None
     on_fit: OnFit | None = None
-    new: str = "train"
-    rare: str = "train-only"
     data: str | Path | None = None
     backbone: str | None = None
     on_states: OnFit | None = None
@@ -70,10 +65,6 @@ class Setup:
         """The folder of finished fits, beside the folders of results."""
         return Path(self.out) / "fits"
 
-    def split_options(self) -> SplitOptions:
-        """Return the options of the split."""
-        return SplitOptions(self.split_dir, self.split_seed, self.group_duplicates, self.new, self.rare)
-
     def bytes_each(self) -> int | None:
         """Return the share of ``max_bytes`` for each process.
 
@@ -81,6 +72,29 @@ class Setup:
         process.
         """
         return share_of(self.max_bytes, self.jobs or cpu_count())
+
+
+@dataclass(frozen=True)
+class Data:
+    """Labelled rows of a cache.
+
+    Attributes
+    ----------
+    rows
+        Features and class numbers of n rows.
+    guids, groups
+        Guid and group of each row; rows of one group are copies.
+    classes
+        Names, in the order of the class numbers.
+    key
+        A digest of the features, from their fingerprint and their numbers.
+    """
+
+    rows: Rows
+    guids: list[str]
+    groups: NDArray[np.int64]
+    classes: list[str]
+    key: str
 
 
 @dataclass(frozen=True)
@@ -103,10 +117,46 @@ class Protocol:
     without_test: bool = False
 
 
+@dataclass(frozen=True)
+class DataSummary:
+    """The rows of an experiment.
+
+    Attributes
+    ----------
+    cache, labels
+        Paths.
+    n_rows, copies
+        Number of rows, and how many of them are copies of another.
+    classes, counts
+        Names of the classes, and their numbers of rows that are scored.
+    rows
+        What became of the labelled rows.
+    split
+        The split that the rows come from; None for all labelled rows.
+    """
+
+    cache: str
+    labels: str
+    n_rows: int
+    copies: int
+    classes: list[str]
+    counts: list[int]
+    rows: RowReport
+    split: SplitOptions | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return this as the entries of ``results.json``."""
+        plain = {name: value for name, value in vars(self).items() if name not in ("rows", "split", "n_rows")}
+        plain |= {"rows": self.n_rows, **self.rows.to_dict()}
+        if self.split is not None:
+            plain |= {name: self.split.to_dict()[name] for name in ("split_dir", "split_seed")}
+        return plain
+
+
 def open_data(
     setup: Setup, candidates: Sequence[Candidate], parts: Sequence[str] | None = None, folds: int = 2
-) -> tuple[Data, dict[str, Any], Split | None]:
-    """Return the rows of an experiment, a description for the results, and with ``parts`` the split of ``setup``.
+) -> tuple[Data, DataSummary, Split | None]:
+    """Return the rows of an experiment and their summary, and with ``parts`` the split of ``setup``.
 
     Parameters
     ----------
@@ -127,13 +177,13 @@ def open_data(
         raise MmcliError(f"a name is given twice among {', '.join(names)}")
     with FeatureCache.open(setup.cache) as cache:
         labels_file, labels, absent = labels_of(cache, setup.labels)
-        group_of, split, counts = groups_by_guid(cache, list(labels)), None, {}
+        group_of, split = groups_by_guid(cache, list(labels)), None
         if parts is not None:
-            division = divide(labels, group_of, setup.split_options())
+            division = divide(labels, group_of, setup.split)
             labels, split, counts = division.labels, division.split, division.counts
             guids = [guid for name in parts for guid in split.named()[name]]
         else:
-            settled = settle_rare_in_folds(labels, group_of, folds, setup.split_options().rare)
+            settled = settle_rare_in_folds(labels, group_of, folds, setup.split.rare)
             labels, counts = settled.labels, settled.counts(folds)
             guids = list(labels)
         classes = sorted({labels[guid] for guid in guids})
@@ -142,52 +192,25 @@ def open_data(
         rows = Rows(features_for(cache, guids, recipes, left_for_features(cache, setup.bytes_each())), numbers)
         groups = np.unique([group_of[guid] for guid in guids], return_inverse=True)[1]
         data = Data(rows, guids, groups, classes, data_key(cache.fingerprint, guids, rows))
-        about = {
-            "cache": str(cache.path.absolute()),
-            "labels": str(labels_file),
-            "labels_without_features": absent,
-            "rows": len(guids),
-            "copies": len(guids) - len(np.unique(groups)),
-            "classes": classes,
-            "counts": np.bincount(rows.classes, minlength=len(classes)).tolist(),
-            **counts,
-        }
-        if parts is not None:
-            about["split_dir"] = None if setup.split_dir is None else str(Path(setup.split_dir).absolute())
-            about["split_seed"] = setup.split_seed if setup.split_dir is None else None
-        return data, about, split
+        summary = DataSummary(
+            cache=str(cache.path.absolute()),
+            labels=str(labels_file),
+            n_rows=len(guids),
+            copies=len(guids) - len(np.unique(groups)),
+            classes=classes,
+            counts=np.bincount(rows.classes, minlength=len(classes)).tolist(),
+            rows=RowReport(absent, **counts),
+            split=None if parts is None else setup.split,
+        )
+        return data, summary, split
 
 
-def scored_rows(folds: Sequence[Fold]) -> Indices:
-    """Return the numbers of the rows that some fold scores, in order; the other rows are only trained on."""
-    return np.unique(np.concatenate([fold.test for fold in folds]))
-
-
-def scored_counts(data: Data, folds: Sequence[Fold]) -> dict[str, Any]:
-    """Return ``counts`` (scored rows of each class), ``train_only_rows`` and ``classes_not_scored``."""
-    scored = scored_rows(folds)
+def with_scored_counts(summary: DataSummary, data: Data, scored: Indices) -> DataSummary:
+    """Return ``summary`` for an experiment that scores only some rows, and trains on all."""
     counts = np.bincount(data.rows.classes[scored], minlength=len(data.classes)).tolist()
-    return {
-        "counts": counts,
-        "train_only_rows": len(data.guids) - len(scored),
-        "classes_not_scored": [name for name, count in zip(data.classes, counts, strict=True) if not count],
-    }
-
-
-def scored_only(data: Data, folds: list[Fold], fits: list[FoldFit]) -> tuple[Data, list[Fold], list[FoldFit]]:
-    """Return only the scored rows, with folds and fits whose test rows are renumbered accordingly."""
-    scored = scored_rows(folds)
-    if len(scored) == len(data.guids):
-        return data, folds, fits
-    place = np.full(len(data.guids), -1)
-    place[scored] = np.arange(len(scored))
-    guids = [data.guids[row] for row in scored.tolist()]
-    groups = np.unique(data.groups[scored], return_inverse=True)[1]
-    return (
-        replace(data, rows=data.rows.take(scored), guids=guids, groups=groups),
-        [replace(fold, test=place[fold.test]) for fold in folds],
-        [replace(fitted, fold=replace(fitted.fold, test=place[fitted.fold.test])) for fitted in fits],
-    )
+    not_scored = [name for name, count in zip(data.classes, counts, strict=True) if not count]
+    rows = replace(summary.rows, train_only_rows=len(data.guids) - len(scored), classes_not_scored=not_scored)
+    return replace(summary, counts=counts, rows=rows)
 
 
 def with_split_of_latest(setup: Setup, runs: str | Path, chosen: Collection[str] = ()) -> Setup:
@@ -219,10 +242,10 @@ def with_split_of_latest(setup: Setup, runs: str | Path, chosen: Collection[str]
         return setup
     # The options of the run, so that rows that it left out stay out, and classes that it merged stay merged.
     options = {name: config[name] for name in ("new", "rare") if name in config and name not in chosen}
-    return replace(setup, split_dir=splits, **options)
+    return replace(setup, split=replace(setup.split, split_dir=splits, **options))
 
 
-def focus_of(focus_class: str | None, about: Mapping[str, Any]) -> str:
+def focus_of(focus_class: str | None, summary: DataSummary) -> str:
     """Return the class to look at closely: ``focus_class``, or by default the rarest class that is scored.
 
     Raises
@@ -230,11 +253,11 @@ def focus_of(focus_class: str | None, about: Mapping[str, Any]) -> str:
     MmcliError
         The class does not exist, or none of its rows is scored.
     """
-    counts: dict[str, int] = dict(zip(about["classes"], about["counts"], strict=True))
-    scored = {name: count for name, count in counts.items() if count}
+    scored = {name: count for name, count in zip(summary.classes, summary.counts, strict=True) if count}
     if focus_class is None:
         return min(scored, key=scored.__getitem__)
     if focus_class not in scored:
-        why = "class {!r} has no row that is scored" if focus_class in counts else "no class is called {!r}"
-        raise MmcliError(f"{why.format(focus_class)}: choose among {', '.join(scored)}")
+        exists = focus_class in summary.classes
+        why = f"class {focus_class!r} has no row that is scored" if exists else f"no class is called {focus_class!r}"
+        raise MmcliError(f"{why}: choose among {', '.join(scored)}")
     return focus_class

@@ -10,9 +10,10 @@ from ..recipe import OF_STAGE_2, Recipe, parse_setting
 from ..settings import setting_text
 from .candidates import Candidate
 from .comparison import compare
+from .results import Comparison
 from .setup import Protocol, Setup
 
-_BASE = "as it is"
+_BASE = "current settings"
 
 
 def _is_logarithmic(name: str) -> bool:
@@ -109,7 +110,7 @@ def sweep(
     grid: Mapping[str, Any],
     trials: int | None = None,
     protocol: Protocol | None = None,
-) -> dict[str, Any]:
+) -> Comparison:
     """Compare ``recipe`` with changes of its settings, on folds of the training and validation rows only.
 
     Parameters
@@ -124,12 +125,6 @@ def sweep(
         Number of random combinations; default: all combinations.
     protocol
         How to make folds; default: one repeat.
-
-    Returns
-    -------
-    dict
-        The result of ``compare`` with differences from the baseline, ``best`` (the changes of the best candidate) and
-        ``best_goes_on`` (whether it has a stage 2).
     """
     if not grid and recipe.finetune is None:
         raise MmcliError("nothing to sweep over: name settings with --grid name=a,b,c")
@@ -148,8 +143,8 @@ def sweep(
         if name not in used:
             raise MmcliError(f"{name} has no effect on this head ({recipe.sees}, {recipe.head}): leave it out")
     result = compare(setup, candidates, protocol, against=_BASE, what="sweep")
-    best = result["candidates"][0]["name"]
-    return result | {"best": tried[best], "best_goes_on": recipe.finetune is not None and best != _BASE}
+    best = result.candidates[0].name
+    return replace(result, best=tried[best], best_goes_on=recipe.finetune is not None and best != _BASE)
 
 
 def describe(changes: Mapping[str, Any]) -> str:

@@ -1,8 +1,9 @@
-"""Labelled rows of a cache, and the share of memory for their features."""
+"""Labelled rows of a cache, what became of them, and the share of memory for their features."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -126,55 +127,83 @@ def class_numbers(guids: Sequence[str], labels: dict[str, str], classes: Sequenc
 
 
 @dataclass(frozen=True)
-class UsableRows:
-    """The rows of a part that can be scored, and how many cannot.
+class RowReport:
+    """What became of the labelled rows. None: does not apply.
 
     Attributes
     ----------
-    guids
-        Rows with features and a label that the head knows.
-    gone
-        Number of rows that have lost their label or features.
-    unknown
-        Number of rows with a label that the head does not know.
+    labels_without_features
+        Labels of pairs that the cache does not hold.
+    parts_without_rows
+        Parts that were to be scored and have no row.
+    rows_gone, labels_changed, labels_unknown
+        By part: rows of a split that have no label or features any more; rows whose label differs from the split;
+        rows left out because the head does not know their class.
+    new_rows, new_rows_go_to, new_copies
+        Labelled rows that a split folder does not name, their part, and how many are left out as copies of held-out
+        rows.
+    test_rows_unlabelled
+        Test rows of a split folder without a label.
+    duplicates_together, duplicates_separated, duplicates_left_out
+        Copies kept in one part with their originals, validation and test rows with a copy in another part, and copies
+        that were not scored.
+    rare_classes, rare_classes_need, rare_train_only, rare_merged, rare_left_out
+        Rows of each class that is too rare, copies counted once; the rows that a class needs (None: one in each part
+        of the split folder); the classes that train only, that were merged, and the number of rows dropped.
+    train_only_rows, classes_not_scored
+        Rows that no fold scores, and their classes.
     """
 
-    guids: list[str]
-    gone: int
-    unknown: int
+    labels_without_features: int
+    parts_without_rows: list[str] | None = None
+    rows_gone: dict[str, int] | None = None
+    labels_changed: dict[str, int] | None = None
+    labels_unknown: dict[str, int] | None = None
+    new_rows: int | None = None
+    new_rows_go_to: str | None = None
+    new_copies: int | None = None
+    test_rows_unlabelled: int | None = None
+    duplicates_together: int | None = None
+    duplicates_separated: int | None = None
+    duplicates_left_out: int | None = None
+    rare_classes: dict[str, int] | None = None
+    rare_classes_need: int | None = None
+    rare_train_only: list[str] | None = None
+    rare_merged: list[str] | None = None
+    rare_left_out: int | None = None
+    train_only_rows: int | None = None
+    classes_not_scored: list[str] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what applies, as plain data."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
-def usable_rows(part: str, guids: Sequence[str], labels: Mapping[str, str], classes: Sequence[str]) -> UsableRows:
-    """Return the rows of a part of a split that have features and a known label today.
+def usable_rows(
+    parts: Mapping[str, Sequence[str]], labels: Mapping[str, str], classes: Sequence[str]
+) -> tuple[dict[str, list[str]], dict[str, int], dict[str, int]]:
+    """Return by part the rows that can be used, and the numbers of rows that are gone and that have an unknown label.
 
-    Raises
-    ------
-    DataError
-        No row can be scored.
+    A row is gone if it has lost its label or its features. Raise a DataError if no row of a part can be used.
     """
-    known = set(classes)
-    labelled = [guid for guid in guids if guid in labels]
-    usable = [guid for guid in labelled if labels[guid] in known]
-    if not labelled:
-        raise DataError(
-            f"none of the {len(guids)} {part} rows has a label and features here, the first is {guids[0]!r}: give the "
-            "labels file and the cache that the head was trained with"
-        )
-    if not usable:
-        first = labelled[0]
-        raise DataError(
-            f"none of the {len(labelled)} {part} rows has a label that the head knows: {first!r} is "
-            f"{labels[first]!r}, but the head knows {', '.join(classes)}"
-        )
-    return UsableRows(usable, len(guids) - len(labelled), len(labelled) - len(usable))
-
-
-def counts_of_unusable(usable: Mapping[str, UsableRows]) -> dict[str, dict[str, int]]:
-    """Return ``rows_gone`` and ``labels_unknown`` by part."""
-    return {
-        "rows_gone": {name: rows.gone for name, rows in usable.items()},
-        "labels_unknown": {name: rows.unknown for name, rows in usable.items()},
-    }
+    usable: dict[str, list[str]] = {}
+    gone: dict[str, int] = {}
+    unknown: dict[str, int] = {}
+    for part, guids in parts.items():
+        labelled = [guid for guid in guids if guid in labels]
+        usable[part] = [guid for guid in labelled if labels[guid] in classes]
+        gone[part], unknown[part] = len(guids) - len(labelled), len(labelled) - len(usable[part])
+        if not labelled:
+            raise DataError(
+                f"none of the {len(guids)} {part} rows has a label and features here, the first is {guids[0]!r}: give "
+                "the labels file and the cache that the head was trained with"
+            )
+        if not usable[part]:
+            raise DataError(
+                f"none of the {len(labelled)} {part} rows has a label that the head knows: {labelled[0]!r} is "
+                f"{labels[labelled[0]]!r}, but the head knows {', '.join(classes)}"
+            )
+    return usable, gone, unknown
 
 
 def changed_labels(

@@ -16,8 +16,7 @@ from ..model.head import Head
 from ..model.inputs import Rows
 from ..recipe import Recipe
 from ..training.loop import FitOptions
-from .fit_store import key_of
-from .fitting import FitTask
+from .fit_store import FitTask, key_of
 
 
 @dataclass(frozen=True)

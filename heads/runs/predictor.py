@@ -1,27 +1,72 @@
 """Predict labels: of listed pairs, of a folder of pairs, or of a single pair."""
 
 import contextlib
+import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ...cache.atomic import write_text
 from ...cache.errors import CacheError, CheckpointError, DataError
-from ...cache.labels import guid_of, read_ids
+from ...cache.labels import guid_of, read_ids, table_text
 from ...cache.store import FeatureCache
-from ...featurize.backbones.opening import choose_device, moved_to
+from ...featurize.backbones.opening import choose_device
 from ...featurize.pairs.dataset import Dataset
-from ...featurize.pairs.hashing import Reject
+from ...featurize.pairs.hashing import Reject, prefetch
 from ...featurize.pairs.pair import Pair
+from ..evaluation.metrics import softmax
 from .checkpoint import Checkpoint
-from .edited import edited_notes
-from .predictions import Predictions, predictions_of
-from .trained import Trained, open_best_pt
+from .trained import OnProgress, Trained, open_best_pt
 
 _TOKENS_AT_ONCE, _POOLED_AT_ONCE = 256, 8192  # rows, so that features of all pairs are never in memory together
+_DAY = 86_400  # seconds
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Predicted labels and probabilities of some pairs.
+
+    Attributes
+    ----------
+    guids, labels
+        A guid and a label per pair, in the order asked for.
+    classes
+        Names, in the order of the columns of ``probs``.
+    probs
+        (n, C) float64; each row sums to 1.
+    rejects
+        Pairs of a folder that could not be read.
+    head
+        The head that predicted: its file, fusion and modality.
+    notes
+        Sentences for the user.
+    """
+
+    guids: list[str]
+    labels: list[str]
+    classes: list[str]
+    probs: NDArray[np.float64]
+    rejects: list[Reject]
+    head: str
+    notes: list[str] = field(default_factory=list)
+
+    def to_csv(self, with_probs: bool = False) -> str:
+        """Return a CSV with header ``guid,tag``, and with ``with_probs`` a column per class."""
+        rows = zip(self.guids, self.labels, self.probs, strict=True)
+        return table_text(
+            ["guid", "tag", *(self.classes if with_probs else [])],
+            ([guid, tag, *([f"{prob:.6f}" for prob in probs] if with_probs else [])] for guid, tag, probs in rows),
+        )
+
+    def write(self, path: str | Path, with_probs: bool = False) -> None:
+        """Write ``to_csv`` to a file, atomically."""
+        write_text(Path(path), self.to_csv(with_probs))
 
 
 class Predictor:
@@ -36,8 +81,8 @@ class Predictor:
     (2, 3)
     """
 
-    def __init__(self, model: Trained, cache_path: str | Path | None = None, backbone: str | None = None) -> None:
-        self.model, self.cache_path, self.backbone = model, cache_path, backbone
+    def __init__(self, model: Trained, cache_path: str | Path | None = None) -> None:
+        self.model, self.cache_path = model, cache_path
 
     @classmethod
     def open(
@@ -52,27 +97,27 @@ class Predictor:
         Parameters
         ----------
         best_pt
-            The file or run folder of the head, or the result of ``open_best_pt``.
+            The file or run folder of the head; or the result of ``open_best_pt``, which knows backbone and device.
         cache
             Default: the cache that the head was trained with, if it is still there.
         backbone
             Where the backbone is now, if it was moved.
         device
-            A torch device, or ``auto``. A head that is open already stays on its device.
+            A torch device, or ``auto``.
 
         Raises
         ------
         CheckpointError
             ``best_pt`` is missing or cannot be used.
         """
-        return cls(open_best_pt(best_pt, choose_device(device)), cache, backbone)
+        return cls(open_best_pt(best_pt, choose_device(device), backbone=backbone), cache)
 
     def predict(
         self,
         ids: str | Path | Sequence[str] | None = None,
         data: str | Path | None = None,
         pairs: Sequence[tuple[str | Path, str]] | None = None,
-        on_progress: Callable[[int, int], None] | None = None,
+        on_progress: OnProgress | None = None,
     ) -> Predictions:
         """Predict labels. Pairs in the cache are taken from it, and other pairs are encoded.
 
@@ -108,14 +153,12 @@ class Predictor:
             chosen = dataset.pairs if wanted is None else _chosen(dataset, wanted)
             return self._of_pairs(chosen, dataset.order if wanted is None else None, cache, on_progress)
 
-    def _of_rows(
-        self, wanted: list[str], cache: FeatureCache | None, on_progress: Callable[[int, int], None] | None
-    ) -> Predictions:
+    def _of_rows(self, wanted: list[str], cache: FeatureCache | None, on_progress: OnProgress | None) -> Predictions:
         """Predict listed pairs from the cache, and pairs that are not in it from the dataset of the cache."""
         model, logits, notes = self.model, dict[str, NDArray[np.float32]](), list[str]()
         if cache is not None and (cache.has_tokens or not model.needs_tokens):
             cached = [guid for guid in wanted if guid in cache]
-            notes = edited_notes(cache, cached)
+            notes = _edited_notes(cache, cached)
             model.get_ready(cache, cached, on_progress)
             cached.sort(key=cache.row_of.__getitem__)  # the file is read fast in its own order
             size = _TOKENS_AT_ONCE if model.needs_tokens else _POOLED_AT_ONCE
@@ -125,32 +168,44 @@ class Predictor:
         missing = [guid for guid in wanted if guid not in logits]
         uncached = _chosen(_recorded_dataset(cache, model.checkpoint), missing) if missing else []
         logits |= self._encoded(uncached, None, on_progress, must_be_read=True)[0]
-        return predictions_of(model.checkpoint, wanted, logits, [], notes)
+        return self._predictions(wanted, logits, [], notes)
 
     def _of_pairs(
         self,
         pairs: Sequence[Pair],
         order: list[str] | None,
         cache: FeatureCache | None,
-        on_progress: Callable[[int, int], None] | None,
+        on_progress: OnProgress | None,
     ) -> Predictions:
         """Predict raw pairs in their order, which must all be readable; with ``order``, predict the readable pairs."""
         logits, rejects = self._encoded(pairs, cache, on_progress, must_be_read=order is None)
         guids = [guid for guid in order or [pair.guid for pair in pairs] if guid in logits]
-        return predictions_of(self.model.checkpoint, guids, logits, rejects)
+        return self._predictions(guids, logits, rejects)
+
+    def _predictions(
+        self,
+        guids: list[str],
+        logits_of: Mapping[str, NDArray[np.float32]],
+        rejects: list[Reject],
+        notes: Sequence[str] = (),
+    ) -> Predictions:
+        """Return the predictions for ``guids``, given the logits, (C,), of each guid."""
+        checkpoint, logits = self.model.checkpoint, np.stack([logits_of[guid] for guid in guids])
+        labels = [checkpoint.classes[index] for index in logits.argmax(axis=1)]
+        head = f"{checkpoint.path} ({checkpoint.recipe.modality}, {checkpoint.recipe.fusion})"
+        return Predictions(guids, labels, checkpoint.classes, softmax(logits), rejects, head, list(notes))
 
     def _encoded(
         self,
         pairs: Sequence[Pair],
         cache: FeatureCache | None,
-        on_progress: Callable[[int, int], None] | None,
+        on_progress: OnProgress | None,
         must_be_read: bool,
     ) -> tuple[dict[str, NDArray[np.float32]], list[Reject]]:
         """Return the logits, (C,), of each pair by its guid, and the pairs that cannot be read."""
         logits: dict[str, NDArray[np.float32]] = {}
         rejects: list[Reject] = []
-        place = moved_to(self.model.checkpoint.backbone, self.backbone)
-        for block in self.model.of_pairs(pairs, place, cache, on_progress) if pairs else ():
+        for block in self.model.of_pairs(pairs, cache, on_progress) if pairs else ():
             logits |= zip(block.guids, block.logits, strict=True)
             rejects += block.rejects
         if rejects and (must_be_read or not logits):
@@ -169,13 +224,47 @@ def predict(
     data: str | Path | None = None,
     pair: tuple[str | Path, str] | None = None,
     cache_path: str | Path | None = None,
-    backbone: str | None = None,
-    device: str = "auto",
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Predictions:
     """Open a head and predict once. A ``Predictor`` stays loaded; see ``Predictor.open`` and ``Predictor.predict``."""
-    predictor = Predictor.open(best_pt, cache_path, backbone, device)
-    return predictor.predict(ids, data, None if pair is None else [pair], on_progress)
+    return Predictor.open(best_pt, cache_path).predict(ids, data, None if pair is None else [pair], on_progress)
+
+
+def _edited_notes(cache: FeatureCache, guids: Sequence[str]) -> list[str]:
+    """Return a note on how many of ``guids`` were edited since they were featurized; no note if none was.
+
+    Files whose time of change is more than a day before the cache was written are not read: this time cannot be set
+    back, so featurize read what they hold now. Nothing is said where the raw pairs are not at hand.
+    """
+    data = cache.header.dataset["data"]
+    try:
+        dataset = Dataset.open(data)
+    except (DataError, OSError):
+        return []
+    since, wanted = cache.path.stat().st_mtime - _DAY, set(guids)
+    pairs = [pair for pair in dataset.pairs if pair.guid in wanted]
+    rows = cache.rows([pair.guid for pair in pairs])
+    stored = zip(*(cache.read(f"row/{side}_sha256", rows) for side in ("image", "text")), strict=True)
+
+    def is_edited(task: tuple[Pair, tuple[Any, Any]]) -> bool:
+        pair, digests = task
+        sides = zip((pair.image, pair.text_path), (pair.read_image, pair.read_text), digests, strict=True)
+        try:
+            return any(
+                hashlib.sha256(read()).digest() != digest.tobytes()
+                for path, read, digest in sides
+                if path is None or os.stat(path).st_ctime >= since
+            )
+        except (DataError, OSError, ValueError):  # the file is gone or unreadable, so only the cached row is left
+            return False
+
+    edited = sum(prefetch(is_edited, zip(pairs, stored, strict=True), ahead=64))
+    if not edited:
+        return []
+    return [
+        f"note: {edited} of {len(guids)} pairs were edited since featurize, and their old content is predicted: run "
+        f"`mmcli featurize {data} --out {cache.path}`, or predict with --data {data}"
+    ]
 
 
 def _guids_of(ids: str | Path | Sequence[str]) -> list[str]:

@@ -1,6 +1,7 @@
 """``evaluate``: score a best.pt on the rows that it held out, or on new rows."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,72 +11,77 @@ from numpy.typing import NDArray
 from ...cache.errors import DataError
 from ...cache.store import FeatureCache
 from ..evaluation.duplicates import group_numbers, groups_by_guid, separated, without_copies
-from ..evaluation.metrics import score
+from ..evaluation.metrics import Scores, score
 from ..evaluation.rare import renamed
 from ..evaluation.splits import Split
 from .checkpoint import Checkpoint
-from .labelled import changed_labels, class_numbers, counts_of_unusable, labels_of, left_for_features, usable_rows
+from .labelled import RowReport, changed_labels, class_numbers, labels_of, left_for_features, usable_rows
 from .trained import OnProgress, Trained, open_best_pt
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of a best.pt by part, and what became of the labelled rows."""
+
+    best_pt: str
+    classes: list[str]
+    fusion: str
+    modality: str
+    scores: dict[str, Scores]
+    rows: RowReport
+    notes: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return this as plain data, with the rows and the scores of each part on top."""
+        plain = {name: value for name, value in vars(self).items() if name not in ("scores", "rows", "notes")}
+        return plain | self.rows.to_dict() | {part: scores.to_dict() for part, scores in self.scores.items()}
 
 
 def evaluate(
     best_pt: str | Path | Trained,
     cache_path: str | Path | None = None,
-    on: Sequence[str] = ("val", "test"),
     labels_path: str | Path | None = None,
-    device: str = "cpu",
+    on: Sequence[str] = ("val", "test"),
     max_bytes: int | None = None,
     on_progress: OnProgress | None = None,
-) -> dict[str, Any]:
+) -> Evaluation:
     """Score a best.pt on the rows that it held out, or on labelled rows that it has not seen.
 
     Parameters
     ----------
     best_pt
-        The file or run folder of a trained head, or the result of ``open_best_pt``.
+        The file or run folder of a trained head; or the result of ``open_best_pt``, for another device or moved files.
     cache_path, labels_path
         Default: the cache and the labels file that the head was trained with.
     on
         Parts of its split (``train``, ``val``, ``test``), or ``new``: rows of ``labels_path`` that are in no part and
         are no copies of its training or validation rows. Parts without rows are left out, unless all are empty.
     max_bytes
-        As in ``train_head``.
+        Limit for the memory of the process; features that do not fit are read as they are needed.
     on_progress
         Called with (pairs computed, pairs to compute) while stage 2 computes states.
-
-    Returns
-    -------
-    dict
-        ``best_pt``, ``classes``, ``fusion``, ``modality``, ``labels_without_features``, and a score (see
-        ``metrics.score``) by part. ``parts_without_rows`` lists the requested parts that are empty. Three counts by
-        part: ``rows_gone`` (pairs of the split that have lost their label or features), ``labels_changed`` (rows scored
-        with a label that differs from the splits folder beside best.pt) and ``labels_unknown`` (rows left out because
-        the head does not know their class). ``duplicates_separated`` counts rows with a copy in another part of the
-        split, and ``duplicates_left_out`` the copies that ``new`` leaves out.
 
     Raises
     ------
     DataError
         No row can be scored.
     """
-    model = open_best_pt(best_pt, device)
+    model = open_best_pt(best_pt)
     checkpoint = model.checkpoint
     with FeatureCache.open(checkpoint.cache_path(cache_path)) as cache:
         checkpoint.check_cache(cache)
         _, labels, absent = labels_of(cache, checkpoint.labels_path(labels_path))
-        result: dict[str, Any] = {"best_pt": str(checkpoint.path), "classes": checkpoint.classes}
-        result |= {"fusion": checkpoint.recipe.fusion, "modality": checkpoint.recipe.modality}
-        result["labels_without_features"] = absent
         known = renamed(labels, checkpoint.relabelled)
-        parts, copies, counts = _rows_to_score(checkpoint, cache, known, [on] if isinstance(on, str) else on)
-        result |= counts
-        result["labels_changed"] = changed_labels(checkpoint.path, parts, labels)
+        parts, groups, counts = _rows_to_score(checkpoint, cache, known, [on] if isinstance(on, str) else on)
+        changed = changed_labels(checkpoint.path, parts, labels)
+        scores = {}
         for name, guids in parts.items():
             true = class_numbers(guids, known, checkpoint.classes)
             model.get_ready(cache, guids, on_progress)
             logits = model.of_rows(cache, guids, left_for_features(cache, max_bytes))
-            result[name] = score(true, logits.argmax(axis=1), checkpoint.classes, copies[name])
-    return result
+            scores[name] = score(true, logits.argmax(axis=1), checkpoint.classes, groups[name])
+    recipe, rows = checkpoint.recipe, RowReport(absent, labels_changed=changed, **counts)
+    return Evaluation(str(checkpoint.path), checkpoint.classes, recipe.fusion, recipe.modality, scores, rows)
 
 
 def _rows_to_score(
@@ -96,12 +102,11 @@ def _rows_to_score(
     counts["parts_without_rows"] = [name for name in requested if not parts[name]]
     if len(counts["parts_without_rows"]) == len(requested):
         raise DataError(_nothing_to_score(checkpoint, requested[0]))
-    usable = {name: usable_rows(name, parts[name], labels, checkpoint.classes) for name in requested if parts[name]}
-    counts |= counts_of_unusable(usable)
+    with_rows = {name: parts[name] for name in requested if parts[name]}
+    usable, counts["rows_gone"], counts["labels_unknown"] = usable_rows(with_rows, labels, checkpoint.classes)
     held_out = [name for name in usable if name in ("val", "test")]
     counts["duplicates_separated"] = separated(Split(**cached), groups, held_out)
-    scored = {name: rows.guids for name, rows in usable.items()}
-    return scored, group_numbers(groups, scored), counts
+    return usable, group_numbers(groups, usable), counts
 
 
 def _nothing_to_score(checkpoint: Checkpoint, part: str) -> str:

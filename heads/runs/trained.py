@@ -3,8 +3,8 @@
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +20,7 @@ from ...featurize.pairs.hashing import Reject
 from ...featurize.pairs.pair import Pair
 from ..model.head import Head
 from ..training.prediction import predict_logits
-from .best_pt import load_checkpoint
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, load_checkpoint
 
 _AT_ONCE = 256  # pairs, so that the states of 100,000 are never in memory together
 
@@ -64,7 +63,6 @@ class Trained:
         self.place = moved_to(checkpoint.backbone, backbone)
         finetune = checkpoint.recipe.finetune
         self.layers = {} if finetune is None else finetune.layers()
-        self._sources: dict[str, Source] = {}  # by place of the backbone, so that the next pairs need not open it
         self._stores: list[StateStore] = []  # for the cache of the last call
 
     @property
@@ -81,7 +79,7 @@ class Trained:
             Called with (pairs computed, pairs to compute), unless no state is missing.
         """
         if self.layers:
-            self._attach_tops(self._source(self.place))  # before the work, so that wrong layers are found early
+            self._attach_tops()  # before the work, so that wrong layers are found early
             if os.access(cache.path.parent, os.W_OK):
                 for store in self._stores_of(cache):
                     store.states(guids, on_progress)
@@ -105,7 +103,7 @@ class Trained:
         """
         if not self.layers:
             return self._logits(guids, cache.features(guids, self.needs_tokens, max_bytes=max_bytes))
-        self._attach_tops(self._source(self.place))
+        self._attach_tops()
         stores = self._stores_of(cache)
         logits = []
         for start in range(0, len(guids), _AT_ONCE):
@@ -118,7 +116,6 @@ class Trained:
     def of_pairs(
         self,
         pairs: Sequence[Pair],
-        backbone: dict[str, Any],
         cache: FeatureCache | None,
         on_progress: OnProgress | None = None,
     ) -> Iterator[PairLogits]:
@@ -127,11 +124,10 @@ class Trained:
         Raises
         ------
         BackboneError
-            ``backbone`` cannot be opened, or is not the backbone of the checkpoint.
+            The backbone cannot be opened, or is not the backbone of the checkpoint.
         """
-        source = self._source(backbone)
         if self.layers:
-            self._attach_tops(source)
+            self._attach_tops()
         pair_of = {pair.guid: pair for pair in pairs}
         size = _AT_ONCE if self.layers else max(len(pairs), 1)
         done = 0
@@ -139,20 +135,20 @@ class Trained:
             block = pairs[start : start + size]
             progress = None if self.layers else on_progress
             for embedded in embed_pairs(
-                block, self.checkpoint.identity, source.encoder, cache, self.needs_tokens, progress
+                block, self.checkpoint.identity, self.source.encoder, cache, self.needs_tokens, progress
             ):
-                yield self._of_embedded(embedded, pair_of, source)
+                yield self._of_embedded(embedded, pair_of)
             done += len(block)
             if self.layers and on_progress is not None:
                 on_progress(done, len(pairs))
 
-    def _of_embedded(self, embedded: EmbeddedPairs, pair_of: Mapping[str, Pair], source: Source) -> PairLogits:
+    def _of_embedded(self, embedded: EmbeddedPairs, pair_of: Mapping[str, Pair]) -> PairLogits:
         if not embedded.guids:
             return PairLogits([], np.zeros((0, len(self.checkpoint.classes)), np.float32), embedded.rejects)
         features = embedded.features
         if self.layers:
             pairs = [pair_of[guid] for guid in embedded.guids]
-            features = replace(features, states=states_of_pairs(pairs, source, self.layers))
+            features = replace(features, states=states_of_pairs(pairs, self.source, self.layers))
         return PairLogits(embedded.guids, self._logits(embedded.guids, features), embedded.rejects)
 
     def _logits(self, guids: Sequence[str], features: Features) -> NDArray[np.float32]:
@@ -166,23 +162,21 @@ class Trained:
             )
         return logits
 
-    def _source(self, backbone: dict[str, Any]) -> Source:
-        place = f"{backbone['name']}@{backbone['revision']}"
-        if place not in self._sources:
-            self._sources[place] = Source(self.checkpoint.identity, backbone, self.device, self.data)
-        return self._sources[place]
+    @cached_property
+    def source(self) -> Source:
+        """The backbone and the raw pairs, each opened when it is first needed, and kept for the next pairs."""
+        return Source(self.checkpoint.identity, self.place, self.device, self.data)
 
     def _stores_of(self, cache: FeatureCache) -> list[StateStore]:
         if not self._stores or self._stores[0].cache is not cache:
-            source = self._source(self.place)
-            self._stores = [StateStore(cache, tower, count, source) for tower, count in self.layers.items()]
+            self._stores = [StateStore(cache, tower, count, self.source) for tower, count in self.layers.items()]
         return self._stores
 
-    def _attach_tops(self, source: Source) -> None:
+    def _attach_tops(self) -> None:
         """Attach the layers of the backbone to each head, with the weights that stage 2 learned."""
         if self.checkpoint.head.tops:
             return
-        tops = source.tops(self.layers)
+        tops = self.source.tops(self.layers)
         heads = [head for head in self.checkpoint.head.heads if isinstance(head, Head)]
         for head, changed in zip(heads, self.checkpoint.changed, strict=True):
             try:
@@ -191,7 +185,7 @@ class Trained:
                 for attached in heads:  # all of them: a second try must not find the first head ready and stop there
                     attached.tops.clear()
                 raise CheckpointError(
-                    f"the layers in {self.checkpoint.path} do not fit {source.place['name']} ({error}): give the "
+                    f"the layers in {self.checkpoint.path} do not fit {self.place['name']} ({error}): give the "
                     "backbone of the training with --backbone"
                 ) from error
         self.checkpoint.head.to(self.device).eval()

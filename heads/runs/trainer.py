@@ -1,30 +1,34 @@
 """``train_head`` and ``train_full``: from a cache and labels to a run folder."""
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ...cache.errors import CheckpointError, DataError, MmcliError
 from ...cache.store import FeatureCache
 from ...featurize.frozen.source import Source
 from ..evaluation.division import SplitOptions, divide
 from ..evaluation.duplicates import duplicate_groups, group_numbers, groups_by_guid, separated
+from ..evaluation.metrics import Scores, quick_scores, score
 from ..evaluation.rare import relabel
 from ..evaluation.splits import Split
+from ..model.head import Ensemble
 from ..model.inputs import Rows
+from ..model.losses import fit_offsets
 from ..recipe import Recipe
-from ..training.loop import FitOptions
-from .assembly import checkpoint_of, learn_offsets, scores_by_part, seed_scores
-from .best_pt import load_checkpoint, stage1_of
-from .checkpoint import Checkpoint
-from .fit_store import FitStore, data_key, key_of, order_in_file
-from .fitting import FitTask, OnFit, fit_tasks
+from ..training.loop import Fit, FitOptions
+from ..training.prediction import predict_logits, predicted_classes
+from .checkpoint import Checkpoint, load_checkpoint, stage1_of
+from .fit_store import FitStore, FitTask, OnFit, data_key, fit_tasks, key_of, order_in_file
 from .folders import check_writable
-from .labelled import labels_of, rows_of_parts, share_of
+from .labelled import RowReport, labels_of, rows_of_parts, share_of
 from .last_layers import last_layers, stage2_tasks
 from .parallel import processes_for
-from .run_folder import RunContent, config_of, read_schedules, write_run
+from .run_folder import RunContent, RunOptions, RunResult, SeedScores, read_schedules, write_run
 
 KEPT = ".fits"  # folder beside the runs, with the fits of running and interrupted commands
 
@@ -33,18 +37,10 @@ def train_head(
     cache_path: str | Path,
     labels_path: str | Path | None = None,
     recipe: Recipe | None = None,
-    split_dir: str | Path | None = None,
-    split_seed: int = 42,
-    runs: str | Path = "artifacts/runs",
-    device: str = "cpu",
-    seeds: int = 1,
-    group_duplicates: bool = True,
-    max_bytes: int | None = None,
-    jobs: int | None = None,
+    split: SplitOptions | None = None,
+    options: RunOptions | None = None,
     on_fit: OnFit | None = None,
-    new: str = "train",
-    rare: str = "train-only",
-) -> dict[str, Any]:
+) -> RunResult:
     """Train a head, or several that differ in their seed, on cached features and write a run folder.
 
     Parameters
@@ -54,78 +50,63 @@ def train_head(
     labels_path
         CSV ``guid,tag``; default: the file recorded in the cache.
     recipe
-        The settings of the training.
-    split_dir
-        Folder with train, val and test CSVs to reuse; default: a stratified 8:1:1 split by ``split_seed``. The test
-        CSV may be missing or unlabelled; the run then has no test score.
-    runs
-        Where the run folder goes; ``latest`` in it points at the newest.
-    seeds
-        Train with ``recipe.seed``, ``recipe.seed + 1`` and so on; best.pt is the ensemble of their probabilities.
-    group_duplicates
-        When a split is drawn, keep identical images and identical cleaned texts in one part.
-    max_bytes
-        Memory for all processes together; embeddings and token states that do not fit are read as they are needed.
-    jobs
-        Processes for several seeds; default: one per core.
+        The settings of the training, with the seed of the first head.
+    split
+        How labelled rows are divided; default: a stratified 8:1:1 split that keeps copies in one part.
+    options
+        Folder, seeds, device, processes and memory.
     on_fit
         Called with (heads trained, heads to train); for a single head, with (epochs done, epochs at most).
-    new
-        Use of labelled rows that ``split_dir`` does not name: ``train``, or ``none`` to leave them out.
-    rare
-        Use of classes too rare for a row in each part: ``train-only``, ``merge`` (into ``other``), ``drop``.
 
-    Returns
-    -------
-    dict
-        The content of ``metrics.json``: ``run``, ``best_pt``, ``train``, ``val``, ``test`` (see ``metrics.score``),
-        ``seeds`` (for each head: seed, epochs, best_epoch, val and test scores), ``over_seeds`` (for several heads:
-        mean and standard deviation), ``parameters``, ``duplicates_separated``, ``labels_without_features``,
-        ``seconds``, and ``Division.counts``.
+    Raises
+    ------
+    CacheError, DataError
+        The cache cannot be read, or there are too few labelled rows.
     """
     started = time.perf_counter()
-    recipe = recipe or Recipe()
-    split_options = SplitOptions(split_dir, split_seed, group_duplicates, new, rare)
-    check_writable(Path(runs))
+    recipe, split, options = recipe or Recipe(), split or SplitOptions(), options or RunOptions()
+    seeds = 1 if options.seeds is None else options.seeds
+    check_writable(Path(options.runs))
     if seeds < 1:
         raise MmcliError(f"seeds must be 1 or more, found {seeds}")
     if recipe.finetune is not None:
         raise MmcliError("train_head trains stage 1 only: leave finetune out of the recipe, then call mmcli.finetune")
     with FeatureCache.open(cache_path) as cache:
         labels_file, labels, absent = labels_of(cache, labels_path)
-        groups = groups_by_guid(cache, list(labels))
-        division = divide(labels, groups, split_options)
-        split, classes = division.split, division.classes
-        parts = {name: guids for name, guids in split.named().items() if guids}
-        copies = group_numbers(groups, parts)
-        apart = separated(split, groups)
-        del groups
-        processes = processes_for(seeds, jobs, device)
-        rows = rows_of_parts(cache, parts, division.labels, classes, recipe, share_of(max_bytes, processes))
-        arrays = [rows[name].classes for name in rows] + [copies["train"]]
+        groups_of_guids = groups_by_guid(cache, list(labels))
+        division = divide(labels, groups_of_guids, split)
+        parts = {name: guids for name, guids in division.split.named().items() if guids}
+        groups = group_numbers(groups_of_guids, parts)
+        report = RowReport(absent, duplicates_separated=separated(division.split, groups_of_guids), **division.counts)
+        del groups_of_guids
+        processes = processes_for(seeds, options.jobs, options.device)
+        share = share_of(options.max_bytes, processes)
+        rows = rows_of_parts(cache, parts, division.labels, division.classes, recipe, share)
+        arrays = [rows[name].classes for name in rows] + [groups["train"]]
         data = key_of({"data": [data_key(cache.fingerprint, parts[name], rows[name]) for name in rows]}, arrays)
-        tasks = []
-        for number in range(seeds):
-            seeded = recipe.reseeded(number)
-            settings = {"recipe": seeded.that_matter(), "data": data, "file": order_in_file(rows["train"].features)}
-            options = FitOptions(device, copies["train"])
-            key = key_of(settings | {"device": device}, [])
-            tasks.append(FitTask(seeded, len(classes), rows["train"], rows["val"], options, key))
-        store = FitStore(Path(runs) / KEPT)
+        recipes = [recipe.reseeded(number) for number in range(seeds)]
+        fit_options = FitOptions(options.device, groups["train"])
+        tasks = _stage1_tasks(recipes, rows, fit_options, [None] * seeds, {"data": data}, len(division.classes))
+        store = FitStore(Path(options.runs) / KEPT)
         fits = fit_tasks(tasks, store, processes, on_fit)
-        checkpoint = checkpoint_of(cache, fits, recipe, classes, split, labels_file)
+        checkpoint = checkpoint_of(cache, fits, recipe, division.classes, division.split, labels_file)
         checkpoint.relabelled = division.relabelled
         if recipe.offsets:
             learn_offsets(checkpoint.head, rows["val"])
-        metrics: dict[str, Any] = scores_by_part(checkpoint.head, rows, classes, copies)
-        metrics |= seed_scores(checkpoint, fits, rows)
-        metrics["duplicates_separated"] = apart
-        metrics |= {"labels_without_features": absent, **division.counts}
-        config = config_of(cache, labels_file, recipe) | split_options.to_dict() | {"split": division.counts}
-        by_seed = dict(zip(checkpoint.seeds, fits, strict=True))
+        content = RunContent(
+            recipe=recipe,
+            header=cache.header,
+            labels=labels,
+            fits=fits,
+            seeds=scores_of_seeds(checkpoint, fits, rows),
+            config=split.to_dict() | {"split": division.counts},
+            started=started,
+            scores=scores_by_part(checkpoint.head, rows, division.classes, groups),
+            rows=report,
+        )
         keys = [task.key for task in tasks]
         del rows, tasks  # frees memory for the figures
-        result = write_run(Path(runs), RunContent(recipe.sees, checkpoint, by_seed, metrics, config, labels), started)
+        result = write_run(options.runs, checkpoint, content)
         store.drop(keys)
         return result
 
@@ -134,83 +115,138 @@ def train_full(
     source: str | Path,
     cache_path: str | Path | None = None,
     labels_path: str | Path | None = None,
-    runs: str | Path = "artifacts/runs",
-    device: str = "cpu",
-    max_bytes: int | None = None,
-    jobs: int | None = None,
+    options: RunOptions | None = None,
     on_fit: OnFit | None = None,
-) -> dict[str, Any]:
+) -> RunResult:
     """Repeat the training of an earlier run on all labelled rows, up to its best epoch.
 
     Recipe, seeds, number of epochs, learning rate of each epoch and decision offsets come from the run whose best.pt is
     ``source``. For a run of stage 2, both stages are repeated: first the heads of stage 1, then stage 2 from them. No
-    row is held out, so there is no validation or test score.
-
-    Returns
-    -------
-    dict
-        The result of ``train_head`` with scores for ``train`` only; ``full_of`` is the best.pt of the earlier run.
+    row is held out, so only ``train`` has scores.
     """
     started = time.perf_counter()
+    options = options or RunOptions()
     earlier = load_checkpoint(source)
     if earlier.recipe.finetune is None:
         earlier = stage1_of(earlier)
     first = stage1_of(earlier)
-    check_writable(Path(runs))
+    check_writable(Path(options.runs))
     if not first.split.val:
         raise CheckpointError(f"{earlier.path} was itself trained on all rows: give the run that held some out")
-    store = FitStore(Path(runs) / KEPT)
+    store = FitStore(Path(options.runs) / KEPT)
     with FeatureCache.open(earlier.cache_path(cache_path)) as cache:
         earlier.check_cache(cache)
         labels_file, labels, absent = labels_of(cache, earlier.labels_path(labels_path))
         known = relabel(labels, earlier.relabelled)
-        split = Split(list(known), [], [])
         missing = sorted(set(earlier.classes) - set(known.values()))
         if missing:
             raise DataError(
                 f"{labels_file} has no row of class {missing[0]!r}, which {earlier.path} knows: add rows of this "
                 "class, or train a new head with `mmcli train-head`"
             )
-        processes = processes_for(len(first.seeds), jobs, device)
-        share = share_of(max_bytes, processes)
-        rows = rows_of_parts(cache, {"train": split.train}, known, earlier.classes, earlier.recipe, share)["train"]
-        groups = duplicate_groups(cache, split.train)
-        options, data = FitOptions(device, groups), data_key(cache.fingerprint, split.train, rows)
-        tasks = _repeated(first, rows, options, data)
+        parts = {"train": list(known)}
+        processes = processes_for(len(first.seeds), options.jobs, options.device)
+        share = share_of(options.max_bytes, processes)
+        rows = rows_of_parts(cache, parts, known, earlier.classes, earlier.recipe, share)
+        groups = duplicate_groups(cache, parts["train"])
+        data = key_of({"data": data_key(cache.fingerprint, parts["train"], rows["train"])}, [groups])
+        recipes = [replace(first.recipe, seed=seed) for seed in first.seeds]
+        rates, fit_options = read_schedules(first), FitOptions(options.device, groups)
+        tasks = _stage1_tasks(recipes, rows, fit_options, rates, {"full": data}, len(earlier.classes))
         fits = fit_tasks(tasks, store, processes, on_fit)
         if earlier.recipe.finetune is not None:
-            backbone = Source(earlier.identity, earlier.backbone, device, earlier.made_from.get("data"))
-            layers = last_layers(cache, earlier.recipe.finetune, backbone, {"train": split.train}, {"train": rows})
-            rows, schedules = layers.rows["train"], read_schedules(earlier)
-            depends_on = {"full": [task.key for task in tasks]}
-            heads = [fitted.head for fitted in fits]
-            second = stage2_tasks(heads, first.recipe, layers, options, depends_on, schedules)
-            fits = fit_tasks(second, store, 1, on_fit)
-            tasks += second
+            backbone = Source(earlier.identity, earlier.backbone, options.device, earlier.made_from.get("data"))
+            layers = last_layers(cache, earlier.recipe.finetune, backbone, parts, rows)
+            heads, depends_on = [fitted.head for fitted in fits], {"full": [task.key for task in tasks]}
+            second = stage2_tasks(heads, first.recipe, layers, fit_options, depends_on, read_schedules(earlier))
+            rows, tasks, fits = layers.rows, tasks + second, fit_tasks(second, store, 1, on_fit)
         recipe = replace(first.recipe, epochs=max(first.best_epochs), finetune=earlier.recipe.finetune)
-        checkpoint = checkpoint_of(cache, fits, recipe, earlier.classes, split, labels_file)
+        checkpoint = checkpoint_of(cache, fits, recipe, earlier.classes, Split(parts["train"], [], []), labels_file)
         checkpoint.head.offsets.copy_(earlier.head.offsets)
         checkpoint.relabelled, checkpoint.backbone = earlier.relabelled, earlier.backbone
         if "data" in earlier.made_from:
             checkpoint.made_from["data"] = earlier.made_from["data"]
-        metrics: dict[str, Any] = scores_by_part(checkpoint.head, {"train": rows}, earlier.classes, {"train": groups})
-        metrics |= {"labels_without_features": absent, "full_of": str(earlier.path)}
-        metrics |= seed_scores(checkpoint, fits, {})
-        config = config_of(cache, labels_file, recipe) | {"full": True, "epochs_from": str(earlier.path)}
-        by_seed = dict(zip(checkpoint.seeds, fits, strict=True))
-        name = recipe.sees if recipe.finetune is None else f"{recipe.sees}-finetune"
-        result = write_run(Path(runs), RunContent(name, checkpoint, by_seed, metrics, config, labels), started)
+        content = RunContent(
+            recipe=recipe,
+            header=cache.header,
+            labels=labels,
+            fits=fits,
+            seeds=scores_of_seeds(checkpoint, fits, {}),
+            config={"full": True, "epochs_from": str(earlier.path)},
+            started=started,
+            scores=scores_by_part(checkpoint.head, rows, earlier.classes, {"train": groups}),
+            rows=RowReport(absent),
+            full_of=str(earlier.path),
+        )
+        result = write_run(options.runs, checkpoint, content)
         store.drop(task.key for task in tasks)
         return result
 
 
-def _repeated(earlier: Checkpoint, rows: Rows, options: FitOptions, data: str) -> list[FitTask]:
-    """Return the tasks that repeat stage 1 of an earlier run on ``rows``."""
+def _stage1_tasks(
+    recipes: Sequence[Recipe],
+    rows: Mapping[str, Rows],
+    options: FitOptions,
+    schedules: Sequence[list[float] | None],
+    depends_on: Mapping[str, str],
+    n_classes: int,
+) -> list[FitTask]:
+    """Return a fit for each recipe; ``schedules`` are the learning rates of fits that are repeated."""
     tasks = []
-    for seed, rates in zip(earlier.seeds, read_schedules(earlier), strict=True):
-        recipe = replace(earlier.recipe, seed=seed)
-        settings = {"recipe": recipe.that_matter(), "data": data, "rates": rates, "device": options.device}
-        arrays = [] if options.groups is None else [options.groups]
-        key = key_of(settings | {"file": order_in_file(rows.features)}, arrays)
-        tasks.append(FitTask(recipe, len(earlier.classes), rows, None, replace(options, rates=rates), key))
+    for recipe, rates in zip(recipes, schedules, strict=True):
+        settings = {"recipe": recipe.that_matter(), "rates": rates, "device": options.device, **depends_on}
+        key = key_of(settings | {"file": order_in_file(rows["train"].features)}, [])
+        tasks.append(FitTask(recipe, n_classes, rows["train"], rows.get("val"), replace(options, rates=rates), key))
     return tasks
+
+
+def checkpoint_of(
+    cache: FeatureCache, fits: Sequence[Fit], recipe: Recipe, classes: list[str], split: Split, labels_file: Path
+) -> Checkpoint:
+    """Return the checkpoint of the heads in ``fits``, whose seeds are consecutive."""
+    heads = [fitted.head for fitted in fits]
+    return Checkpoint(
+        head=Ensemble(heads, len(classes)).eval().to(next(heads[0].parameters()).device),
+        classes=classes,
+        sizes=heads[0].sizes,
+        recipe=recipe,
+        seeds=[recipe.reseeded(number).seed for number in range(len(fits))],
+        identity=cache.header.identity,
+        backbone=cache.header.backbone,
+        split=split,
+        best_epochs=[fitted.best_epoch for fitted in fits],
+        made_from={"cache": str(cache.path.absolute()), "labels": str(labels_file)},
+        changed=[head.weights()["changed"] for head in heads if head.tops],
+    )
+
+
+def learn_offsets(head: Ensemble, val: Rows) -> None:
+    """Fit the offset of each class, so that macro-F1 rises on the validation rows."""
+    offsets = fit_offsets(predict_logits(head, val.features), val.classes)
+    head.offsets.copy_(head.offsets.new_tensor(offsets))
+
+
+def scores_by_part(
+    head: Ensemble, rows: Mapping[str, Rows], classes: list[str], groups: Mapping[str, NDArray[np.int64]]
+) -> dict[str, Scores]:
+    """Return the scores of each part."""
+    return {
+        name: score(part.classes, predicted_classes(head, part), classes, groups[name]) for name, part in rows.items()
+    }
+
+
+def scores_of_seeds(checkpoint: Checkpoint, fits: Sequence[Fit], rows: Mapping[str, Rows]) -> list[SeedScores]:
+    """Return the epochs of each head; if there are several, also their scores on the validation and test rows."""
+    heads = []
+    for seed, fitted in zip(checkpoint.seeds, fits, strict=True):
+        scores = {}
+        if len(fits) > 1:
+            alone = Ensemble([fitted.head], len(checkpoint.classes))
+            if checkpoint.recipe.offsets and "val" in rows:
+                learn_offsets(alone, rows["val"])
+            for name in ("val", "test"):
+                if name in rows:
+                    predicted = predicted_classes(alone, rows[name])
+                    scores[name] = quick_scores(rows[name].classes, predicted, len(checkpoint.classes))
+        heads.append(SeedScores(seed, len(fitted.history), fitted.best_epoch, scores))
+    return heads

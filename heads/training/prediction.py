@@ -12,7 +12,7 @@ from torch import Tensor
 from ...cache.features import Features
 from ..evaluation.metrics import quick_scores
 from ..model.head import Ensemble, Head
-from ..model.inputs import Batch, batches
+from ..model.inputs import Batch, Rows, batches
 
 
 @contextlib.contextmanager
@@ -35,6 +35,11 @@ def predict_logits(head: Head | Ensemble, features: Features) -> NDArray[np.floa
     with one_thread(head.is_small), torch.inference_mode():
         logits: NDArray[np.float32] = _by_batch(head, features, head).float().cpu().numpy()
     return logits
+
+
+def predicted_classes(head: Head | Ensemble, rows: Rows) -> NDArray[np.int64]:
+    """Return the number of the predicted class of each row, (n,)."""
+    return predict_logits(head, rows.features).argmax(axis=1)
 
 
 def predict_parts(head: Head, features: Features) -> Tensor:

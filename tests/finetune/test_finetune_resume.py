@@ -9,7 +9,7 @@ import torch
 from mmcli.featurize import featurize
 from mmcli.finetune import Watch, finetune
 from mmcli.heads import load_checkpoint
-from mmcli.heads.runs.best_pt import FORMAT
+from mmcli.heads.runs.checkpoint import FORMAT
 from small_finetune import LEARNS, interrupt_at, read_best_pt
 
 

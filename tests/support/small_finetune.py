@@ -14,7 +14,7 @@ from mmcli.featurize.frozen.source import Source
 from mmcli.featurize.pairs.text import clean_text, decode_text
 from mmcli.heads.model.inputs import Batch, batches
 from mmcli.heads.model.losses import class_weights
-from mmcli.heads.runs.best_pt import load_checkpoint
+from mmcli.heads.runs.checkpoint import load_checkpoint
 from mmcli.heads.runs.labelled import rows_of_parts
 from mmcli.heads.runs.last_layers import last_layers
 from mmcli.heads.training.loop import FitOptions, fit
