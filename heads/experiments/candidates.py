@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 
 from ...cache.store import FeatureCache
 from ..evaluation.folds import Fold
-from ..finetune_recipe import TOWERS
 from ..model.fusions import FUSIONS, fusion_class, refuse_weights
 from ..model.inputs import Rows
-from ..recipe import Recipe
+from ..recipe import TOWERS, Recipe
 
 FINETUNE = ":finetune"  # suffix of the name of a candidate with both stages
 
