@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..heads.finetune_recipe import parse_finetune_setting
-from ..heads.recipe import Recipe
+from ..heads.recipe import Recipe, parse_finetune_setting
 from .command import CandidateOption, DataOption, OutputOption, ScoringOption, Stage2Option
 from .options import CACHE, DEFAULTS, GO_ON, MAX_SEED, RUNS, HeadFusion, HeadModality, TrainingOptions, parse_bytes
 from .paths import InputPaths
@@ -277,8 +276,7 @@ def _names(text: str) -> list[str]:
 
 def _advice(result: "Comparison") -> str:
     """Return what to type to use the best settings of a sweep, and how much to trust them."""
-    from ..heads.recipe import OF_STAGE_2
-    from ..heads.settings import setting_text
+    from ..heads.recipe import OF_STAGE_2, setting_text
 
     options: dict[bool, list[str]] = {False: [], True: []}  # by whether they are options of stage 2
     for name, value in (result.best or {}).items():

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from ..heads.finetune_recipe import SETTINGS, FinetuneRecipe, parse_finetune_setting
+from ..heads.recipe import FINETUNE_SETTINGS, FinetuneRecipe, parse_finetune_setting
 from .command import DataOption, Options, OutputOption, Stage2Option
 from .options import BEST, GO_ON, RUNS, Device, From, MaxMemory, MovedBackbone, TrainedCache, TrainedLabels, parse_bytes
 from .paths import InputPaths
@@ -65,7 +65,9 @@ class Finetune(Options):
         from ..report.terminal import note, print_json, print_parts
 
         settings = {
-            name: parse_finetune_setting(name, str(getattr(self, name))) for name in SETTINGS if self.typed(name)
+            name: parse_finetune_setting(name, str(getattr(self, name)))
+            for name in FINETUNE_SETTINGS
+            if self.typed(name)
         }
         options = FinetuneOptions(
             runs=self.runs,

@@ -4,11 +4,11 @@ from .evaluation.splits import Split as Split
 from .evaluation.splits import read_split as read_split
 from .evaluation.splits import stratified_split as stratified_split
 from .evaluation.splits import write_split as write_split
-from .finetune_recipe import FinetuneRecipe as FinetuneRecipe
 from .model.fusions import FUSIONS as FUSIONS
 from .model.head import Ensemble as Ensemble
 from .model.head import Head as Head
 from .model.inputs import Rows as Rows
+from .recipe import FinetuneRecipe as FinetuneRecipe
 from .recipe import Recipe as Recipe
 from .runs.checkpoint import Checkpoint as Checkpoint
 from .runs.checkpoint import load_checkpoint as load_checkpoint

@@ -25,18 +25,15 @@ MAY_IMPORT = {
     "finetune": {"cache", "featurize", "heads", "report"},
     "commands": {"cache", "featurize", "heads", "finetune", "report"},
 }
-RECIPES = {"settings", "finetune_recipe", "recipe"}
 MAY_IMPORT_WITHIN = {  # what is not listed here, files of its own, may import all of its folder
     "featurize": {"backbones": set(), "identity": {"backbones"}, "pairs": {"identity"}},
     "heads": {
-        "settings": set(),
-        "finetune_recipe": {"settings"},
-        "recipe": {"settings", "finetune_recipe"},
+        "recipe": set(),
         "evaluation": set(),
-        "model": RECIPES,
-        "training": RECIPES | {"evaluation", "model"},
-        "runs": RECIPES | {"evaluation", "model", "training"},
-        "experiments": RECIPES | {"evaluation", "model", "training", "runs"},
+        "model": {"recipe"},
+        "training": {"recipe", "evaluation", "model"},
+        "runs": {"recipe", "evaluation", "model", "training"},
+        "experiments": {"recipe", "evaluation", "model", "training", "runs"},
     },
 }
 SOURCES = sorted(path.relative_to(ROOT) for folder in MAY_IMPORT for path in (ROOT / folder).rglob("*.py"))
@@ -133,14 +130,14 @@ def defaults_of(name):
 
 
 def test_every_setting_is_an_option_with_its_default():
-    from mmcli.heads import finetune_recipe, recipe
+    from mmcli.heads import recipe
 
     typed = defaults_of("train-head")
     for name in set(recipe.SETTINGS) - {"lr_factor", "lr_patience"}:
         assert recipe.parse_setting(name, str(typed[name])) == recipe.SETTINGS[name], name
     typed = defaults_of("finetune")
-    for name, default in finetune_recipe.SETTINGS.items():
-        assert finetune_recipe.parse_finetune_setting(name, str(typed[name])) == default, name
+    for name, default in recipe.FINETUNE_SETTINGS.items():
+        assert recipe.parse_finetune_setting(name, str(typed[name])) == default, name
     assert set(get_args(recipe.Preset)) == set(recipe.PRESETS)
 
 
@@ -169,9 +166,7 @@ def test_the_two_commands_of_the_readme():
     assert test in (ROOT / ".ci" / "run").read_text()
 
 
-@pytest.mark.parametrize(
-    "words", ["mmcli.heads.recipe", "mmcli.heads.finetune_recipe", "mmcli.heads", "mmcli.finetune"]
-)
+@pytest.mark.parametrize("words", ["mmcli.heads.recipe", "mmcli.heads", "mmcli.finetune"])
 def test_a_recipe_needs_no_torch(words):
     code = f"import sys, {words}\nfrom mmcli.heads import Recipe\nRecipe()\nprint('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ...cache.store import FeatureCache
-from ..finetune_recipe import TOWERS
 from ..model.fusions import FUSIONS, fusion_class, refuse_weights
-from ..recipe import Recipe
+from ..recipe import TOWERS, Recipe
 
 FINETUNE = ":finetune"  # suffix of the name of a candidate with both stages
 

@@ -6,8 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from ...cache.errors import MmcliError
-from ..recipe import OF_STAGE_2, Recipe, parse_setting
-from ..settings import setting_text
+from ..recipe import OF_STAGE_2, Recipe, parse_setting, setting_text
 from .candidates import Candidate
 from .comparison import compare
 from .results import Comparison

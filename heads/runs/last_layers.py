@@ -11,10 +11,9 @@ from ...featurize.backbones.towers import Top
 from ...featurize.encode import OnProgress
 from ...featurize.frozen.source import Source
 from ...featurize.frozen.state_store import StateStore
-from ..finetune_recipe import TOWERS, FinetuneRecipe
 from ..model.head import Head
 from ..model.inputs import Rows
-from ..recipe import Recipe
+from ..recipe import TOWERS, FinetuneRecipe, Recipe
 from ..training.loop import FitOptions
 from .fit_store import FitTask, key_of
 

@@ -7,9 +7,8 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
-from ..finetune_recipe import FinetuneRecipe
 from ..model.head import Head
-from ..recipe import Recipe
+from ..recipe import FinetuneRecipe, Recipe
 
 
 @dataclass(frozen=True)
