@@ -1,4 +1,7 @@
-"""Writing a file completely or not at all: temporary name in the same folder, fsync, ``os.replace``."""
+"""Writing a file completely or not at all, and by one process at a time.
+
+A file is written under a temporary name in the same folder, flushed to the disk, and renamed.
+"""
 
 import contextlib
 import errno
@@ -9,9 +12,12 @@ import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from .errors import DiskFullError, MmcliError
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
+
+from .errors import DiskFullError, LockedError, MmcliError
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
 
 
 @contextlib.contextmanager
@@ -30,33 +36,19 @@ def disk_full_is_clear(path: Path) -> Iterator[None]:
 
 
 def make_folder(folder: Path) -> None:
-    """Make ``folder`` and its parents, if they do not exist.
-
-    Raises
-    ------
-    MmcliError
-        There is a file instead of the folder or of a parent.
-    """
+    """Make ``folder`` and its parents, if they do not exist; raise a MmcliError if a file is in the way."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise MmcliError(f"cannot make the folder {folder}, a file is in its place: give another folder") from error
 
 
-def fsync_folder(folder: Path) -> None:
-    """Make a rename inside ``folder`` survive a power cut. Windows cannot open folders, so this does nothing there."""
-    if os.name == "nt":
+def fsync(path: Path) -> None:
+    """Flush a closed file, or the names in a folder, to the disk. Windows cannot open folders, so it skips them."""
+    is_folder = path.is_dir()
+    if is_folder and os.name == "nt":
         return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def fsync_file(path: Path) -> None:
-    """Flush a closed file's bytes to the disk."""
-    descriptor = os.open(path, os.O_RDWR)
+    descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
     try:
         os.fsync(descriptor)
     finally:
@@ -67,30 +59,28 @@ def fsync_file(path: Path) -> None:
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``. On success it replaces ``path``; on failure it is removed.
 
-    If ``path`` is a symbolic link, the file that it points at is replaced.
-
-    Raises
-    ------
-    DiskFullError
-        The disk is full. ``path`` keeps its former content.
-    MmcliError
-        ``path`` is a device, a pipe or a folder, or its folder is a file.
+    If ``path`` is a symbolic link, the file that it points at is replaced. A DiskFullError leaves its former content. A
+    MmcliError says that ``path`` is a device, a pipe or a folder, or that its folder is a file.
     """
     path = path.resolve()
     if _is_special(path):
         raise MmcliError(f"{path} is a device or a pipe, not a file: give a file")
-    if path.is_dir():
-        raise MmcliError(f"{path} is a folder: give a file")
+    _refuse_folder(path)
     make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with disk_full_is_clear(path):
             yield temporary
-            fsync_file(temporary)
+            fsync(temporary)
         os.replace(temporary, path)
-        fsync_folder(path.parent)
+        fsync(path.parent)  # so that the rename survives a power cut
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _refuse_folder(path: Path) -> None:
+    if path.is_dir():
+        raise MmcliError(f"{path} is a folder: give a file")
 
 
 def _is_special(path: Path) -> bool:
@@ -98,24 +88,11 @@ def _is_special(path: Path) -> bool:
 
 
 def refuse_to_overwrite(path: Path, magic: bytes, inputs: Iterable[str | Path] = ()) -> None:
-    """Refuse an output path that is a folder, an input, or an existing file of another kind.
+    """Raise a MmcliError if an output path is a folder, one of ``inputs``, or an existing file of another kind.
 
-    Parameters
-    ----------
-    path
-        The output path.
-    magic
-        First bytes of a file of the right kind.
-    inputs
-        Files that the command reads.
-
-    Raises
-    ------
-    MmcliError
-        The path is refused.
+    ``magic`` are the first bytes of a file of the right kind.
     """
-    if path.is_dir():
-        raise MmcliError(f"{path} is a folder: give a file")
+    _refuse_folder(path)
     if any(path.resolve() == Path(source).resolve() for source in inputs):
         raise MmcliError(f"{path} is an input of this command: write to another file")
     if path.is_file() and path.stat().st_size:
@@ -149,3 +126,38 @@ def remove_leftovers(path: Path) -> None:
     path = path.resolve()
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.[0-9]*.tmp"):
         leftover.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writer_lock(cache_path: Path, remedy: str = "give this one another --out") -> Iterator[None]:
+    """Hold the right to write ``cache_path``; raise a LockedError at once if another process holds it.
+
+    The operating system holds the lock, so it ends with the process, even after a crash. On a file system without locks
+    (some NFS and Lustre mounts), a lock file names the process instead. filelock removes this file if the process no
+    longer runs on this machine. ``remedy`` is advice for a user who does not want to wait.
+    """
+    make_folder(cache_path.parent)
+    lock_file = cache_path.with_name(f".{cache_path.name}.lock")
+    try:
+        lock = _locked(lock_file)
+    except Timeout as error:
+        held = Path(error.lock_file)
+        hint = "" if held == lock_file else f" (if no mmcli is running, delete {held})"
+        raise LockedError(f"another mmcli is writing {cache_path}: wait until it ends, or {remedy}{hint}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _locked(lock_file: Path) -> BaseFileLock:
+    try:
+        lock: BaseFileLock = FileLock(lock_file, fallback_to_soft=False)
+        lock.acquire(timeout=0)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        # Use another name: the operating system's lock file stays behind and would look like a held lock.
+        lock = SoftFileLock(lock_file.with_name(f"{lock_file.name}-holder"))
+        lock.acquire(timeout=0)
+    return lock

@@ -6,6 +6,7 @@ import numpy as np
 
 from .atomic import atomic_path, refuse_to_overwrite, write_text
 from .errors import MmcliError
+from .hdf5 import slices
 from .store import FeatureCache
 
 _BLOCK_ROWS = 4096
@@ -27,8 +28,8 @@ def export_npy(cache: FeatureCache, folder: str | Path) -> list[Path]:
         header = {"descr": np.lib.format.dtype_to_descr(source.dtype), "fortran_order": False, "shape": source.shape}
         with atomic_path(path) as temporary, temporary.open("wb") as file:
             np.lib.format.write_array_header_1_0(file, header)
-            for rows in _blocks(len(cache)):
-                file.write(cache.read(name, rows).tobytes())
+            for span in slices(len(cache), _BLOCK_ROWS):
+                file.write(cache.read(name, np.arange(span.start, span.stop)).tobytes())
         written.append(path)
     write_text(folder / "guids.txt", "".join(f"{guid}\n" for guid in cache.guids))
     return [*written, folder / "guids.txt"]
@@ -52,14 +53,10 @@ def export_parquet(cache: FeatureCache, path: str | Path) -> list[Path]:
     embedding = pa.list_(pa.float32(), cache.dim)
     schema = pa.schema([("guid", pa.string()), ("image", embedding), ("text", embedding)])
     with atomic_path(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
-        for rows in _blocks(len(cache)):
-            columns = [pa.array([cache.guids[row] for row in rows])]
+        for span in slices(len(cache), _BLOCK_ROWS):
+            columns = [pa.array(cache.guids[span])]
             for name in ("image", "text"):
-                flat = pa.array(cache.read(name, rows).astype(np.float32).ravel())
-                columns.append(pa.FixedSizeListArray.from_arrays(flat, cache.dim))
+                values = cache.read(name, np.arange(span.start, span.stop)).astype(np.float32)
+                columns.append(pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), cache.dim))
             writer.write_table(pa.Table.from_arrays(columns, schema=schema))
     return [path]
-
-
-def _blocks(n: int) -> list[np.ndarray[tuple[int], np.dtype[np.int64]]]:
-    return [np.arange(start, min(start + _BLOCK_ROWS, n)) for start in range(0, n, _BLOCK_ROWS)]

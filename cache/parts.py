@@ -10,8 +10,9 @@ import contextlib
 import shutil
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,11 @@ from numpy.typing import NDArray
 
 from .atomic import atomic_path, make_folder
 from .errors import CacheError, DiskFullError
-from .hdf5 import DAMAGE, new_hdf5
+from .features import text_offsets
+from .hdf5 import DAMAGE, new_hdf5, row_bytes, slices, window_rows
 from .labels import guid_of
-from .rows import window_rows
 from .schema import PER_ROW, Header
 from .store import FeatureCache
-from .tokens import text_offsets
 
 _CHUNK_ROWS = 256
 _CHUNK_BYTES = 1 << 20
@@ -38,31 +38,14 @@ _KEPT_DAYS = 30
 class Block:
     """Rows that were computed together, in the layout of the file (see ``schema``).
 
-    Attributes
-    ----------
-    guids
-        One per row.
-    columns
-        Arrays by dataset name, (n, ...).
-    text_tokens
-        (L, w_t) per row, or None.
-    text_ids
-        Token ids, (L,) per row, if ``text_tokens`` are states from the middle of a tower.
+    ``columns`` holds arrays by dataset name, (n, ...). ``text_tokens`` are (L, w_t) per row, or None. ``text_ids`` are
+    token ids, (L,) per row, if ``text_tokens`` are states from the middle of a tower.
     """
 
     guids: list[str]
     columns: dict[str, NDArray[Any]]
     text_tokens: list[NDArray[Any]] | None = None
     text_ids: list[NDArray[np.int32]] | None = None
-
-    def take(self, rows: NDArray[np.int64]) -> Block:
-        """Return the rows numbered ``rows``, in that order."""
-        return Block(
-            [self.guids[row] for row in rows],
-            {name: values[rows] for name, values in self.columns.items()},
-            None if self.text_tokens is None else [self.text_tokens[row] for row in rows],
-            None if self.text_ids is None else [self.text_ids[row] for row in rows],
-        )
 
 
 def parts_folder(cache_path: Path, fingerprint: str) -> Path:
@@ -71,38 +54,29 @@ def parts_folder(cache_path: Path, fingerprint: str) -> Path:
 
 
 def write_part(folder: Path, number: int, block: Block, header: Header, mapped: bool = False) -> Path:
-    """Write one finished block as ``folder/part-<number>.h5``, completely or not at all.
+    """Write one finished block as ``folder/part-<number>.h5``, completely or not at all; earlier parts stay.
 
-    Checksums cover every byte, including the file's own structures.
-
-    Parameters
-    ----------
-    mapped
-        Whether to store each column in one piece, so that it can be mapped into memory. Checksums then cover only the
-        structures.
-
-    Raises
-    ------
-    DiskFullError
-        The disk is full. Earlier parts stay.
+    Checksums cover every byte, including the file's own structures. If ``mapped``, each column is stored in one piece,
+    so that it can be mapped into memory, and checksums cover only the structures.
     """
     path = folder / f"part-{number:06d}.h5"
-    guids = [guid_of(guid).encode() for guid in block.guids]
-    columns: dict[str, NDArray[Any]] = {
-        "guid": np.array(guids, dtype=h5py.string_dtype("utf-8", max(map(len, guids), default=1) or 1)),
-        **block.columns,
-    }
+    columns = {"guid": _guid_column(block.guids), **block.columns}
     if block.text_tokens is not None:
         columns["text_offsets"] = text_offsets(block.text_tokens)
         columns["text_tokens"] = np.concatenate(block.text_tokens)
     if block.text_ids is not None:
         columns["text_ids"] = np.concatenate(block.text_ids)
-    with atomic_path(path) as temporary, new_hdf5(temporary, checksums=True) as new:
-        new.file.attrs.update(header.to_attributes() | {"rows": len(block.guids)})
+    with atomic_path(path) as temporary, new_hdf5(temporary, checksums=True) as (file, _):
+        file.attrs.update(header.to_attributes() | {"rows": len(block.guids)})
         for name, values in columns.items():
             checked = {} if mapped or not len(values) else {"chunks": _chunks(values, len(values)), "fletcher32": True}
-            new.file.create_dataset(name, data=values, **checked)
+            file.create_dataset(name, data=values, **checked)
     return path
+
+
+def _guid_column(guids: Sequence[str]) -> NDArray[Any]:
+    names = [guid_of(guid).encode() for guid in guids]
+    return np.array(names, dtype=h5py.string_dtype("utf-8", max(map(len, names), default=1) or 1))
 
 
 def read_parts(folder: Path, header: Header) -> list[Path]:
@@ -116,7 +90,8 @@ def read_parts(folder: Path, header: Header) -> list[Path]:
 def _is_sound(path: Path, header: Header) -> bool:
     """Whether a part has this header's fingerprint and every checksum in it is right."""
     try:
-        with FeatureCache.open(path, expected=header.identity) as part:
+        with FeatureCache.open(path) as part:
+            part.check(header.identity, "this configuration")
             _ = part.guids
             part.file.visititems(_read_checked)
     except (CacheError, *DAMAGE):
@@ -126,9 +101,8 @@ def _is_sound(path: Path, header: Header) -> bool:
 
 def _read_checked(name: str, item: h5py.Dataset | h5py.Group) -> None:
     if isinstance(item, h5py.Dataset) and item.fletcher32:
-        step = window_rows(item)
-        for start in range(0, len(item), step):
-            _ = item[start : start + step]
+        for span in slices(len(item), window_rows(item)):
+            _ = item[span]
 
 
 def remove_parts(cache_path: Path, fingerprint: str) -> None:
@@ -168,46 +142,44 @@ class OpenCaches:
 def merge(target: Path, rows: Sequence[tuple[str, Path, int]], header: Header) -> None:
     """Write ``target`` from rows of other cache files, a chunk at a time.
 
-    Parameters
-    ----------
-    target
-        The cache file. It is replaced only when the new file is complete and on disk, so it may be one of the sources.
-    rows
-        (guid, file, row in that file), in the order of the new file. All files have the same layout.
-    header
-        Header of the new file.
-
-    Raises
-    ------
-    DiskFullError
-        The disk is full. The parts and the former ``target`` stay.
-    CacheError
-        A source is damaged, or another command changed it.
+    ``rows`` lists (guid, file, row in that file), in the order of the new file. All files have the same layout.
+    ``target`` is replaced only when the new file is complete and on disk, so it may be one of the sources. A
+    DiskFullError leaves the parts and the former ``target``; a CacheError says that a source is damaged or was changed.
     """
     sources = OpenCaches()
     try:
         _check_room(target, {path for _, path, _ in rows})
-        with atomic_path(target) as temporary, new_hdf5(temporary) as new:
-            file = new.file
+        with atomic_path(target) as temporary, new_hdf5(temporary) as (file, check):
             file.attrs.update(header.to_attributes() | {"rows": len(rows)})
             names = _create_datasets(file, sources.get(rows[0][1]), rows)
             offset = 0
-            for start in range(0, len(rows), _CHUNK_ROWS):
-                chunk = rows[start : start + _CHUNK_ROWS]
-                span = slice(start, start + len(chunk))
-                for cache, picked, numbers in _by_source(sources, chunk):
-                    if [cache.guids[row] for row in numbers] != [guid_of(chunk[place][0]) for place in picked]:
-                        raise CacheError(f"{cache.path} was changed by another command: run the same command again")
-                    for name in names:
-                        # Rows of a source are neighbours unless pairs were edited, so most writes are one slice.
-                        values = cache.read(name, numbers)
-                        _put(file[name], span, picked, values)
+            for span in slices(len(rows), _CHUNK_ROWS):
+                values = _read_chunk(sources, rows[span], {name: file[name] for name in names})
+                for name, column in values.items():
+                    file[name][span] = column
                 if "text_tokens" in file:
-                    offset = _append_text_tokens(file, sources, chunk, start, offset)
-                new.check()
+                    offset = _append_text_tokens(file, sources, rows[span], span.start, offset)
+                check()
             sources.close()  # before the replace: target may be one of them
     finally:
         sources.close()
+
+
+def _read_chunk(
+    sources: OpenCaches, chunk: Sequence[tuple[str, Path, int]], like: dict[str, h5py.Dataset]
+) -> dict[str, NDArray[Any]]:
+    """Return the columns of some rows, by name, with the dtypes and row shapes of ``like``."""
+    columns = {name: np.empty((len(chunk), *dataset.shape[1:]), dataset.dtype) for name, dataset in like.items()}
+    places_of: dict[Path, list[int]] = {}
+    for place, (_, path, _) in enumerate(chunk):
+        places_of.setdefault(path, []).append(place)
+    for path, places in places_of.items():
+        cache, numbers = sources.get(path), np.array([chunk[place][2] for place in places], dtype=np.int64)
+        if [cache.guids[row] for row in numbers] != [guid_of(chunk[place][0]) for place in places]:
+            raise CacheError(f"{cache.path} was changed by another command: run the same command again")
+        for name, column in columns.items():
+            column[places] = cache.read(name, numbers)
+    return columns
 
 
 def _check_room(target: Path, sources: set[Path]) -> None:
@@ -222,49 +194,23 @@ def _check_room(target: Path, sources: set[Path]) -> None:
 
 
 def _create_datasets(file: h5py.File, like: FeatureCache, rows: Sequence[tuple[str, Path, int]]) -> list[str]:
-    guids = [guid_of(guid).encode() for guid, _, _ in rows]
-    text = np.array(guids, dtype=h5py.string_dtype("utf-8", max(map(len, guids))))
-    file.create_dataset("guid", data=text, chunks=(min(4096, len(rows)),), fletcher32=True)
+    """Create the datasets of ``like`` for ``rows``, fill in the guids, and return the names of the other columns."""
+    create, n = partial(file.create_dataset, fletcher32=True), len(rows)
+    create("guid", data=_guid_column([guid for guid, _, _ in rows]), chunks=(min(4096, n),))
     names = [*like.embedding_names(), *PER_ROW]
     for name in names:
         source = like.file[name]
-        shape = (len(rows), *source.shape[1:])
-        file.create_dataset(name, shape, source.dtype, chunks=_chunks(source, len(rows)), fletcher32=True)
+        create(name, (n, *source.shape[1:]), source.dtype, chunks=_chunks(source, n))
     if like.has_tokens:
         width = like.file["text_tokens"].shape[1]
-        chunks = (min(4096, len(rows) + 1),)
-        file.create_dataset("text_offsets", (len(rows) + 1,), np.int64, chunks=chunks, fletcher32=True)
-        file.create_dataset(
-            "text_tokens", (0, width), np.float16, maxshape=(None, width), chunks=(4096, width), fletcher32=True
-        )
+        create("text_offsets", (n + 1,), np.int64, chunks=(min(4096, n + 1),))
+        create("text_tokens", (0, width), np.float16, maxshape=(None, width), chunks=(4096, width))
     return names
 
 
 def _chunks(like: h5py.Dataset | NDArray[Any], rows: int) -> tuple[int, ...]:
     """Return a chunk shape for a dataset like ``like`` with ``rows`` rows: whole rows, about 1 MiB."""
-    row_bytes = max(1, like.dtype.itemsize * int(np.prod(like.shape[1:], dtype=np.int64)))
-    return max(1, min(_CHUNK_ROWS, rows, _CHUNK_BYTES // row_bytes)), *like.shape[1:]
-
-
-def _by_source(
-    sources: OpenCaches, chunk: Sequence[tuple[str, Path, int]]
-) -> Iterator[tuple[FeatureCache, NDArray[np.int64], NDArray[np.int64]]]:
-    """Yield (file, positions in the chunk, rows in the file) for each source of the chunk."""
-    grouped: dict[Path, list[tuple[int, int]]] = {}
-    for position, (_, path, row) in enumerate(chunk):
-        grouped.setdefault(path, []).append((position, row))
-    for path, pairs in grouped.items():
-        table = np.array(pairs, dtype=np.int64)
-        yield sources.get(path), table[:, 0], table[:, 1]
-
-
-def _put(dataset: h5py.Dataset, span: slice, picked: NDArray[np.int64], values: NDArray[Any]) -> None:
-    if len(picked) == span.stop - span.start:
-        dataset[span] = values
-    elif picked[-1] - picked[0] + 1 == len(picked):
-        dataset[span.start + picked[0] : span.start + picked[-1] + 1] = values
-    else:
-        dataset[span.start + picked] = values
+    return max(1, min(_CHUNK_ROWS, rows, _CHUNK_BYTES // max(1, row_bytes(like)))), *like.shape[1:]
 
 
 def _append_text_tokens(

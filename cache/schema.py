@@ -17,8 +17,14 @@ Attributes: ``schema``, ``fingerprint``, and as JSON ``identity``, ``backbone``,
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
+
+import h5py
+
+from .errors import CacheError
+from .hdf5 import damage_is_clear
 
 SCHEMA = 1
 EMPTY_SHA256 = hashlib.sha256(b"").digest()  # of a text that is empty after cleaning
@@ -95,7 +101,46 @@ class Header:
 
     def to_attributes(self) -> dict[str, Any]:
         """Return the HDF5 attributes of this header."""
-        parts = {name: getattr(self, name) for name in ("identity", "backbone", "dataset", "versions")}
-        return {"schema": SCHEMA, "fingerprint": self.fingerprint} | {
-            name: json.dumps(value, sort_keys=True, ensure_ascii=False) for name, value in parts.items()
-        }
+        parts = {name: json.dumps(value, sort_keys=True, ensure_ascii=False) for name, value in vars(self).items()}
+        return {"schema": SCHEMA, "fingerprint": self.fingerprint} | parts
+
+
+def read_header(path: Path, file: h5py.File) -> Header:
+    """Return the header of an open file; raise a CacheError if it is no cache, or one of another schema or damaged."""
+    schema = file.attrs.get("schema")
+    if schema is None or "guid" not in file:
+        raise CacheError(f"{path} is an HDF5 file, but not a feature cache of mmcli: give a file that mmcli made")
+    if schema != SCHEMA:
+        raise CacheError(
+            f"{path} has schema {schema}, but this mmcli reads schema {SCHEMA}: featurize again with another --out, or "
+            "use the version of mmcli that made it"
+        )
+    try:
+        header = Header(**{field.name: json.loads(file.attrs[field.name]) for field in fields(Header)})
+        stored = file.attrs["fingerprint"]
+    except (KeyError, ValueError, TypeError) as error:
+        raise CacheError(
+            f"the header of {path} is damaged ({error}): restore a copy, or move the file away and run `mmcli "
+            "featurize` again"
+        ) from error
+    if header.fingerprint != stored:
+        raise CacheError(
+            f"{path} was changed by hand, its fingerprint does not fit its identity: restore a copy, or move the file "
+            "away and run `mmcli featurize` again"
+        )
+    _check_lengths(path, file)
+    return header
+
+
+def _check_lengths(path: Path, file: h5py.File) -> None:
+    """Check that each dataset has the recorded number of rows, because a damaged file may have lost some."""
+    rows = len(file["guid"])
+    stored = int(file.attrs.get("rows", rows))  # earlier versions did not write it
+    lengths = {"guid": rows} | {name: len(file[name]) for name in (*EMBEDDINGS, *PER_ROW) if name in file}
+    if "text_tokens" in file:
+        lengths["text_offsets"] = len(file["text_offsets"]) - 1
+        lengths["text_tokens"] = rows if file["text_tokens"].ndim == 2 else -1
+    for name, length in lengths.items():
+        with damage_is_clear(path, name):
+            if length != stored:
+                raise ValueError(f"{length} rows instead of {stored}")

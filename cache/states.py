@@ -35,13 +35,16 @@ class StatesPart:
     ids: NDArray[np.int32] | None = None
     path: Path | None = None
 
+    def span(self, row: int) -> slice:
+        """Return where the states of a row are."""
+        return slice(row, row + 1) if self.offsets is None else slice(self.offsets[row], self.offsets[row + 1])
+
     def checksum(self, row: int) -> int:
         """Return the CRC-32 of a row's states and token ids."""
-        if self.offsets is None or self.ids is None:
-            return zlib.crc32(np.ascontiguousarray(self.states[row]).data)
-        span = slice(self.offsets[row], self.offsets[row + 1])
-        states_checksum = zlib.crc32(np.ascontiguousarray(self.states[span]).data)
-        return zlib.crc32(np.ascontiguousarray(self.ids[span]).data, states_checksum)
+        checksum = zlib.crc32(np.ascontiguousarray(self.states[self.span(row)]).data)
+        if self.ids is None:
+            return checksum
+        return zlib.crc32(np.ascontiguousarray(self.ids[self.span(row)]).data, checksum)
 
     @classmethod
     def of_file(cls, path: Path) -> StatesPart:
@@ -67,14 +70,9 @@ def _mapped(path: Path, dataset: h5py.Dataset) -> NDArray[Any]:
 
 @dataclass(frozen=True)
 class States:
-    """States of n rows, in files or in memory.
+    """States of n rows in ``parts``, which are files or in memory.
 
-    Attributes
-    ----------
-    parts
-        Files, or blocks in memory.
-    places
-        (n, 2) int64: part of each row, and row in that part.
+    ``places``, (n, 2) int64, holds the part of each row, and the row in that part.
     """
 
     parts: list[StatesPart]
@@ -87,24 +85,24 @@ class States:
         """Return the rows numbered ``rows``."""
         return States(self.parts, self.places[rows])
 
+    def _spans(self) -> list[tuple[StatesPart, slice]]:
+        return [(self.parts[part], self.parts[part].span(row)) for part, row in self.places.tolist()]
+
     def lengths(self) -> NDArray[np.int64]:
         """Return the number of tokens of each row, (n,) int64; 1 for images, which all have the same number."""
-        if not self.parts or self.parts[0].offsets is None:
-            return np.ones(len(self), dtype=np.int64)
-        lengths = [np.diff(part.offsets) for part in self.parts if part.offsets is not None]
-        return np.array([lengths[part][row] for part, row in self.places.tolist()], dtype=np.int64)
+        return np.array([span.stop - span.start for _, span in self._spans()], dtype=np.int64)
 
     def padded(self) -> PaddedStates:
         """Read these rows as one float32 batch (float64 stays float64), texts padded with zeros on the right."""
         dtype = np.result_type(self.parts[0].states, np.float32)
-        rows = [(self.parts[part], row) for part, row in self.places.tolist()]
+        spans = self._spans()
         if self.parts[0].offsets is None:
-            return PaddedStates(np.stack([part.states[row] for part, row in rows]).astype(dtype))
-        spans = [(part, slice(part.offsets[row], part.offsets[row + 1])) for part, row in rows]
+            return PaddedStates(np.concatenate([part.states[span] for part, span in spans]).astype(dtype))
         length = max(span.stop - span.start for _, span in spans)
         states = np.zeros((len(spans), length, self.parts[0].states.shape[1]), dtype)
         ids, mask = np.zeros((2, len(spans), length), np.int64)
         for number, (part, span) in enumerate(spans):
+            assert part.ids is not None
             inside = slice(0, span.stop - span.start)
             states[number, inside] = part.states[span]
             ids[number, inside] = part.ids[span]

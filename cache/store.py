@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -15,14 +16,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import CacheError
-from .features import Features
-from .hdf5 import DAMAGE, cannot_open, damaged, open_hdf5
+from .features import Features, StoredRows, StoredTokens, Tokens, check_finite, read_tokens, token_row_bytes
+from .hdf5 import (
+    StoredFile,
+    cannot_open,
+    damage_is_clear,
+    finite_rows,
+    open_hdf5,
+    read_rows,
+    row_bytes,
+    slices,
+    stamp_of,
+    window_rows,
+)
 from .labels import guid_of
-from .rows import StoredFile, StoredRows, check_finite, read_rows, row_bytes, stamp_of
-from .schema import EMBEDDINGS, PER_ROW, SCHEMA, Header, describe_difference, fingerprint_of
-from .tokens import StoredTokens, Tokens, read_tokens, tokens_bytes
+from .schema import EMBEDDINGS, Header, describe_difference, fingerprint_of, read_header
 
 _STRINGS_AT_ONCE = 1 << 16
+_VERIFIED_AT_ONCE = 4096
 
 
 class FeatureCache:
@@ -44,20 +55,13 @@ class FeatureCache:
         self.header = header
 
     @classmethod
-    def open(cls, path: str | Path, expected: dict[str, Any] | None = None) -> FeatureCache:
+    def open(cls, path: str | Path) -> FeatureCache:
         """Open the cache at ``path`` and check that it is one.
-
-        Parameters
-        ----------
-        path
-            The HDF5 file.
-        expected
-            An identity. A cache with another identity is refused.
 
         Raises
         ------
         CacheError
-            No such file, not a cache, damaged, another schema, or another identity.
+            No such file, not a cache, damaged, or another schema.
         """
         path = Path(path)
         if path.is_dir():
@@ -71,27 +75,19 @@ class FeatureCache:
             raise CacheError(
                 f"no feature cache at {path}: make it with `mmcli featurize DATA --out {path}`, or give its path"
             )
+        with damage_is_clear(path, "its structure"):
+            try:
+                file = open_hdf5(path)
+            except OSError as error:
+                raise cannot_open(path, error) from error
         try:
-            file = open_hdf5(path)
-        except OSError as error:
-            raise cannot_open(path, error) from error
-        except DAMAGE as error:
-            raise damaged(path, "its structure", error) from error
-        try:
-            header = _read_header(path, file)
-            _check_structure(path, file)
-            cache = cls(path, file, header)
-            if expected is not None:
-                cache.check(expected)
-            return cache
-        except DAMAGE as error:
-            file.close()
-            raise damaged(path, "its header", error) from error
+            with damage_is_clear(path, "its header"):
+                return cls(path, file, read_header(path, file))
         except BaseException:
             file.close()
             raise
 
-    def check(self, expected: dict[str, Any], name: str = "something else") -> None:
+    def check(self, expected: dict[str, Any], name: str) -> None:
         """Check that the identity of this cache is ``expected``, the identity of backbone ``name``.
 
         Raises
@@ -136,13 +132,6 @@ class FeatureCache:
     def has_tokens(self) -> bool:
         """Whether the file holds the towers' last hidden states."""
         return "image_tokens" in self.file
-
-    @property
-    def token_widths(self) -> tuple[int, int]:
-        """Return (w_i, w_t): widths of the last hidden states, or 0 without them."""
-        if not self.has_tokens:
-            return 0, 0
-        return int(self.file["image_tokens"].shape[2]), int(self.file["text_tokens"].shape[1])
 
     @property
     def has_cleaned(self) -> bool:
@@ -212,32 +201,29 @@ class FeatureCache:
         CacheError
             The cache has no tokens, no views, or not all guids; a number is not finite; or the file is damaged.
         """
-        data = self.header.dataset["data"]
+        again = f"run `mmcli featurize {self.header.dataset['data']} --out {self.path}"
         if tokens and not self.has_tokens:
-            raise CacheError(
-                f"{self.path} holds no token states: run `mmcli featurize {data} --out {self.path} --tokens`"
-            )
+            raise CacheError(f"{self.path} holds no token states: {again} --tokens`")
         if views and not self.n_views:
-            raise CacheError(
-                f"{self.path} holds no augmented views: run `mmcli featurize {data} --out {self.path} --views 4`"
-            )
+            raise CacheError(f"{self.path} holds no augmented views: {again} --views 4`")
         rows = self.rows(guids)
         names = ["image", "text", *(["image_views"] if views else [])]
         file = StoredFile(self.path.absolute(), stamp_of(self.file))
         kept: Tokens | StoredTokens | None = None
         if tokens:
-            together = len(rows) if of_rows is None else of_rows
-            size = tokens_bytes(self.file) * together / max(len(self), 1)
+            size = token_row_bytes(self.file) * (len(rows) if of_rows is None else of_rows)
             if max_bytes is not None and size > max_bytes:
                 kept = StoredTokens(file, rows, max_bytes)
             else:
                 kept = read_tokens(self.file, self.path, rows)
-        if max_bytes is not None and len(rows) * self.row_bytes(views) > max_bytes:
-            stored = [StoredRows(file, name, rows, max_bytes) for name in names]
-            return Features(stored[0], stored[1], kept, stored[2] if views else None)
-        columns = [self.read(name, rows) for name in names]
-        for name, values in zip(names, columns, strict=True):
-            check_finite(self.path, name.replace("image_views", "image view"), values, guids)
+        columns: list[StoredRows | NDArray[Any]] = []
+        for name in names:
+            if max_bytes is not None and len(rows) * self.row_bytes(views) > max_bytes:
+                columns.append(StoredRows(file, name, rows, max_bytes))
+            else:
+                values = self.read(name, rows)
+                check_finite(self.path, name.replace("image_views", "image view"), values, guids)
+                columns.append(values)
         return Features(columns[0], columns[1], kept, columns[2] if views else None)
 
     def read(self, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
@@ -248,19 +234,13 @@ class FeatureCache:
         CacheError
             A checksum shows that the file is damaged.
         """
-        try:
-            dataset = self.file[name]
-        except DAMAGE as error:
-            raise damaged(self.path, name, error) from error
-        return read_rows(dataset, self.path, rows)
+        return read_rows(self.file, self.path, name, rows)
 
     def text_tokens(self, row: int) -> NDArray[np.float16]:
         """Return the last hidden states of one text, (L, w_t) float16."""
-        try:
+        with damage_is_clear(self.path, "text_tokens"):
             start, stop = self.file["text_offsets"][row : row + 2]
             return self.file["text_tokens"][int(start) : int(stop)]
-        except DAMAGE as error:
-            raise damaged(self.path, "text_tokens", error) from error
 
     def digests(self) -> list[tuple[bytes, bytes]]:
         """Return each row's (sha256 of image bytes, sha256 of text bytes), 32 bytes each."""
@@ -269,13 +249,11 @@ class FeatureCache:
         return [(image.tobytes(), text.tobytes()) for image, text in zip(images, texts, strict=True)]
 
     def _strings(self, name: str) -> list[str]:
-        try:
-            dataset, strings = self.file[name], list[str]()
-            for start in range(0, len(dataset), _STRINGS_AT_ONCE):
-                strings += [value.decode() for value in dataset[start : start + _STRINGS_AT_ONCE].tolist()]
-            return strings
-        except DAMAGE as error:
-            raise damaged(self.path, name, error) from error
+        strings: list[str] = []
+        with damage_is_clear(self.path, name):
+            for span in slices(len(self.file[name]), _STRINGS_AT_ONCE):
+                strings += [value.decode() for value in self.file[name][span].tolist()]
+        return strings
 
     def codecs(self) -> list[str]:
         """Return the codec that decoded each row's text."""
@@ -310,41 +288,56 @@ class FeatureCache:
         """Return the names of the dense embedding datasets in this file."""
         return [name for name in EMBEDDINGS if name in self.file]
 
+    def soundness(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Return which rows have only finite numbers, and which have an embedding that is all zero, each (n,) bool.
 
-def _read_header(path: Path, file: h5py.File) -> Header:
-    schema = file.attrs.get("schema")
-    if schema is None or "guid" not in file:
-        raise CacheError(f"{path} is an HDF5 file, but not a feature cache of mmcli: give a file that mmcli made")
-    if schema != SCHEMA:
-        raise CacheError(
-            f"{path} has schema {schema}, but this mmcli reads schema {SCHEMA}: featurize again with another --out, or "
-            "use the version of mmcli that made it"
-        )
-    try:
-        fields = {name: json.loads(file.attrs[name]) for name in ("identity", "backbone", "dataset", "versions")}
-        stored = file.attrs["fingerprint"]
-    except (KeyError, ValueError, TypeError) as error:
-        raise CacheError(
-            f"the header of {path} is damaged ({error}): restore a copy, or move the file away and run `mmcli "
-            "featurize` again"
-        ) from error
-    header = Header(**fields)
-    if header.fingerprint != stored:
-        raise CacheError(
-            f"{path} was changed by hand, its fingerprint does not fit its identity: restore a copy, or move the file "
-            "away and run `mmcli featurize` again"
-        )
-    return header
+        Raises
+        ------
+        CacheError
+            A checksum shows that the file is damaged.
+        """
+        finite, zero = np.ones(len(self), dtype=bool), np.zeros(len(self), dtype=bool)
+        for name in self.embedding_names():
+            for span in slices(len(self), window_rows(self.file[name])):
+                values = self.read(name, np.arange(span.start, span.stop))
+                finite[span] &= finite_rows(values)
+                zero[span] |= ~values.reshape(len(values), -1).any(axis=1)
+        return finite, zero
 
 
-def _check_structure(path: Path, file: h5py.File) -> None:
-    """Check that each dataset has the recorded number of rows, because a damaged file may have lost some."""
-    rows = len(file["guid"])
-    stored = int(file.attrs.get("rows", rows))  # earlier versions did not write it
-    lengths = {name: len(file[name]) for name in (*EMBEDDINGS, *PER_ROW) if name in file}
-    if "text_tokens" in file:
-        lengths["text_offsets"] = len(file["text_offsets"]) - 1
-        lengths["text_tokens"] = rows if file["text_tokens"].ndim == 2 else -1
-    for name, length in {"guid": rows, **lengths}.items():
-        if length != stored:
-            raise damaged(path, name, ValueError(f"{length} rows instead of {stored}"))
+@dataclass
+class VerifyReport:
+    """Guids of bad rows: source changed, source gone, embedding not finite, embedding all zero."""
+
+    rows: int
+    changed: list[str] = field(default_factory=list)
+    gone: list[str] = field(default_factory=list)
+    non_finite: list[str] = field(default_factory=list)
+    all_zero: list[str] = field(default_factory=list)
+
+    @property
+    def sound(self) -> bool:
+        """Whether there is no bad row."""
+        return not (self.changed or self.gone or self.non_finite or self.all_zero)
+
+
+def verify(cache: FeatureCache, digests_now: Callable[[str], tuple[bytes, bytes] | None]) -> VerifyReport:
+    """Compare each row of an open cache with its raw bytes, and find embeddings that cannot be right.
+
+    ``digests_now`` returns the current (sha256 of image bytes, sha256 of text bytes) of a guid, or None if a file is
+    gone. It is called from several threads. A CacheError says that the cache file itself is damaged.
+    """
+    report = VerifyReport(len(cache))
+    digests = cache.digests()
+    with ThreadPoolExecutor() as pool:
+        for span in slices(len(cache), _VERIFIED_AT_ONCE):  # in blocks, because a pool queues all its input
+            guids = cache.guids[span]
+            for guid, stored, now in zip(guids, digests[span], pool.map(digests_now, guids), strict=True):
+                if now is None:
+                    report.gone.append(guid)
+                elif now != stored:
+                    report.changed.append(guid)
+    finite, zero = cache.soundness()
+    report.non_finite = [cache.guids[row] for row in np.flatnonzero(~finite)]
+    report.all_zero = [cache.guids[row] for row in np.flatnonzero(zero)]
+    return report

@@ -152,7 +152,7 @@ class Verify(Options):
     def run(self) -> None:
         """Read the raw pairs again; rows that are not sound are an error."""
         from ..cache import CacheError, FeatureCache
-        from ..cache.verify import verify
+        from ..cache.store import verify
         from ..featurize import Dataset
         from ..report.tables import counted, pairs_table
         from ..report.terminal import print_json, print_parts

@@ -123,17 +123,16 @@ class Fusions(Options):
 
     def run(self) -> None:
         """Count the parameters, and list the fusions."""
-        from ..heads.model.head import VIT_B32, describe_fusions
+        from ..heads.model.head import VIT_B32, describe_fusions, sizes_of
         from ..report.comparison_tables import fusions_table
         from ..report.terminal import print_json, print_parts
 
         sizes = VIT_B32
         if self.cache is not None:
             from ..cache import FeatureCache
-            from ..heads.model.fusions import Sizes
 
             with FeatureCache.open(self.cache) as cache:
-                sizes = Sizes(cache.dim, cache.dim, *cache.token_widths)
+                sizes = sizes_of(cache.features([], tokens=cache.has_tokens))
         fusions = describe_fusions(sizes, self.classes)
         if self.as_json:
             print_json({"sizes": sizes._asdict(), "classes": self.classes, "fusions": fusions})

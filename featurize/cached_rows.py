@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from ..cache.errors import CacheError
 from ..cache.store import FeatureCache
-from ..cache.verify import soundness
 from .encode_options import EncodeOptions
 from .identity import is_cleaned, is_earlier
 from .pairs.changes import Comparison, compare_rows
@@ -147,7 +146,7 @@ def compare_all(
 
 def _sound_rows(cached: FeatureCache) -> NDArray[np.bool_]:
     """Return which rows `mmcli cache verify` would accept, (N,); the others are computed again."""
-    finite, zero = soundness(cached)
+    finite, zero = cached.soundness()
     return finite & ~zero
 
 

@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 
 from ..cache.errors import BackboneError
-from ..cache.features import Features
+from ..cache.features import Features, Tokens, text_offsets
 from ..cache.parts import Block
 from ..cache.schema import describe_difference, fingerprint_of
 from ..cache.store import FeatureCache
-from ..cache.tokens import Tokens, text_offsets
 from .backbones.base import Backbone, Encoder
 from .backbones.opening import open_backbone
 from .encode import OnProgress, encode_blocks

@@ -4,8 +4,7 @@ import contextlib
 import time
 from pathlib import Path
 
-from ..cache.atomic import remove_leftovers
-from ..cache.lock import writer_lock
+from ..cache.atomic import remove_leftovers, writer_lock
 from ..cache.store import FeatureCache
 from .backbones.base import DEFAULT_BACKBONE
 from .backbones.opening import open_backbone

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
+from ...cache.atomic import writer_lock
 from ...cache.errors import CacheError, DataError, DiskFullError
+from ...cache.features import text_offsets
 from ...cache.hdf5 import open_hdf5
-from ...cache.lock import writer_lock
 from ...cache.parts import Block, read_parts, write_part
 from ...cache.states import States, StatesPart
 from ...cache.store import FeatureCache
-from ...cache.tokens import text_offsets
 from ..encode import OnProgress, encode_blocks
 from ..encode_options import EncodeOptions
 from ..pairs.hashing import Reject, prefetch

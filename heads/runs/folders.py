@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 
-from ...cache.atomic import disk_full_is_clear, fsync_file, make_folder
+from ...cache.atomic import disk_full_is_clear, fsync, make_folder
 from ...cache.errors import CheckpointError
 
 LATEST = "latest"
@@ -100,7 +100,7 @@ def _point_latest(parent: Path, name: str) -> str | None:
             pointer.symlink_to(name, target_is_directory=True)
         except OSError:
             pointer.write_text(name + "\n", encoding="utf-8")
-            fsync_file(pointer)
+            fsync(pointer)
         try:
             os.replace(pointer, latest)
         except (IsADirectoryError, PermissionError):

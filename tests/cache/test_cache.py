@@ -10,13 +10,12 @@ from conftest import header, synthetic_block, write_cache
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mmcli.cache import CacheError, DiskFullError, FeatureCache, LockedError, MmcliError
-from mmcli.cache.atomic import atomic_path, write_text
+from mmcli.cache.atomic import atomic_path, write_text, writer_lock
 from mmcli.cache.export import export_npy, export_parquet
 from mmcli.cache.labels import guid_of
-from mmcli.cache.lock import writer_lock
 from mmcli.cache.parts import merge, read_parts, write_part
 from mmcli.cache.schema import describe_difference, fingerprint_of
-from mmcli.cache.verify import verify
+from mmcli.cache.store import verify
 
 LETTERS = st.characters(exclude_characters="\0", exclude_categories=("Cs",))
 GUIDS = st.lists(st.text(LETTERS, min_size=1), min_size=1, max_size=40, unique_by=guid_of)
@@ -131,8 +130,11 @@ def test_a_flipped_byte_is_found_when_it_is_read(tmp_path, name):
 
 def test_another_schema_and_another_backbone_are_named(tmp_path):
     path = write_cache(tmp_path / "f.h5", synthetic_block(["a"]))
-    with pytest.raises(CacheError, match=r"synthetic.*dtype.*: float32, not bfloat16"):
-        FeatureCache.open(path, expected=header(dtype="bfloat16").identity)
+    with (
+        FeatureCache.open(path) as cache,
+        pytest.raises(CacheError, match=r"synthetic.*dtype.*: float32, not bfloat16"),
+    ):
+        cache.check(header(dtype="bfloat16").identity, "another")
     with h5py.File(path, "r+") as file:
         file.attrs["schema"] = 99
     with pytest.raises(CacheError, match="schema 99, but this mmcli reads schema 1"):
@@ -200,7 +202,7 @@ def test_no_merge_is_begun_without_room(tmp_path, monkeypatch):
 HOLDER = """
 import sys
 from pathlib import Path
-from mmcli.cache.lock import writer_lock
+from mmcli.cache.atomic import writer_lock
 with writer_lock(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

@@ -11,8 +11,8 @@ import h5py
 import pytest
 from conftest import synthetic_block, write_cache
 from mmcli.cache import CacheError, FeatureCache, LockedError
+from mmcli.cache.atomic import writer_lock
 from mmcli.cache.hdf5 import cannot_open
-from mmcli.cache.lock import writer_lock
 
 HOLDER = """
 import sys, h5py
@@ -92,7 +92,7 @@ from pathlib import Path
 def refuse(*arguments):
     raise OSError(errno.ENOLCK, "No locks available")
 fcntl.flock = refuse
-from mmcli.cache.lock import writer_lock
+from mmcli.cache.atomic import writer_lock
 with writer_lock(Path(sys.argv[1])):
     os._exit(9)  # as a kill: the lock file stays
 """

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import header, synthetic_block, write_cache
-from mmcli.cache import CacheError, FeatureCache, MmcliError
-from mmcli.cache import rows as stored
-from mmcli.cache.rows import StoredRows
+from mmcli.cache import CacheError, FeatureCache, MmcliError, hdf5
+from mmcli.cache.features import StoredRows
 from mmcli.cli import app
 from mmcli.heads import Recipe, Rows, fit, predict_logits
 from mmcli.heads.model import inputs
@@ -173,7 +172,7 @@ def test_a_cache_that_is_replaced_meanwhile_is_an_error_and_not_the_rows_of_othe
 
 def test_a_wide_row_is_not_read_with_thousands_of_its_neighbours(both, monkeypatch):
     in_memory, in_file = (rows.features for rows in both)
-    monkeypatch.setattr(stored, "_WINDOW_BYTES", 200)
+    monkeypatch.setattr(hdf5, "_WINDOW_BYTES", 200)
     assert np.array_equal(in_file.image[np.array([0, 1500, 7])], in_memory.image[[0, 1500, 7]])
     assert np.array_equal(in_file.load().views, in_memory.views)
 

@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 from mmcli.cache import BackboneError, DataError, DiskFullError, FeatureCache, LockedError
-from mmcli.cache.lock import writer_lock
+from mmcli.cache.atomic import writer_lock
 from mmcli.featurize import FeaturizeOptions, featurize, open_backbone
 from mmcli.featurize.frozen import state_store as store_module
 from mmcli.featurize.frozen.source import Source

@@ -45,7 +45,7 @@ def test_resuming_after_any_cut_equals_one_go(tmp_path_factory, free, cuts, toke
 
         free.loaded.clear()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(atomic, "fsync_file", step(atomic.fsync_file))
+            patch.setattr(atomic, "fsync", step(atomic.fsync))
             patch.setattr("os.replace", step(os.replace))
             with contextlib.suppress(Cut):
                 featurize(tmp_path / "data", None, tmp_path / "f.h5", options)

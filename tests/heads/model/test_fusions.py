@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from mmcli.cache import Features, MmcliError
-from mmcli.cache.tokens import Tokens
+from mmcli.cache.features import Tokens
 from mmcli.heads import FUSIONS, Head, Recipe, Rows
 from mmcli.heads.model.fusions import Sizes
 from mmcli.heads.model.head import VIT_B32, describe_fusions, sizes_of

@@ -12,7 +12,7 @@ from conftest import header, synthetic_block, write_cache
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmcli.cache import CacheError, FeatureCache
-from mmcli.cache.tokens import StoredTokens
+from mmcli.cache.features import StoredTokens
 from mmcli.heads import Recipe, Rows, fit, predict_logits
 from mmcli.heads.model.inputs import token_batches
 
