@@ -27,7 +27,7 @@ MAY_IMPORT = {
 }
 RECIPES = {"settings", "finetune_recipe", "recipe"}
 MAY_IMPORT_WITHIN = {  # what is not listed here, files of its own, may import all of its folder
-    "featurize": {"backbones": set(), "identity": {"backbones"}, "pairs": {"identity"}},
+    "featurize": {"backbones": set(), "pairs": set()},
     "heads": {
         "settings": set(),
         "finetune_recipe": {"settings"},
