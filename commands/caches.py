@@ -122,14 +122,14 @@ class Info(Options):
         from ..report.terminal import print_json, print_parts
 
         with FeatureCache.open(self.cache) as cache:
-            result = cache.describe() | {"content": count_rows(cache).to_dict()}
+            result = cache.describe() | {"content": asdict(count_rows(cache))}
             recorded = cache.header.dataset
             try:
                 dataset = Dataset.open(recorded["data"], recorded["labels"])
             except DataError as error:
                 result["dataset_problem"] = str(error)
             else:
-                result["labels"] = count_labels(dataset, cache.guids, len(cache)).to_dict()
+                result["labels"] = asdict(count_labels(dataset, cache.guids, len(cache)))
                 result["without_files"] = count_without_files(dataset, cache.guids)
         if self.as_json:
             print_json(result)

@@ -9,11 +9,11 @@ from typing import Any
 
 from .backbones.base import Backbone, Encoder
 from .backbones.opening import open_backbone
+from .options import FeaturizeOptions
 from .pairs.dataset import Dataset
 from .pairs.pair import Pair
 from .pairs.text import clean_text, decode_text
 from .pipeline import featurize
-from .request import FeaturizeOptions
 from .summary import FeaturizeSummary
 
 __all__ = [

@@ -7,34 +7,26 @@ compete for cores. Equal images, and equal texts, are encoded once.
 import contextlib
 import itertools
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..cache.parts import Block
 from .backbones.base import MAX_TOKENS, Encoder
-from .batches import (
-    EncodedImage,
-    ImageRequest,
-    cut_into_batches,
-    cut_into_text_batches,
-    encode_images,
-    encode_texts,
-    is_sound,
-)
-from .encode_options import EncodeOptions
-from .index import EmbeddingIndex, TowerOutput
-from .pairs.hashing import TOWERS, HashedPair, Reject, digest_column, hash_pair, prefetch, reject_pair
+from .options import EncodeOptions
+from .outputs import EmbeddingIndex, EncodedImage, ImageRequest, TowerOutput, encode_images, encode_texts, is_sound
+from .pairs.hashing import SIDES, HashedPair, Reject, digest_column, hash_pair, prefetch, reject_pair
 from .pairs.pair import Pair
 
 _NOT_FINITE = "the embedding is not finite, or all zero"
 _TEXT_SHARE = 4  # text batches, in order of length, need less padding if they are smaller
 
+Item = TypeVar("Item")
 OnProgress = Callable[[int, int], None]
 EncodedBlocks = Generator[tuple[Block, list[Reject]], None, None]
 
@@ -53,24 +45,8 @@ def encode_blocks(
     gives the same bits, whatever the number of cores. There is one exception: if a pair is rejected, its copies may
     land in another batch, which can change their last bit.
 
-    Parameters
-    ----------
-    blocks
-        Pairs to encode together.
-    encoder, options
-        The loaded backbone, and what it computes for each pair.
-    on_progress
-        Called with (pairs done, pairs to do).
-    index
-        Embeddings that need not be computed. To encode copies in different blocks only once, add each block to the
-        index as soon as it is yielded.
-    total
-        Number of pairs in ``blocks``. Needed if ``blocks`` is an iterator.
-
-    Yields
-    ------
-    block, rejects
-        The rows of a block, and its pairs that were rejected.
+    The rows of each block are yielded with its rejected pairs. To encode copies in different blocks only once, add each
+    block to ``index`` as soon as it is yielded. If ``blocks`` is an iterator, ``total`` must say how many pairs it has.
     """
     if total is None:
         blocks = list(blocks)
@@ -78,10 +54,10 @@ def encode_blocks(
     blocks, blocks_to_hash = itertools.tee(blocks)
     hash_one = partial(hash_pair, towers=options.towers, clean=options.clean, encoding=options.encoding)
     with (
-        contextlib.closing(prefetch(hash_one, itertools.chain.from_iterable(blocks_to_hash), ahead=64)) as hashed,
+        contextlib.closing(prefetch(hash_one, itertools.chain.from_iterable(blocks_to_hash))) as hashed,
         encoder.workers() as pool,
     ):
-        run = _Run(encoder, options, pool, index, _Progress(on_progress, total))
+        run = _Run(encoder, options, pool, index, on_progress, total)
         pending: deque[_PendingBlock] = deque()
         try:
             for pairs in blocks:
@@ -98,43 +74,19 @@ def encode_blocks(
 
 @dataclass(eq=False)
 class _PendingBlock:
-    """A block whose batches are being encoded. Pairs are identified by their position in the block.
-
-    Attributes
-    ----------
-    outputs
-        Outputs of each tower.
-    copies
-        Pairs whose image or text is encoded for another pair: by tower, that pair's block and position.
-    keys
-        The (tower, digest) that this block encodes.
-    image_batches, text_batches
-        Positions and their future outputs.
-    """
+    """A block whose batches are being encoded. Pairs are identified by their position in the block."""
 
     pairs: Sequence[Pair]
     hashed: dict[int, HashedPair]
     rejects: dict[int, Reject]
-    outputs: dict[str, dict[int, TowerOutput]] = field(default_factory=lambda: {tower: {} for tower in TOWERS})
+    outputs: dict[str, dict[int, TowerOutput]] = field(default_factory=lambda: {"image": {}, "text": {}})
     views: dict[int, NDArray[Any]] = field(default_factory=dict)
-    copies: "dict[str, dict[int, tuple[_PendingBlock, int]]]" = field(
-        default_factory=lambda: {tower: {} for tower in TOWERS}
-    )
-    keys: list[tuple[str, bytes]] = field(default_factory=list)
+    # Pairs whose image or text is encoded for another pair: by tower, that pair's block and position.
+    copies: "dict[str, dict[int, tuple[_PendingBlock, int]]]" = field(default_factory=lambda: {"image": {}, "text": {}})
+    keys: list[tuple[str, bytes]] = field(default_factory=list)  # the (tower, digest) that this block encodes
+    # Positions and their future outputs.
     image_batches: "list[tuple[Sequence[int], Future[list[EncodedImage]]]]" = field(default_factory=list)
     text_batches: "list[tuple[Sequence[int], Future[list[TowerOutput]]]]" = field(default_factory=list)
-
-
-@dataclass
-class _Progress:
-    report: OnProgress | None
-    total: int
-    done: int = 0
-
-    def advance(self, pairs: int) -> None:
-        self.done += pairs
-        if self.report is not None and pairs:
-            self.report(self.done, self.total)
 
 
 @dataclass
@@ -145,12 +97,19 @@ class _Run:
     options: EncodeOptions
     pool: Executor
     index: EmbeddingIndex | None
-    progress: _Progress
+    on_progress: OnProgress | None
+    total: int
+    done: int = 0
     being_encoded: dict[tuple[str, bytes], tuple[_PendingBlock, int]] = field(default_factory=dict)
 
     @property
     def batch_size(self) -> int:
         return self.options.batch_size or self.encoder.batch_size
+
+    def advance(self, pairs: int) -> None:
+        self.done += pairs
+        if self.on_progress is not None and pairs:
+            self.on_progress(self.done, self.total)
 
     def blocks_ahead(self, rows: int) -> int:
         """Return how many blocks to start before the first is finished, so that no core is idle."""
@@ -174,7 +133,7 @@ class _Run:
         originals = set(self._find_originals(block, "image"))
         # Views are seeded by guid, so copies of an image have different views.
         positions = list(block.hashed) if self.options.views else sorted(originals)
-        for batch in cut_into_batches(positions, max(1, self.batch_size // (1 + self.options.views))):
+        for batch in slices(positions, max(1, self.batch_size // (1 + self.options.views))):
             requests = [
                 ImageRequest(block.pairs[position], block.hashed[position].digests[column], position not in originals)
                 for position in batch
@@ -187,7 +146,7 @@ class _Run:
         if not originals:
             return
         ids, truncated = self.encoder.tokenize([block.hashed[position].text for position in originals])
-        for batch in cut_into_text_batches(ids, self.batch_size * MAX_TOKENS // _TEXT_SHARE):
+        for batch in _text_batches(ids, self.batch_size * MAX_TOKENS // _TEXT_SHARE):
             batch_ids, batch_truncated = [ids[each] for each in batch], [truncated[each] for each in batch]
             outputs = self.pool.submit(encode_texts, self.encoder, self.options, batch_ids, batch_truncated)
             block.text_batches.append(([originals[each] for each in batch], outputs))
@@ -210,7 +169,7 @@ class _Run:
 
     def finish(self, block: _PendingBlock) -> tuple[Block, list[Reject]]:
         """Wait for the batches of a block and assemble it."""
-        done_before = self.progress.done
+        done_before = self.done
         for positions, images in block.image_batches:
             for position, image in zip(positions, images.result(), strict=True):
                 if image.output is not None:
@@ -219,23 +178,40 @@ class _Run:
                     block.views[position] = np.stack(image.views)
                 if image.reject is not None:
                     block.rejects[position] = image.reject
-            self.progress.advance(len(positions))
+            self.advance(len(positions))
         for positions, texts in block.text_batches:
             block.outputs["text"] |= zip(positions, texts.result(), strict=True)
             if "image" not in self.options.towers:
-                self.progress.advance(len(positions))
+                self.advance(len(positions))
         block.image_batches.clear()
         block.text_batches.clear()
         for tower in self.options.towers:
             _reject_unsound(block, tower)
             _resolve_copies(block, tower)
-        self.progress.advance(len(block.pairs) - (self.progress.done - done_before))
+        self.advance(len(block.pairs) - (self.done - done_before))
         return _assemble(block, self.options), [block.rejects[position] for position in sorted(block.rejects)]
 
     def forget(self, block: _PendingBlock) -> None:
         """Release a block that was yielded. Later copies find its rows in the index, if there is one."""
         for key in block.keys:
             del self.being_encoded[key]
+
+
+def slices(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    """Yield ``items`` in slices of ``size``."""
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def _text_batches(ids: Sequence[Sequence[int]], max_tokens: int) -> Iterator[list[int]]:
+    """Yield positions of texts in order of length, so that each padded batch has at most ``max_tokens`` tokens."""
+    batch: list[int] = []
+    for position in sorted(range(len(ids)), key=lambda position: len(ids[position])):
+        if batch and (len(batch) + 1) * len(ids[position]) > max_tokens:
+            yield batch
+            batch = []
+        batch.append(position)
+    if batch:
+        yield batch
 
 
 def _reject_unsound(block: _PendingBlock, tower: str) -> None:
@@ -265,7 +241,7 @@ def _assemble(block: _PendingBlock, options: EncodeOptions) -> Block:
     kept = [position for position in range(len(block.pairs)) if position not in block.rejects]
     columns: dict[str, NDArray[Any]] = {}
     outputs = {tower: [block.outputs[tower][position] for position in kept] for tower in options.towers}
-    for tower in TOWERS if not options.below else ():
+    for tower in SIDES if not options.below else ():
         if tower in outputs:
             columns[tower] = _stack([output[tower] for output in outputs[tower]])
     if "image" in outputs and options.views:

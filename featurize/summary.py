@@ -1,6 +1,5 @@
 """What ``featurize`` did, and what a cache holds: texts by codec, repeated pairs, labels by class."""
 
-import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -11,13 +10,8 @@ from numpy.typing import NDArray
 
 from ..cache.schema import EMPTY_SHA256
 from ..cache.store import FeatureCache
-from .blocks import ComputedRows
-from .contents import CacheContents
 from .pairs.dataset import Dataset
 from .pairs.spelling import alike_names
-from .plan import Plan
-from .rejects import rejects_path
-from .request import Request
 
 
 @dataclass(frozen=True)
@@ -40,10 +34,6 @@ class RowCounts:
     repeated_pairs: int
     repeated_images: int
     repeated_texts: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return this as plain data."""
-        return asdict(self)
 
 
 def count_rows(cache: FeatureCache) -> RowCounts:
@@ -99,10 +89,6 @@ class LabelCounts:
     label: str = ""
     pair: str = ""
     said: str = ""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return this as plain data."""
-        return asdict(self)
 
 
 def count_labels(dataset: Dataset, guids: Iterable[str], n: int) -> LabelCounts:
@@ -189,40 +175,3 @@ class FeaturizeSummary:
     def to_dict(self) -> dict[str, Any]:
         """Return this as plain data, with the numbers of labelled and unlabelled rows on top."""
         return asdict(self) | {"labelled": self.labels.labelled, "unlabelled": self.labels.unlabelled}
-
-
-def summarize(
-    request: Request, plan: Plan, computed: ComputedRows, contents: CacheContents, started: float
-) -> FeaturizeSummary:
-    """Return what a run did since ``started`` (``time.perf_counter``), and count what the finished cache holds."""
-    dataset, header = request.dataset, request.header
-    labels, kept = dataset.labels_path, contents.kept
-    with FeatureCache.open(request.out) as cache:
-        content = count_rows(cache)
-        label_counts = count_labels(dataset, cache.guids, len(cache))
-    seconds = time.perf_counter() - started
-    return FeaturizeSummary(
-        out=str(request.out),
-        rows=len(contents.rows),
-        computed=len(computed),
-        resumed=sum(map(len, plan.resumed)),
-        unchanged=plan.cached.unchanged,
-        gone=plan.cached.gone,
-        pruned=plan.cached.pruned,
-        unreadable=len(kept),
-        unreadable_example=f"{kept[0].guid!r}: {kept[0].reason}" if kept else "",
-        rejects=len(contents.left_out),
-        rejects_file=str(rejects_path(request.out)) if contents.rejects else None,
-        content=content,
-        labels=label_counts,
-        labels_missing=None if labels is None or labels.is_file() else str(labels),
-        unused_columns=dataset.unused_columns,
-        backbone=header.backbone["name"],
-        dtype=header.identity["dtype"],
-        views=request.encode.views,
-        tokens=request.encode.tokens,
-        seconds=seconds,
-        pairs_per_second=len(computed) / seconds,
-        bytes=request.out.stat().st_size,
-        fingerprint=header.fingerprint,
-    )

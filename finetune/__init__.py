@@ -1,8 +1,8 @@
 """Stage 2: back to the raw pairs, to train the last layers of the backbone together with a head.
 
-Start reading at ``run.py``. The states that enter the unfrozen layers are computed once (``featurize/frozen``), the
-layers and the head are trained together (``heads/runs/last_layers.py``, ``heads/training``), and the better stage is
-kept (``outcome.py``). ``__init__.pyi`` lists the public names.
+Start reading at ``run.py``. The states that enter the unfrozen layers are computed once
+(``featurize/state_store.py``), the layers and the head are trained together (``heads/runs/last_layers.py``,
+``heads/training``), and the better stage is kept (``outcome.py``). ``__init__.pyi`` lists the public names.
 """
 
 import sys

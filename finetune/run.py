@@ -13,7 +13,7 @@ from ..cache.errors import CheckpointError, MmcliError
 from ..cache.store import FeatureCache
 from ..featurize.backbones.opening import moved_to
 from ..featurize.encode import OnProgress
-from ..featurize.frozen.source import Source
+from ..featurize.source import Source
 from ..heads.evaluation.duplicates import group_numbers, groups_by_guid, separated
 from ..heads.evaluation.rare import renamed
 from ..heads.evaluation.splits import Split

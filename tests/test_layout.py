@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "commands": {"cache", "featurize", "heads", "finetune", "report"},
 }
 MAY_IMPORT_WITHIN = {  # what is not listed here, files of its own, may import all of its folder
-    "featurize": {"backbones": set(), "identity": {"backbones"}, "pairs": {"identity"}},
+    "featurize": {"backbones": set(), "pairs": set()},
     "heads": {
         "recipe": set(),
         "evaluation": set(),

@@ -165,3 +165,9 @@ def sha256_of_file(path: Path) -> str:
     """Return the sha256 (hex) of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def clip_to_range(states: NDArray[np.float32], dtype: Any) -> NDArray[Any]:
+    """Convert ``states`` to ``dtype``. Finite numbers beyond its range become its largest or smallest number."""
+    limits = np.finfo(dtype)
+    return np.where(np.isinf(states), states, np.clip(states, limits.min, limits.max)).astype(dtype)

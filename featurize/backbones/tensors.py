@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from ...cache.errors import MmcliError
-from .base import Encoder
+from .base import Encoder, clip_to_range
 
 LONGEST_TEXT = 10_000  # characters
 _MOST_THREADS = 8  # to prepare batches for an accelerator
@@ -135,7 +135,4 @@ def to_float(tensor: torch.Tensor) -> NDArray[np.float32]:
 
 def to_half(tensor: torch.Tensor) -> NDArray[np.float16]:
     """Return ``tensor`` as a float16 array in main memory. Finite numbers out of range become its limits."""
-    limits = torch.finfo(torch.float16)
-    clamped = torch.where(tensor.isinf(), tensor, tensor.clamp(limits.min, limits.max))
-    array: NDArray[np.float16] = clamped.half().cpu().numpy()
-    return array
+    return clip_to_range(to_float(tensor), np.float16)

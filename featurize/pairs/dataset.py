@@ -1,17 +1,22 @@
-"""A dataset of raw pairs: a folder of ``<guid>.jpg`` + ``<guid>.txt``, or a manifest."""
+"""A dataset of raw pairs: a folder of ``<guid>.jpg`` and ``<guid>.txt``, or a manifest (CSV, JSON Lines or Parquet)."""
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, TypeVar, overload
 
 from ...cache.errors import DataError
-from ...cache.labels import Labels, read_labels
-from .folder import Folder
-from .image import IMAGE_SUFFIXES
-from .manifest import Manifest
-from .pair import Pair
+from ...cache.labels import Labels, cell_text, guid_of, is_missing, label_column, plain_cell, read_labels, read_table
+from .image import IMAGE_SUFFIXES, is_image_file
+from .pair import Pair, guid_problem, natural_key
 from .spelling import Join, join_of
+
+_COLUMNS = ("guid", "image", "text", "text_path")
+
+Item = TypeVar("Item")
+Suffixes = tuple[str | None, str | None]  # of the image's and the text's file
 
 
 @dataclass(frozen=True)
@@ -55,11 +60,11 @@ class Dataset:
         """
         data = Path(os.path.abspath(data))
         labels_path = None if labels is None else Path(os.path.abspath(labels))
-        source: Folder | Manifest
+        source: _Folder | _Manifest
         if data.is_dir():
-            source = Folder.scan(data, labels_path)
+            source = _Folder.scan(data, labels_path)
         elif data.is_file():
-            source = Manifest.read(data)
+            source = _Manifest.read(data)
             if source.has_labels and labels_path is None:
                 labels_path = data
         else:
@@ -76,7 +81,7 @@ class Dataset:
                 f"none of the {len(by_guid)} guids in {labels_path} is in {data}: give the labels of these pairs. "
                 + join.describe()
             )
-        manifest, unused = (list(source), source.unused) if isinstance(source, Manifest) else (None, [])
+        manifest, unused = (list(source), source.unused) if isinstance(source, _Manifest) else (None, [])
         for guid in by_guid:
             source.expect(guid)
         return cls(data, labels_path, source.in_order(), by_guid, join, manifest, unused)
@@ -95,3 +100,186 @@ def _in_subfolders(folder: Path) -> str:
         if any(path.suffix.lower() in IMAGE_SUFFIXES for path in below.iterdir()):
             return f"; there are images in {below.name}/: give that folder, or a manifest that names the files"
     return ""
+
+
+class LazySequence(Sequence[Item]):
+    """A sequence of ``length`` items that calls ``make(number)`` on each access."""
+
+    def __init__(self, length: int, make: Callable[[int], Item]) -> None:
+        self._numbers, self._make = range(length), make
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> Item: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Item]: ...
+
+    def __getitem__(self, index: int | slice) -> Item | list[Item]:
+        chosen = self._numbers[index]
+        return self._make(chosen) if isinstance(chosen, int) else [self._make(number) for number in chosen]
+
+
+class _Folder(dict[str, Suffixes]):
+    """Pairs of a folder: suffixes of the files by guid. Equal suffixes are one object, to save memory."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = str(folder)
+        self._shared: dict[Suffixes, Suffixes] = {}
+        self._odd: dict[str, Pair] = {}  # pairs that guid and suffixes do not describe
+
+    @classmethod
+    def scan(cls, path: Path, labels_path: Path | None) -> "_Folder":
+        """List the pairs in a folder. A labels file among them is not taken for a text."""
+        folder = cls(path)
+        folder._add_files(labels_path)
+        folder._add_other_images()
+        for guid in [guid for guid in folder if not guid.isprintable()]:
+            folder._check_name(guid)
+        return folder
+
+    def _add_files(self, labels_path: Path | None) -> None:
+        twice: dict[str, list[str]] = {}
+        for entry, name, suffix in self._files():
+            is_image, is_text = suffix.lower() in IMAGE_SUFFIXES, suffix.lower() == ".txt"
+            if not (is_image or is_text):
+                continue
+            if labels_path is not None and is_text and _is_same_file(entry, labels_path):
+                continue
+            guid = guid_of(name)
+            image, text = self._suffixes(guid)
+            earlier = image if is_image else text
+            if earlier is not None:
+                twice.setdefault(guid, [guid + earlier]).append(entry.name)
+            elif guid != name or guid in self._odd:  # the file name is the decomposed form of the guid
+                pair = self._odd.get(guid) or (self._pair(guid) if guid in self else Pair(guid))
+                self._odd[guid] = replace(pair, **{"image" if is_image else "text_path": entry.path})
+            self._set(guid, suffix if is_image else image, suffix if is_text else text)
+        for guid, names in twice.items():
+            self._odd[guid] = replace(self._pair(guid), problem="guid given twice: " + ", ".join(sorted(names)))
+
+    def _files(self) -> Iterator[tuple[os.DirEntry[str], str, str]]:
+        """Yield each file with its name, split into stem and suffix."""
+        with os.scandir(self._folder) as entries:
+            for entry in entries:
+                name, suffix = os.path.splitext(entry.name)
+                if not name.startswith(".") and entry.is_file():
+                    yield entry, name, suffix
+
+    def _add_other_images(self) -> None:
+        """Give texts without an image the file of the same name as image, or as the reason if it is not an image."""
+        without_image = {guid for guid in self if self._suffixes(guid)[0] is None}
+        for entry, name, suffix in self._files() if without_image else ():
+            guid = guid_of(name)
+            if guid in without_image and suffix.lower() != ".txt" and self._suffixes(guid)[0] is None:
+                problem = None if is_image_file(entry.path) else f"{entry.name} is not a readable image"
+                self._odd[guid] = replace(self._pair(guid), image=entry.path, problem=problem)
+                if problem is None:
+                    self._set(guid, suffix, self._suffixes(guid)[1])
+
+    def _check_name(self, guid: str) -> None:
+        readable = os.fsencode(guid).decode(errors="backslashreplace")
+        problem = "the file's name is not UTF-8" if readable != guid else guid_problem(guid)
+        if problem is not None:
+            pair = replace(self._pair(guid), guid=readable, problem=problem)
+            self._odd.pop(guid, None)
+            del self[guid]
+            self._set(readable, None, None)
+            self._odd[readable] = pair
+
+    def _suffixes(self, guid: str) -> Suffixes:
+        return self.get(guid, (None, None))
+
+    def _set(self, guid: str, image: str | None, text: str | None) -> None:
+        self[guid] = self._shared.setdefault((image, text), (image, text))
+
+    def _pair(self, guid: str) -> Pair:
+        return self._odd.get(guid) or _pair_in_folder(self._folder, guid, self._suffixes(guid))
+
+    def expect(self, guid: str) -> None:
+        """Add the pair that a label names, if it is not in the folder."""
+        if guid not in self:
+            self._set(guid, None, None)
+
+    def in_order(self) -> Sequence[Pair]:
+        """Return the pairs in natural order. Each is made on access, because a million would take half a gigabyte."""
+        guids = sorted(self, key=natural_key)
+        folder, odd, suffixes = self._folder, self._odd, [self[guid] for guid in guids]
+
+        def make(number: int) -> Pair:
+            guid = guids[number]
+            return odd.get(guid) or _pair_in_folder(folder, guid, suffixes[number])
+
+        return LazySequence(len(guids), make)
+
+
+def _pair_in_folder(folder: str, guid: str, suffixes: Suffixes) -> Pair:
+    image, text = (None if suffix is None else os.path.join(folder, guid + suffix) for suffix in suffixes)
+    return Pair.named_by_label(guid) if image is None and text is None else Pair(guid, image, text)
+
+
+def _is_same_file(entry: os.DirEntry[str], path: Path) -> bool:
+    if entry.name != path.name and not entry.is_symlink() and not path.is_symlink():
+        return False
+    return os.path.realpath(entry.path) == os.path.realpath(path)
+
+
+class _Manifest(dict[str, Pair]):
+    """Pairs of a manifest by guid, in its order; whether it has labels; and its ``unused`` columns."""
+
+    def __init__(self, has_labels: bool, unused: list[str]) -> None:
+        super().__init__()
+        self.has_labels, self.unused = has_labels, unused
+
+    @classmethod
+    def read(cls, path: Path) -> "_Manifest":
+        """Read a manifest; DataError if it cannot be read, lacks a column, or has an empty guid."""
+        header, rows = read_table(path)
+        if "guid" not in header or "image" not in header or not {"text", "text_path"} & set(header):
+            raise DataError(
+                f"{path}: a manifest needs the columns guid, image, and text or text_path (label or tag is optional), "
+                f"but has {','.join(header)[:80]!a}"
+                + (": save it with commas" if re.search("[;\t]", header[0]) else "")
+            )
+        label = label_column(path, header)
+        manifest = cls(label is not None, [name for name in header if name not in (*_COLUMNS, label)])
+        for line, row in rows:
+            guid = guid_of(plain_cell(path, line, row, "guid"))
+            if not guid:
+                raise DataError(f"{path} line {line}: the guid is empty: fill it in or remove the line")
+            if guid in manifest:
+                problem = f"guid given twice, again in line {line} of {path.name}"
+                manifest[guid] = replace(manifest[guid], problem=problem)
+            else:
+                manifest[guid] = _pair_in_row(path.parent, guid, row)
+        return manifest
+
+    def expect(self, guid: str) -> None:
+        """Add the pair that a label names, if it is not listed."""
+        self.setdefault(guid, Pair.named_by_label(guid))
+
+    def in_order(self) -> Sequence[Pair]:
+        """Return the pairs in natural order."""
+        return [self[guid] for guid in sorted(self, key=natural_key)]
+
+
+def _pair_in_row(folder: Path, guid: str, row: dict[str, Any]) -> Pair:
+    problem = guid_problem(guid)
+    for name in ("image", "text", "text_path"):
+        if isinstance(row.get(name), (list, dict)):
+            problem = problem or f"{name} is a list or an object, not one value"
+    image, text_path = cell_text(row.get("image")), cell_text(row.get("text_path"))
+    for path in (image, text_path):
+        if path.startswith(("http://", "https://")):
+            problem = problem or "the path is a URL: download the file first"
+    text = row.get("text")
+    return Pair(
+        guid,
+        str(folder / image) if image else None,
+        str(folder / text_path) if text_path else None,
+        None if is_missing(text) or text_path else str(text),
+        problem,
+    )

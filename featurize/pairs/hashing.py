@@ -1,20 +1,25 @@
-"""Reading and hashing raw pairs, and setting aside those that cannot be read."""
+"""Reading and hashing raw pairs, setting aside those that cannot be read, and comparing pairs with rows of a cache."""
 
 import hashlib
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ...cache.errors import DataError
 from ...cache.machine import cpu_count
-from .image import IMAGE_SUFFIXES, NOT_AN_IMAGE, decode_image
+from ...cache.store import FeatureCache
+from .image import IMAGE_SUFFIXES, NOT_AN_IMAGE, decode_image, decoded_as_in_version_1
 from .pair import Pair
 from .text import clean_text, decode_text
 
-TOWERS = ("image", "text")
+SIDES = ("image", "text")
+_AHEAD = 64  # files that are read in advance
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -54,13 +59,7 @@ def digest_column(tower: str, clean: bool) -> str:
 
 
 def load_text(raw: bytes, clean: bool, encoding: str | None = None) -> tuple[str, str]:
-    """Return the text that the backbone encodes, and its codec.
-
-    Raises
-    ------
-    DataError
-        ``raw`` is not valid in ``encoding``.
-    """
+    """Return the text that the backbone encodes, and its codec; DataError if ``raw`` is not valid in ``encoding``."""
     try:
         text, codec = decode_text(raw, encoding)
     except UnicodeDecodeError as error:
@@ -110,7 +109,9 @@ def reject_pair(pair: Pair, reason: str) -> Reject:
     return Reject(pair.guid, reason, path.encode(errors="backslashreplace").decode())
 
 
-def prefetch(function: Callable[[Item], Result], items: Iterable[Item], ahead: int) -> Generator[Result, None, None]:
+def prefetch(
+    function: Callable[[Item], Result], items: Iterable[Item], ahead: int = _AHEAD
+) -> Generator[Result, None, None]:
     """Yield ``function(item)`` for each item in order. Threads compute up to ``ahead`` results in advance."""
     with ThreadPoolExecutor(cpu_count()) as pool:
         pending: deque[Future[Result]] = deque()
@@ -123,3 +124,86 @@ def prefetch(function: Callable[[Item], Result], items: Iterable[Item], ahead: i
                 yield pending.popleft().result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How n rows of a cache compare with their raw pairs, each array (n,) bool.
+
+    Attributes
+    ----------
+    readable
+        Both files can be read.
+    same_bytes
+        Both files hold the bytes that the row was made from.
+    image, text
+        The row's image or text embedding is still valid: same bytes, and decoding and cleaning give the same result.
+    """
+
+    readable: NDArray[np.bool_]
+    same_bytes: NDArray[np.bool_]
+    image: NDArray[np.bool_]
+    text: NDArray[np.bool_]
+
+    @property
+    def same(self) -> NDArray[np.bool_]:
+        """Whether both embeddings of the row are still valid, (n,)."""
+        return self.image & self.text
+
+
+def compare_rows(
+    cached: FeatureCache, rows: NDArray[np.int64], pairs: Iterable[Pair], is_earlier: bool = False
+) -> Comparison:
+    """Compare rows of a cache with their pairs, one pair per row.
+
+    If an earlier version of decoding and cleaning made the cache (``is_earlier``), compare their results too.
+    """
+    flags = np.zeros((4, len(rows)), dtype=bool)
+    compared = _compare_results(cached, rows, pairs) if is_earlier else compare_bytes(cached, rows, pairs)
+    for index, same in enumerate(compared):
+        if not isinstance(same, DataError):
+            flags[:, index] = True, all(same[:2]), *same[-2:]
+    return Comparison(*flags)
+
+
+def compare_bytes(
+    cached: FeatureCache, rows: NDArray[np.int64], pairs: Iterable[Pair], sides: Sequence[str] = SIDES
+) -> Generator[tuple[bool, ...] | DataError, None, None]:
+    """Yield for each row whether the file of each side holds the bytes that the row was made from.
+
+    If a file cannot be read, the error is yielded instead.
+    """
+    stored = zip(*(cached.read(f"row/{side}_sha256", rows) for side in sides), strict=True)
+
+    def compare(item: tuple[Pair, tuple[NDArray[np.uint8], ...]]) -> tuple[bool, ...] | DataError:
+        pair, digests = item
+        try:
+            return tuple(pair.digest(side) == digest.tobytes() for side, digest in zip(sides, digests, strict=True))
+        except DataError as error:
+            return error
+
+    return prefetch(compare, zip(pairs, stored, strict=True))
+
+
+def _compare_results(
+    cached: FeatureCache, rows: NDArray[np.int64], pairs: Iterable[Pair]
+) -> Generator[tuple[bool, ...] | DataError, None, None]:
+    """Yield for each row whether image and text have the same bytes, and whether both embeddings are still valid."""
+    text_identity = cached.header.identity["text"]
+    clean, encoding = bool(text_identity["cleaning"]), text_identity.get("encoding")
+    columns = [f"row/{name}_sha256" for name in ("image", "text", "cleaned")]
+    codecs = cached.codecs()
+    stored = zip(*(cached.read(name, rows) for name in columns), strict=True)
+
+    def compare(item: tuple[Pair, tuple[NDArray[np.uint8], ...], int]) -> tuple[bool, ...] | DataError:
+        pair, digests, row = item
+        hashed = hash_pair(pair, SIDES, clean, encoding)
+        if isinstance(hashed, Reject):
+            return DataError(hashed.reason)
+        image, text, cleaned = (
+            hashed.digests[name] == digest.tobytes() for name, digest in zip(columns, digests, strict=True)
+        )
+        same_picture = decoded_as_in_version_1(pair.read_image())
+        return image, text, image and same_picture, text and cleaned and hashed.codec == codecs[row]
+
+    return prefetch(compare, zip(pairs, stored, rows.tolist(), strict=True))

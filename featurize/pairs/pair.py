@@ -34,7 +34,7 @@ class Pair:
 
     @property
     def absent(self) -> bool:
-        """Whether the pair has neither image nor text, only a label that names it."""
+        """Whether only a label names the pair: it has neither image nor text."""
         return self.image is None and self.text_path is None and self.text is None
 
     def is_incomplete(self) -> bool:
@@ -55,12 +55,16 @@ class Pair:
             raise DataError("text missing")
         return _read(self.text_path, "text")
 
+    def digest(self, side: str) -> bytes:
+        """Return the sha256 of the bytes of the ``image`` or the ``text``; DataError if the pair cannot be read."""
+        if self.problem is not None:
+            raise DataError(self.problem)
+        return hashlib.sha256(self.read_image() if side == "image" else self.read_text()).digest()
+
     def digests(self) -> tuple[bytes, bytes] | None:
         """Return (sha256 of image bytes, sha256 of text bytes), or None if the pair cannot be read."""
-        if self.problem is not None:
-            return None
         try:
-            return hashlib.sha256(self.read_image()).digest(), hashlib.sha256(self.read_text()).digest()
+            return self.digest("image"), self.digest("text")
         except DataError:
             return None
 

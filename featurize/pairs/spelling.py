@@ -48,32 +48,18 @@ class Join:
         return ""
 
 
-def _without_folder(guid: str) -> str:
-    return PurePosixPath(guid.replace("\\", "/")).name
-
-
-def _without_suffix(guid: str) -> str:
-    return re.sub(r"\.(jpe?g|jfif|png|webp|gif|bmp|tiff?|avif|txt)$", "", guid, flags=re.IGNORECASE)
-
-
-def _without_zeros(guid: str) -> str:
-    return re.sub(r"(?<![0-9])0+(?=[0-9])", "", guid)
-
-
-def _without_fraction(guid: str) -> str:
-    return guid.removesuffix(".0")
-
-
 def _without_spaces(guid: str) -> str:
     return re.sub(r"[\s_-]+", "", guid)
 
 
-_SPELLINGS: dict[str, Callable[[str], str]] = {
-    "leading zeros": _without_zeros,
-    "a file suffix": _without_suffix,
+_RESPELLINGS: dict[str, Callable[[str], str]] = {
+    "leading zeros": lambda guid: re.sub(r"(?<![0-9])0+(?=[0-9])", "", guid),
+    "a file suffix": lambda guid: re.sub(
+        r"\.(jpe?g|jfif|png|webp|gif|bmp|tiff?|avif|txt)$", "", guid, flags=re.IGNORECASE
+    ),
     "capitals": str.casefold,
-    "a folder": _without_folder,
-    "a fraction .0": _without_fraction,
+    "a folder": lambda guid: PurePosixPath(guid.replace("\\", "/")).name,
+    "a fraction .0": lambda guid: guid.removesuffix(".0"),
     "spaces, hyphens and underscores": _without_spaces,
     "the form of characters": lambda guid: unicodedata.normalize("NFKC", guid),
 }
@@ -81,8 +67,8 @@ _SPELLINGS: dict[str, Callable[[str], str]] = {
 
 def _plain(guid: str) -> str:
     """Return a guid in a form that is equal for all spellings."""
-    for respelled in (_without_folder, _without_suffix, _without_fraction, _without_zeros, _without_spaces):
-        guid = respelled(guid)
+    for name in ("a folder", "a file suffix", "a fraction .0", "leading zeros", "spaces, hyphens and underscores"):
+        guid = _RESPELLINGS[name](guid)
     return unicodedata.normalize("NFKC", guid).casefold()
 
 
@@ -95,7 +81,7 @@ def join_of(labels: Collection[str], pairs: Collection[str]) -> Join:
     counts = len(labels) - len(unmatched_labels), len(unmatched_labels), len(unmatched_pairs)
     if not (unmatched_labels and unmatched_pairs):
         return Join(*counts, next(iter(unmatched_labels), ""), min(unmatched_pairs, key=natural_key, default=""))
-    for differ_in, respell in {**_SPELLINGS, "spelling": _plain}.items():
+    for differ_in, respell in {**_RESPELLINGS, "spelling": _plain}.items():
         pair_of = {respell(guid): guid for guid in unmatched_pairs}
         alike = [guid for guid in unmatched_labels if respell(guid) in pair_of]
         if len(alike) * 2 > min(len(unmatched_labels), len(unmatched_pairs)):

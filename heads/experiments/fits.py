@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ...cache.errors import MmcliError
 from ...cache.store import FeatureCache
 from ...featurize.backbones.opening import moved_to
-from ...featurize.frozen.source import Source
+from ...featurize.source import Source
 from ..evaluation.folds import Fold
 from ..evaluation.metrics import quick_scores
 from ..model.fusions import fusion_class

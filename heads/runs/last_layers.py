@@ -9,8 +9,8 @@ import numpy as np
 from ...cache.store import FeatureCache
 from ...featurize.backbones.towers import Top
 from ...featurize.encode import OnProgress
-from ...featurize.frozen.source import Source
-from ...featurize.frozen.state_store import StateStore
+from ...featurize.source import Source
+from ...featurize.state_store import StateStore
 from ..model.head import Head
 from ..model.inputs import Rows
 from ..recipe import TOWERS, FinetuneRecipe, Recipe

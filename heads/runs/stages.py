@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from ..evaluation.metrics import Scores, interval, score
 from ..evaluation.statistics import paired_bootstrap
-from ..finetune_recipe import FinetuneRecipe
 from ..model.head import Ensemble
 from ..model.inputs import Rows
+from ..recipe import FinetuneRecipe
 from ..training.loop import Fit
 from ..training.prediction import predicted_classes
 

@@ -13,11 +13,10 @@ from ...cache.errors import CheckpointError
 from ...cache.features import Features
 from ...cache.store import FeatureCache
 from ...featurize.backbones.opening import moved_to
-from ...featurize.embed import EmbeddedPairs, embed_pairs
-from ...featurize.frozen.source import Source
-from ...featurize.frozen.state_store import StateStore, states_of_pairs
 from ...featurize.pairs.hashing import Reject
 from ...featurize.pairs.pair import Pair
+from ...featurize.source import EmbeddedPairs, Source
+from ...featurize.state_store import StateStore, states_of_pairs
 from ..model.head import Head
 from ..training.prediction import predict_logits
 from .checkpoint import Checkpoint, load_checkpoint
@@ -134,9 +133,7 @@ class Trained:
         for start in range(0, len(pairs), size):
             block = pairs[start : start + size]
             progress = None if self.layers else on_progress
-            for embedded in embed_pairs(
-                block, self.checkpoint.identity, self.source.encoder, cache, self.needs_tokens, progress
-            ):
+            for embedded in self.source.embed(block, cache, self.needs_tokens, progress):
                 yield self._of_embedded(embedded, pair_of)
             done += len(block)
             if self.layers and on_progress is not None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ...cache.errors import CheckpointError, DataError, MmcliError
 from ...cache.store import FeatureCache
-from ...featurize.frozen.source import Source
+from ...featurize.source import Source
 from ..evaluation.division import SplitOptions, divide
 from ..evaluation.duplicates import duplicate_groups, group_numbers, groups_by_guid, separated
 from ..evaluation.metrics import Scores, quick_scores, score

@@ -10,7 +10,7 @@ import pytest
 from conftest import content, header, synthetic_block, write_pair
 from mmcli.cache import FeatureCache
 from mmcli.cache.parts import merge, parts_folder, read_parts, remove_parts, write_part
-from mmcli.featurize import FeaturizeOptions, contents, featurize
+from mmcli.featurize import FeaturizeOptions, featurize, pipeline
 
 
 def block_with_tokens(n=6):
@@ -66,10 +66,10 @@ def test_a_flipped_bit_costs_the_part_and_is_not_in_the_result(tmp_path, free, m
     def interrupted(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(contents, "merge", interrupted)
+    monkeypatch.setattr(pipeline, "merge", interrupted)
     with pytest.raises(KeyboardInterrupt):
         featurize(tmp_path / "data", None, tmp_path / "f.h5", options)
-    monkeypatch.setattr(contents, "merge", merge)
+    monkeypatch.setattr(pipeline, "merge", merge)
     first = min((tmp_path / "f.h5.parts").rglob("part-*.h5"))
     with h5py.File(first) as file:
         stored = file[name][:].tobytes()

@@ -166,11 +166,11 @@ def test_usage_errors_exit_with_2(cli, arguments):
 
 
 def test_an_interrupt_keeps_what_is_done_and_exits_with_130(cli, pairs, tiny_clip, monkeypatch, tmp_path):
-    from mmcli.featurize import blocks, plan
+    from mmcli.featurize import pipeline, plan
 
     folder, _ = pairs(20)
     monkeypatch.setattr(plan, "BLOCK_ROWS", 5)
-    restore = interrupt_at_third(monkeypatch, blocks, "write_part")
+    restore = interrupt_at_third(monkeypatch, pipeline, "write_part")
     code, _, err = cli("featurize", folder, "--backbone", tiny_clip)
     assert code == 130
     assert "run the same command again" in err

@@ -188,13 +188,13 @@ def test_a_backbone_that_moved_is_recorded(pairs, tmp_path, free):
 
 
 def test_versions_of_libraries_add_up(pairs, tmp_path, free, monkeypatch):
-    from mmcli.featurize import request
+    from mmcli.featurize import plan
 
     folder, _ = pairs(6)
     out = tmp_path / "f.h5"
     featurize(folder, None, out, OPTIONS)
-    now = request.version("numpy")
-    monkeypatch.setattr(request, "version", lambda name: "99.1")
+    now = plan.version("numpy")
+    monkeypatch.setattr(plan, "version", lambda name: "99.1")
     featurize(folder, None, out, OPTIONS)
     with FeatureCache.open(out) as cache:
         assert cache.header.versions["numpy"] == now  # nothing was encoded by the new one

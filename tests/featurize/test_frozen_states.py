@@ -11,9 +11,9 @@ import pytest
 from mmcli.cache import BackboneError, DataError, DiskFullError, FeatureCache, LockedError
 from mmcli.cache.atomic import writer_lock
 from mmcli.featurize import FeaturizeOptions, featurize, open_backbone
-from mmcli.featurize.frozen import state_store as store_module
-from mmcli.featurize.frozen.source import Source
-from mmcli.featurize.frozen.state_store import StateStore
+from mmcli.featurize import state_store as store_module
+from mmcli.featurize.source import Source
+from mmcli.featurize.state_store import StateStore
 from small_finetune import text_of
 from tolerances import close_rows
 
@@ -68,7 +68,7 @@ def test_depths_and_towers_are_kept_apart(cache):
 
 def test_a_cut_costs_the_block_at_work(cache, monkeypatch):
     whole = text_states(store_of(cache).states(cache.guids, keep=False))
-    monkeypatch.setattr(store_module, "BLOCK_ROWS", 16)
+    monkeypatch.setattr(store_module, "_FILE_ROWS", 16)
     written = []
     original = store_module.write_part
 
@@ -224,7 +224,7 @@ def test_what_a_killed_writer_left_is_removed(cache):
 
 
 def test_large_states_are_written_in_smaller_blocks(cache, monkeypatch):
-    monkeypatch.setattr(store_module, "_BLOCK_BYTES", 20_000)
+    monkeypatch.setattr(store_module, "_FILE_BYTES", 20_000)
     states = store_of(cache, "image", 3).states(cache.guids)  # 17 x 32 float32 each
     assert [len(part.states) for part in states.parts] == [9] * 6 + [6]
 

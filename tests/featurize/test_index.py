@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import content, write_pair
 from mmcli.cache import FeatureCache
-from mmcli.featurize import FeaturizeOptions, batches, clean_text, encode, featurize, plan
+from mmcli.featurize import FeaturizeOptions, clean_text, encode, featurize, outputs, plan
 
 OPTIONS = FeaturizeOptions(dtype="float32")
 
@@ -115,11 +115,9 @@ def test_renamed_pairs_are_not_encoded_again(pairs, tmp_path, free):
 
 def test_the_first_eight_bytes_of_a_digest_are_not_enough(pairs, tmp_path, free, monkeypatch):
     """Every digest has the same place; what is there is compared."""
-    from mmcli.featurize import index as known
-
     folder, _ = pairs(12)
     featurize(folder, None, tmp_path / "one.h5", OPTIONS)
-    monkeypatch.setattr(known, "_key", lambda digests: np.zeros(len(digests), np.uint64))
+    monkeypatch.setattr(outputs, "_key", lambda digests: np.zeros(len(digests), np.uint64))
     featurize(folder, None, tmp_path / "f.h5", OPTIONS)
     assert content(tmp_path / "f.h5") == content(tmp_path / "one.h5")
 
@@ -186,14 +184,14 @@ def test_an_image_that_changes_while_it_is_read_gives_its_copy_nothing_wrong(cop
 
 
 def test_a_view_that_cannot_be_made_costs_its_pair_alone(copies, tmp_path, free, monkeypatch):
-    augment = batches.augment
+    augment = outputs.augment
 
     def fail_for_one(image, seed, guid, view):
         if (guid, view) == ("1", 1):
             raise ValueError("no room")
         return augment(image, seed, guid, view)
 
-    monkeypatch.setattr(batches, "augment", fail_for_one)
+    monkeypatch.setattr(outputs, "augment", fail_for_one)
     featurize(copies, None, tmp_path / "f.h5", replace(OPTIONS, views=2, max_reject_rate=0.5))
     assert rejects_of(tmp_path / "f.h5") == {"1": "image cannot be prepared: no room"}
     found = columns(tmp_path / "f.h5", "image")

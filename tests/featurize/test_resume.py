@@ -11,7 +11,7 @@ from conftest import content, write_pair
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mmcli.cache import LockedError, atomic
-from mmcli.featurize import FeaturizeOptions, contents, featurize, pipeline, plan
+from mmcli.featurize import FeaturizeOptions, featurize, pipeline, plan
 
 OPTIONS = FeaturizeOptions(dtype="float32")
 
@@ -63,7 +63,7 @@ KILLED = """
 import os, signal, sys
 sys.path[:0] = [sys.argv[1], sys.argv[1] + "/support"]
 from free_backbone import FreeBackbone
-from mmcli.featurize import FeaturizeOptions, contents, featurize, pipeline, plan
+from mmcli.featurize import FeaturizeOptions, featurize, pipeline, plan
 backbone, left, replace = FreeBackbone(), int(sys.argv[4]), os.replace
 pipeline.open_backbone = lambda name, revision=None: backbone
 plan.BLOCK_ROWS = 5
@@ -93,7 +93,7 @@ def test_kill_minus_nine_loses_at_most_a_block(pairs, tmp_path, free):
 def test_a_gap_in_the_parts_of_a_killed_run_mixes_nothing_up(pairs, tmp_path, free, monkeypatch):
     folder, _ = pairs(18)
     featurize(folder, None, tmp_path / "one.h5", OPTIONS)
-    monkeypatch.setattr(contents, "merge", lambda *arguments: (_ for _ in ()).throw(Cut()))
+    monkeypatch.setattr(pipeline, "merge", lambda *arguments: (_ for _ in ()).throw(Cut()))
     with pytest.raises(Cut):
         featurize(folder, None, tmp_path / "f.h5", OPTIONS)
     monkeypatch.undo()
@@ -133,7 +133,7 @@ def test_leftovers_of_a_killed_writer_are_removed_and_no_others(pairs, tmp_path,
 def test_parts_of_a_merge_that_was_finished_are_not_merged_again(pairs, tmp_path, free, monkeypatch):
     folder, _ = pairs(12)
     out = tmp_path / "f.h5"
-    monkeypatch.setattr(contents, "remove_parts", lambda *arguments: None)
+    monkeypatch.setattr(pipeline, "remove_parts", lambda *arguments: None)
     featurize(folder, None, out, OPTIONS)
     stamp = out.stat().st_mtime_ns
     monkeypatch.undo()

@@ -1,6 +1,7 @@
 """What featurize and cache info say of the rows and of the labels."""
 
 import shutil
+from dataclasses import asdict
 
 from conftest import write_pair
 from mmcli.featurize import FeaturizeOptions, featurize
@@ -25,7 +26,7 @@ def test_the_summary_counts_what_came_out(pairs, tmp_path, free):
     rows = ["1,a", "2,Nan", "3,null", "4,", "5,", "6,NaN", "7,b", "8,a", "9,a", "99,b"]
     labels.write_text("guid,tag\n" + "\n".join(rows) + "\n")
     found = featurize(folder, labels, tmp_path / "f.h5", OPTIONS)
-    assert found.content.to_dict() == {
+    assert asdict(found.content) == {
         "codecs": {"utf-8": 10, "gbk": 1, "cp1252": 1},
         "empty_texts": 2,
         "truncated_texts": 1,

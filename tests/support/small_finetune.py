@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from mmcli.cache import FeatureCache, read_labels
 from mmcli.cache.states import States, StatesPart
-from mmcli.featurize.frozen.source import Source
 from mmcli.featurize.pairs.text import clean_text, decode_text
+from mmcli.featurize.source import Source
 from mmcli.heads.model.inputs import Batch, batches
 from mmcli.heads.model.losses import class_weights
 from mmcli.heads.runs.checkpoint import load_checkpoint

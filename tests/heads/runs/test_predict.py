@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import rewrite, synthetic_block, write_cache, write_pair
 from mmcli.cache import BackboneError, CacheError, CheckpointError, DataError, FeatureCache, MmcliError
-from mmcli.featurize import FeaturizeOptions, embed, featurize
+from mmcli.featurize import FeaturizeOptions, featurize, source
 from mmcli.featurize.backbones.huggingface import HuggingFaceBackbone
 from mmcli.featurize.pairs.pair import Pair
 from mmcli.heads import FUSIONS, Predictor, Recipe, evaluate, load_checkpoint, predict, predict_logits, train_head
@@ -31,13 +31,13 @@ def trained(pairs, tiny_clip, tmp_path):
 def encoded(monkeypatch):
     """Collect the guids of the pairs that are encoded, not taken from a cache."""
     guids = []
-    original = embed.encode_blocks
+    original = source.encode_blocks
 
     def spy(blocks, *rest):
         guids.extend(pair.guid for block in blocks for pair in block)
         return original(blocks, *rest)
 
-    monkeypatch.setattr(embed, "encode_blocks", spy)
+    monkeypatch.setattr(source, "encode_blocks", spy)
     return guids
 
 

@@ -1,33 +1,34 @@
-"""One batch of images or texts through its tower, in the thread that calls."""
+"""What a tower gives for an image or a text: computed for a batch in the thread that calls, or found on disk."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..cache.errors import DataError
-from .backbones.base import Encoder
-from .encode_options import EncodeOptions
-from .identity import VIEW_SEED
-from .index import TowerOutput
-from .pairs.hashing import Reject, reject_pair
+from ..cache.parts import OpenCaches
+from .backbones.base import Encoder, clip_to_range
+from .options import VIEW_SEED, EncodeOptions
+from .pairs.hashing import SIDES, Reject, digest_column, reject_pair
 from .pairs.image import augment, decode_image
 from .pairs.pair import Pair
+
+TowerOutput = dict[str, Any]  # what a tower returned for one image or text, by column of the cache file
+
+_COLUMNS = {"image": ("image", "image_tokens"), "text": ("text", "row/truncated")}
 
 
 @dataclass(frozen=True)
 class ImageRequest:
     """An image to encode, with its views.
 
-    Attributes
-    ----------
-    digest
-        sha256 of the image bytes when they were hashed.
-    views_only
-        Whether only the views are needed, because another pair provides the embedding of the same image.
+    ``digest`` is the sha256 of its bytes when they were hashed. With ``views_only``, another pair provides the
+    embedding of the same image.
     """
 
     pair: Pair
@@ -52,17 +53,16 @@ def encode_images(encoder: Encoder, options: EncodeOptions, requests: Sequence[I
     pixels: list[list[NDArray[np.float32]]] = []  # of each request: the image first (unless views_only), then views
     rejects: list[Reject | None] = []
     for request in requests:
-        prepared: list[NDArray[np.float32]] = []
-        reason = None
+        pixels.append([])
+        reject = None
         try:
             for image in _prepare(encoder, options, request):
-                prepared.append(image)
+                pixels[-1].append(image)
         except DataError as error:
-            reason = str(error)
+            reject = reject_pair(request.pair, str(error))
         except Exception as error:  # one odd image must not end the work on 100,000
-            reason = f"image cannot be prepared: {error}"
-        pixels.append(prepared)
-        rejects.append(None if reason is None else reject_pair(request.pair, reason))
+            reject = reject_pair(request.pair, f"image cannot be prepared: {error}")
+        rejects.append(reject)
     outputs = _encode_pixels(encoder, options, [image for prepared in pixels for image in prepared])
     encoded = []
     for request, prepared, reject in zip(requests, pixels, rejects, strict=True):
@@ -121,30 +121,76 @@ def encode_texts(
     return outputs
 
 
-def cut_into_batches(positions: Sequence[int], size: int) -> Iterator[Sequence[int]]:
-    """Yield ``positions`` in batches of ``size``."""
-    return (positions[start : start + size] for start in range(0, len(positions), size))
-
-
-def cut_into_text_batches(ids: Sequence[Sequence[int]], max_tokens: int) -> Iterator[list[int]]:
-    """Yield positions of texts in order of length, so that each padded batch has at most ``max_tokens`` tokens."""
-    batch: list[int] = []
-    for position in sorted(range(len(ids)), key=lambda position: len(ids[position])):
-        if batch and (len(batch) + 1) * len(ids[position]) > max_tokens:
-            yield batch
-            batch = []
-        batch.append(position)
-    if batch:
-        yield batch
-
-
 def is_sound(output: TowerOutput, tower: str) -> bool:
     """Whether the numbers of an output are finite and its embedding is not all zero."""
     numbers = [output[name] for name in (tower, f"{tower}_tokens") if name in output]
     return all(np.isfinite(values).all() for values in numbers) and (tower not in output or bool(output[tower].any()))
 
 
-def clip_to_range(states: NDArray[np.float32], dtype: Any) -> NDArray[Any]:
-    """Convert ``states`` to ``dtype``. Finite numbers beyond its range become its largest or smallest number."""
-    limits = np.finfo(dtype)
-    return np.where(np.isinf(states), states, np.clip(states, limits.min, limits.max)).astype(dtype)
+class EmbeddingIndex:
+    """Finds outputs in cache files and parts by the digest of the image or text that they were made from.
+
+    It takes 16 bytes of memory per row and tower. If texts are cleaned (``clean``), texts that are equal after cleaning
+    share an embedding.
+    """
+
+    def __init__(self, clean: bool) -> None:
+        self._column = {tower: digest_column(tower, clean) for tower in SIDES}
+        self._places = {tower: _Places() for tower in SIDES}
+        self._paths: list[Path] = []
+        self._open = OpenCaches()
+
+    def __enter__(self) -> "EmbeddingIndex":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: object, trace: TracebackType | None) -> None:
+        self._open.close()
+
+    def add(self, path: Path, usable: Mapping[str, NDArray[np.bool_]] | None = None) -> None:
+        """Add the rows of a file that are ``usable``, (N,) bool by tower; default: all. The file must not change."""
+        cache = self._open.get(path)
+        for tower, column in self._column.items():
+            rows = np.arange(len(cache)) if usable is None else np.flatnonzero(usable[tower])
+            places = (np.uint64(len(self._paths)) << np.uint64(32)) | rows.astype(np.uint64)
+            self._places[tower].add(_key(cache.read(column, rows)), places)
+        self._paths.append(path)
+
+    def find(self, tower: str, digest: bytes) -> TowerOutput | None:
+        """Return the output of ``tower`` for the image or text with this digest, or None if it is not on disk."""
+        place = self._places[tower].find(_key(np.frombuffer(digest, np.uint8)[None])[0])
+        if place is None:
+            return None
+        cache, row = self._open.get(self._paths[place >> 32]), place & 0xFFFFFFFF
+        rows = np.array([row])
+        if cache.read(self._column[tower], rows).tobytes() != digest:
+            return None  # only the first eight bytes are equal
+        output = {name: cache.read(name, rows)[0] for name in _COLUMNS[tower] if name in cache.file}
+        if not is_sound({tower: output[tower]}, tower):
+            return None  # damaged
+        if tower == "text" and cache.has_tokens:
+            output["text_tokens"] = cache.text_tokens(row)
+        return output
+
+
+class _Places:
+    """Where each key is: two sorted arrays."""
+
+    def __init__(self) -> None:
+        self.keys = np.empty(0, np.uint64)
+        self.places = np.empty(0, np.uint64)
+
+    def add(self, keys: NDArray[np.uint64], places: NDArray[np.uint64]) -> None:
+        order = np.argsort(keys, kind="stable")
+        positions = np.searchsorted(self.keys, keys[order])
+        self.keys = np.insert(self.keys, positions, keys[order])
+        self.places = np.insert(self.places, positions, places[order])
+
+    def find(self, key: np.uint64) -> int | None:
+        position = int(np.searchsorted(self.keys, key))
+        return int(self.places[position]) if position < len(self.keys) and self.keys[position] == key else None
+
+
+def _key(digests: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    """Return the first eight bytes of each digest, (n, 32), as a number."""
+    keys: NDArray[np.uint64] = np.ascontiguousarray(digests[:, :8]).view(np.uint64)[:, 0]
+    return keys

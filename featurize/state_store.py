@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -12,39 +11,27 @@ from pathlib import Path
 
 import numpy as np
 
-from ...cache.atomic import writer_lock
-from ...cache.errors import CacheError, DataError, DiskFullError
-from ...cache.features import text_offsets
-from ...cache.hdf5 import open_hdf5
-from ...cache.parts import Block, read_parts, write_part
-from ...cache.states import States, StatesPart
-from ...cache.store import FeatureCache
-from ..encode import OnProgress, encode_blocks
-from ..encode_options import EncodeOptions
-from ..pairs.hashing import Reject, prefetch
-from ..pairs.pair import Pair
+from ..cache.atomic import writer_lock
+from ..cache.errors import CacheError, DataError, DiskFullError
+from ..cache.features import text_offsets
+from ..cache.hdf5 import open_hdf5
+from ..cache.parts import Block, read_parts, write_part
+from ..cache.states import States, StatesPart
+from ..cache.store import FeatureCache
+from .encode import OnProgress, encode_blocks, slices
+from .options import EncodeOptions
+from .pairs.hashing import Reject, compare_bytes
+from .pairs.pair import Pair
 from .source import Source
 
-BLOCK_ROWS = 2048  # limit of pairs per file; a crash costs at most one file
-_BLOCK_BYTES = 256 << 20  # limit of states per file, because they are in memory until they are written
+_FILE_ROWS = 2048  # limit of pairs per file; a crash costs at most one file
+_FILE_BYTES = 256 << 20  # limit of states per file, because they are in memory until they are written
 _SAMPLE = 16  # pairs
 _CHECKSUMS = "row/states_crc32"
 
 
 class StateStore:
-    """States that enter the unfrozen layers of one tower, for the rows of a cache.
-
-    Parameters
-    ----------
-    cache
-        An open cache.
-    tower
-        ``text`` or ``image``.
-    layers
-        Number of unfrozen layers at the top of the tower.
-    source
-        Backbone and raw pairs.
-    """
+    """States that enter the last ``layers`` layers of one tower (``text`` or ``image``), for the rows of a cache."""
 
     def __init__(self, cache: FeatureCache, tower: str, layers: int, source: Source) -> None:
         self.cache, self.tower, self.layers, self.source = cache, tower, layers, source
@@ -55,14 +42,14 @@ class StateStore:
         self.digest_column = f"row/{tower}_sha256"
 
     def states(self, guids: Sequence[str], on_progress: OnProgress | None = None, keep: bool = True) -> States:
-        """Return the states of ``guids``, in that order. Missing states are computed from the raw pairs.
+        """Return the states of ``guids``, in that order. Missing states are computed, and kept beside the cache.
 
         Parameters
         ----------
         on_progress
             Called with (pairs computed, pairs to compute), unless nothing is missing.
         keep
-            Whether to keep computed states beside the cache.
+            Whether to keep computed states.
 
         Raises
         ------
@@ -139,21 +126,14 @@ class StateStore:
     def _raw_pairs(self, guids: Sequence[str]) -> list[Pair]:
         """Return the raw pairs of ``guids``. Stop before any computation if one is gone or changed."""
         pair_of = self._pair_of
-        stored = dict(zip(guids, self.cache.read(self.digest_column, self.cache.rows(guids)), strict=True))
+        pairs = [pair_of.get(guid, Pair(guid)) for guid in guids]
         gone: list[str] = []
         changed: list[str] = []
-
-        def digest(guid: str) -> bytes | str:
-            pair = pair_of.get(guid, Pair(guid))
-            try:
-                return hashlib.sha256(pair.read_text() if self.tower == "text" else pair.read_image()).digest()
-            except DataError as error:
-                return f"{guid!r}: {error}"
-
-        for guid, now in zip(guids, prefetch(digest, guids, ahead=64), strict=True):
-            if isinstance(now, str):
-                gone.append(now)
-            elif now != stored[guid].tobytes():
+        compared = compare_bytes(self.cache, self.cache.rows(guids), pairs, (self.tower,))
+        for guid, same in zip(guids, compared, strict=True):
+            if isinstance(same, DataError):
+                gone.append(f"{guid!r}: {same}")
+            elif not all(same):
                 changed.append(guid)
         where = self.source.data or self.cache.header.dataset["data"]
         if gone:
@@ -167,14 +147,13 @@ class StateStore:
                 f"{len(changed)} of {len(guids)} raw pairs in {where} have changed since they were featurized, the "
                 f"first is {changed[0]!r}: run `mmcli featurize` again, then train stage 1 again"
             )
-        return [pair_of[guid] for guid in guids]
+        return pairs
 
     def _computed(self, pairs: list[Pair], on_progress: OnProgress | None) -> Iterator[Block]:
         """Compute states and yield them in blocks of at most a few hundred megabytes."""
         if on_progress is not None:
             on_progress(0, len(pairs))
-        size = self._rows_per_block(pairs)
-        blocks = [pairs[start : start + size] for start in range(0, len(pairs), size)]
+        blocks = list(slices(pairs, self._rows_per_block(pairs)))
         for block, rejects in encode_blocks(blocks, self.source.encoder(), self._encode_options(), on_progress):
             _refuse(rejects)
             yield block
@@ -196,7 +175,7 @@ class StateStore:
                 f"{pair_bytes * len(pairs) / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free; free some space, or "
                 "unfreeze other layers, then run the same command again"
             )
-        return int(min(max(_BLOCK_BYTES / pair_bytes, 1), BLOCK_ROWS))
+        return int(min(max(_FILE_BYTES / pair_bytes, 1), _FILE_ROWS))
 
     def _together(self, guids: Sequence[str], computed: Sequence[Block]) -> States:
         kept = {guid: self.kept[guid] for guid in guids if guid in self.kept}
@@ -220,10 +199,7 @@ class StateStore:
 def states_of_pairs(pairs: Sequence[Pair], source: Source, layers: Mapping[str, int]) -> dict[str, States]:
     """Compute the states that enter the unfrozen layers of each tower, from raw pairs.
 
-    Raises
-    ------
-    DataError
-        A pair cannot be read, or its states are not finite.
+    Raise a DataError if a pair cannot be read, or its states are not finite.
     """
     states = {}
     for tower, count in layers.items():
