@@ -144,7 +144,7 @@ def our_fit(cache_path):
 
     fitting.fit = timed
     with tempfile.TemporaryDirectory() as runs:
-        result = train_head(cache_path, recipe=Recipe().changed(**PRESETS["report"]), runs=runs)
+        result = train_head(cache_path, recipe=Recipe().changed(**PRESETS["report"]), options=RunOptions(runs))
     return seconds[0], result["test"]["macro_f1"]
 
 

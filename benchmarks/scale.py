@@ -96,10 +96,7 @@ def train(cache, max_memory):
     from mmcli.heads import Recipe, train_head
 
     ends = []
-    result = train_head(
-        cache, recipe=Recipe(epochs=3), runs=cache.with_suffix(".runs"), max_bytes=parse_bytes(max_memory),
-        on_fit=lambda epochs, at_most: ends.append(time.perf_counter()),
-    )  # fmt: skip
+    result = train_head(cache, recipe=Recipe(epochs=3), on_fit=lambda epochs, at_most: ends.append(time.perf_counter()), options=RunOptions(cache.with_suffix(".runs"), max_bytes=parse_bytes(max_memory)))  # fmt: skip
     print(json.dumps({"epoch": ends[3] - ends[2], "best_pt": result["best_pt"], "test": result["test"]["macro_f1"]}))
 
 

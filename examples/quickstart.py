@@ -28,7 +28,7 @@ def main(folder: Path, pairs: int = 240) -> None:
 
     # As often as you like: train a head within seconds.
     for modality in ("text", "image", "both"):
-        run = train_head(folder / "features.h5", recipe=Recipe(modality=modality), runs=folder / "runs")
+        run = train_head(folder / "features.h5", recipe=Recipe(modality=modality), options=RunOptions(folder / "runs"))
         low, high = run["test"]["macro_f1_ci"]
         print(f"{modality}: test macro-F1 {run['test']['macro_f1']:.3f} [{low:.3f}, {high:.3f}]")
 

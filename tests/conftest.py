@@ -286,7 +286,7 @@ def tuned(stage1, tmp_path):
 
     def make(settings=None, seeds=None, of_stage1=1, **recipe):
         best_pt = stage1(seeds=of_stage1, **recipe)
-        return finetune(best_pt, LEARNS | (settings or {}), runs=tmp_path / "runs", seeds=seeds)
+        return finetune(best_pt, LEARNS | (settings or {}), options=FinetuneOptions(tmp_path / "runs", seeds=seeds))
 
     return make
 

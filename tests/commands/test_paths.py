@@ -62,7 +62,9 @@ def place(tmp_path_factory, tiny_clip):
     (folder / "l.csv").write_text("guid,tag\n" + "".join(f"{guid},{'abc'[guid % 3]}\n" for guid in range(60)))
     (folder / "ids.csv").write_text("guid\n3\n")
     write_pair(folder / "data", 1)
-    run = train_head(folder / "f.h5", folder / "l.csv", Recipe(epochs=1, hidden=(4,)), runs=folder / "runs")["run"]
+    run = train_head(
+        folder / "f.h5", folder / "l.csv", Recipe(epochs=1, hidden=(4,)), options=RunOptions(folder / "runs")
+    )["run"]
     (folder / "run").symlink_to(run)
     (folder / "a_folder").mkdir()
     (folder / "text.txt").write_text("this is text")

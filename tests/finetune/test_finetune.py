@@ -77,7 +77,7 @@ def test_intervals_of_both_stages_and_of_their_difference_draw_copies_together(t
 def test_where_stage_2_is_no_better_best_pt_holds_stage_1(stage1, tmp_path):
     best_pt = stage1(epochs=60, patience=30)
     ruined = {"lr_backbone": 1.0, "lr_head": 1.0}
-    result = finetune(best_pt, LEARNS | ruined, runs=tmp_path / "runs")
+    result = finetune(best_pt, LEARNS | ruined, options=FinetuneOptions(tmp_path / "runs"))
     assert result["kept"] == "stage 1"
     before, after = load_checkpoint(best_pt), load_checkpoint(result["best_pt"])
     for name, tensor in before.head.state_dict().items():
@@ -235,13 +235,15 @@ def test_rows_of_a_folder_that_cannot_be_read_are_left_out(tuned, raw_sixty, tmp
 def test_finetune_of_a_finetuned_best_pt_begins_again_from_stage_1(tuned, tmp_path):
     first = tuned()
     notes = []
-    second = finetune(first["best_pt"], LEARNS, runs=tmp_path / "runs", watch=Watch(on_note=notes.append))
+    second = finetune(
+        first["best_pt"], LEARNS, watch=Watch(on_note=notes.append), options=FinetuneOptions(tmp_path / "runs")
+    )
     assert "beginning again from its stage 1" in notes[0]
     assert second["stage1"] == first["stage1"]
     assert second["stage2"] == first["stage2"]
     Path(first["stage1"]["best_pt"]).unlink()
     with pytest.raises(CheckpointError, match="is gone: give a best"):
-        finetune(first["best_pt"], LEARNS, runs=tmp_path / "runs")
+        finetune(first["best_pt"], LEARNS, options=FinetuneOptions(tmp_path / "runs"))
 
 
 def test_all_layers_can_be_asked_for(cli, stage1):
@@ -254,9 +256,9 @@ def test_all_layers_can_be_asked_for(cli, stage1):
 def test_all_rows_where_stage_1_was_kept_is_the_head_of_stage_1(stage1, tmp_path, decide):
     decide(False)
     best_pt = stage1(seeds=2)
-    result = finetune(best_pt, LEARNS, runs=tmp_path / "runs", seeds=1)
-    expected = train_full(best_pt, runs=tmp_path / "one", jobs=1)
-    repeated = train_full(result["best_pt"], runs=tmp_path / "two", jobs=1)
+    result = finetune(best_pt, LEARNS, options=FinetuneOptions(tmp_path / "runs", seeds=1))
+    expected = train_full(best_pt, options=RunOptions(tmp_path / "one", jobs=1))
+    repeated = train_full(result["best_pt"], options=RunOptions(tmp_path / "two", jobs=1))
     assert repeated["train"] == expected["train"]
     one, two = (load_checkpoint(each["best_pt"]).head.state_dict() for each in (expected, repeated))
     assert all(torch.equal(two[name], tensor) for name, tensor in one.items())
@@ -265,14 +267,16 @@ def test_all_rows_where_stage_1_was_kept_is_the_head_of_stage_1(stage1, tmp_path
 @pytest.mark.usefixtures("kept_whatever")
 def test_all_rows_after_stage_2_repeats_both_stages(stage1, tmp_path, raw_sixty):
     """Two models from one head of stage 1, each for the epochs that were found best; the result predicts raw pairs."""
-    result = finetune(stage1(), LEARNS | {"epochs": 3}, runs=tmp_path / "runs", seeds=2)
-    full = train_full(result["best_pt"], runs=tmp_path / "full", jobs=1)
+    result = finetune(stage1(), LEARNS | {"epochs": 3}, options=FinetuneOptions(tmp_path / "runs", seeds=2))
+    full = train_full(result["best_pt"], options=RunOptions(tmp_path / "full", jobs=1))
     model = open_best_pt(full["best_pt"])
     assert model.checkpoint.recipe.finetune == load_checkpoint(result["best_pt"]).recipe.finetune
     assert len(model.checkpoint.split.train) == 60
     assert [each["epochs"] for each in full["seeds"]] == [each["best_epoch"] for each in result["seeds"]]
     assert model.layers == {"text": 1}
-    first = load_checkpoint(train_full(result["stage1"]["best_pt"], runs=tmp_path / "first", jobs=1)["best_pt"])
+    first = load_checkpoint(
+        train_full(result["stage1"]["best_pt"], options=RunOptions(tmp_path / "first", jobs=1))["best_pt"]
+    )
     own = first.head.heads[0].state_dict()
     assert any(not torch.equal(model.checkpoint.head.heads[0].state_dict()[name], each) for name, each in own.items())
     predictions = predict(full["best_pt"], data=raw_sixty[0], device="cpu")
@@ -286,7 +290,7 @@ def test_the_epochs_of_a_repeated_stage_2_are_those_of_the_whole_schedule(stage1
     """Repeated on the rows of the run itself, the same rates in the same epochs give the same losses."""
     from mmcli.heads.runs.run_folder import read_schedules
 
-    result = finetune(stage1(), LEARNS | {"epochs": 3}, runs=tmp_path / "runs")
+    result = finetune(stage1(), LEARNS | {"epochs": 3}, options=FinetuneOptions(tmp_path / "runs"))
     with (Path(result["run"]) / "history.csv").open() as file:
         rates = [float(row["lr"]) for row in csv.DictReader(file)]
     (schedule,) = read_schedules(load_checkpoint(result["best_pt"]))
@@ -296,8 +300,8 @@ def test_the_epochs_of_a_repeated_stage_2_are_those_of_the_whole_schedule(stage1
 @pytest.mark.usefixtures("kept_whatever")
 def test_where_raw_pairs_and_backbone_were_moved_to_is_remembered(stage1, raw_sixty, tiny_clip, tmp_path):
     data, there = shutil.copytree(raw_sixty[0], tmp_path / "data"), shutil.copytree(tiny_clip, tmp_path / "clip")
-    result = finetune(stage1(), LEARNS, data=data, backbone=str(there), runs=tmp_path / "runs")
-    for run in (result, train_full(result["best_pt"], runs=tmp_path / "full", jobs=1)):
+    result = finetune(stage1(), LEARNS, options=FinetuneOptions(tmp_path / "runs", data=data, backbone=str(there)))
+    for run in (result, train_full(result["best_pt"], options=RunOptions(tmp_path / "full", jobs=1))):
         _, header = read_best_pt(run["best_pt"])
         assert header["backbone"]["name"] == str(there)
         assert header["made_from"]["data"] == str(data)

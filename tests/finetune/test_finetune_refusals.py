@@ -13,23 +13,23 @@ from small_finetune import QUICK, read_best_pt
 
 def test_best_pt_missing_or_of_another_dataset(stage1, learnable, tmp_path):
     with pytest.raises(CheckpointError, match="no such checkpoint"):
-        finetune(tmp_path / "nothing.pt", runs=tmp_path / "runs")
+        finetune(tmp_path / "nothing.pt", options=FinetuneOptions(tmp_path / "runs"))
     best_pt = stage1()
     with pytest.raises(CheckpointError, match="this head was trained on features of"):
-        finetune(best_pt, cache_path=learnable[0], runs=tmp_path / "runs")
+        finetune(best_pt, cache_path=learnable[0], options=FinetuneOptions(tmp_path / "runs"))
     labels = tmp_path / "others.csv"
     labels.write_text("guid,tag\n1,neutral\n2,positive\n")
     with pytest.raises(DataError, match=r"none of the \d+ \w+ rows has a label and features here"):
-        finetune(best_pt, labels_path=labels, runs=tmp_path / "runs")
+        finetune(best_pt, labels_path=labels, options=FinetuneOptions(tmp_path / "runs"))
 
 
 def test_the_cache_or_the_backbone_is_not_at_hand(stage1, sixty, tmp_path):
     best_pt = stage1()
     with pytest.raises(BackboneError, match="no such backbone folder"):
-        finetune(best_pt, backbone=str(tmp_path / "gone"), runs=tmp_path / "runs")
+        finetune(best_pt, options=FinetuneOptions(tmp_path / "runs", backbone=str(tmp_path / "gone")))
     Path(sixty).unlink()
     with pytest.raises(CacheError, match="no feature cache at"):
-        finetune(best_pt, runs=tmp_path / "runs")
+        finetune(best_pt, options=FinetuneOptions(tmp_path / "runs"))
 
 
 @pytest.mark.parametrize(
@@ -48,16 +48,16 @@ def test_the_cache_or_the_backbone_is_not_at_hand(stage1, sixty, tmp_path):
 )
 def test_settings_that_cannot_be(stage1, tmp_path, recipe, settings, message):
     with pytest.raises(MmcliError, match=message):
-        finetune(stage1(**recipe), QUICK | settings, runs=tmp_path / "runs")
+        finetune(stage1(**recipe), QUICK | settings, options=FinetuneOptions(tmp_path / "runs"))
     assert not [path for path in (tmp_path / "runs").iterdir() if path.name.endswith("-finetune")]
 
 
 def test_a_head_of_all_rows_has_none_to_stop_by(stage1, tmp_path):
     from mmcli.heads import train_full
 
-    full = train_full(stage1(), runs=tmp_path / "full")
+    full = train_full(stage1(), options=RunOptions(tmp_path / "full"))
     with pytest.raises(CheckpointError, match="was trained on all rows"):
-        finetune(full["best_pt"], runs=tmp_path / "runs")
+        finetune(full["best_pt"], options=FinetuneOptions(tmp_path / "runs"))
 
 
 def _tampered(best_pt, path, change):

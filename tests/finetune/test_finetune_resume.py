@@ -18,7 +18,7 @@ from small_finetune import LEARNS, interrupt_at, read_best_pt
 def test_resumed_equals_uninterrupted(stage1, tmp_path, killed_in):
     """Two models of three epochs, killed in the middle of an epoch: of the first model, of the second."""
     settings, best_pt = LEARNS | {"epochs": 3}, stage1(seeds=2)
-    whole = finetune(best_pt, settings, runs=tmp_path / "whole")
+    whole = finetune(best_pt, settings, options=FinetuneOptions(tmp_path / "whole"))
 
     steps = 3 * (killed_in - 1) + 2
 
@@ -27,11 +27,11 @@ def test_resumed_equals_uninterrupted(stage1, tmp_path, killed_in):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        finetune(best_pt, settings, runs=tmp_path / "runs", watch=Watch(on_step=killer))
+        finetune(best_pt, settings, watch=Watch(on_step=killer), options=FinetuneOptions(tmp_path / "runs"))
     assert list((tmp_path / "runs").glob(".fits/*.pt"))
     notes, seen = [], []
     watch = Watch(on_note=notes.append, on_step=lambda done, _: seen.append(done))
-    result = finetune(best_pt, settings, runs=tmp_path / "runs", watch=watch)
+    result = finetune(best_pt, settings, watch=watch, options=FinetuneOptions(tmp_path / "runs"))
     assert "going on" in notes[0]
     assert seen[0] == 3 * (killed_in - 1) + 1
     assert not list((tmp_path / "runs").glob(".fits/*.pt"))
@@ -53,30 +53,34 @@ def interrupted(stage1, tmp_path):
     """Train stage 1, interrupt stage 2 in its fifth step, and return stage 1's best.pt."""
     best_pt = stage1()
     with pytest.raises(KeyboardInterrupt):
-        finetune(best_pt, LEARNS, runs=tmp_path / "runs", watch=Watch(on_step=interrupt_at(5)))
+        finetune(best_pt, LEARNS, watch=Watch(on_step=interrupt_at(5)), options=FinetuneOptions(tmp_path / "runs"))
     return best_pt
 
 
 def test_the_same_command_typed_again_goes_on_and_restart_begins_anew(interrupted, tmp_path):
     notes = []
-    result = finetune(interrupted, LEARNS, runs=tmp_path / "runs", restart=True, watch=Watch(on_note=notes.append))
+    result = finetune(
+        interrupted, LEARNS, watch=Watch(on_note=notes.append), options=FinetuneOptions(tmp_path / "runs", restart=True)
+    )
     assert not notes
     assert len((Path(result["run"]) / "history.csv").read_text().splitlines()) == 3
 
 
 def test_a_damaged_record_of_progress_is_made_anew(interrupted, tmp_path):
-    whole = finetune(interrupted, LEARNS, runs=tmp_path / "whole")
+    whole = finetune(interrupted, LEARNS, options=FinetuneOptions(tmp_path / "whole"))
     (left,) = (tmp_path / "runs").glob(".fits/*.pt")
     left.write_bytes(left.read_bytes()[:300])
     notes = []
-    result = finetune(interrupted, LEARNS, runs=tmp_path / "runs", watch=Watch(on_note=notes.append))
+    result = finetune(
+        interrupted, LEARNS, watch=Watch(on_note=notes.append), options=FinetuneOptions(tmp_path / "runs")
+    )
     assert not notes
     assert result["test"] == whole["test"]
 
 
 def test_a_neighbour_that_ends_leaves_the_progress_of_others(interrupted, tmp_path):
     (left,) = (tmp_path / "runs").glob(".fits/*.pt")
-    finetune(interrupted, LEARNS | {"epochs": 1}, runs=tmp_path / "runs")
+    finetune(interrupted, LEARNS | {"epochs": 1}, options=FinetuneOptions(tmp_path / "runs"))
     assert left.exists()
 
 
@@ -88,7 +92,7 @@ def test_an_edited_pair_makes_another_run_of_it(interrupted, sixty, raw_sixty, t
     (tmp_path / "data" / f"{guid}.txt").write_text("something else")
     featurize(tmp_path / "data", raw_sixty[1], sixty)
     notes = []
-    finetune(best_pt, LEARNS, runs=tmp_path / "runs", watch=Watch(on_note=notes.append))
+    finetune(best_pt, LEARNS, watch=Watch(on_note=notes.append), options=FinetuneOptions(tmp_path / "runs"))
     assert not notes
 
 
@@ -97,5 +101,5 @@ def test_old_progress_is_not_thrown_away_before_it_is_asked_for(interrupted, tmp
     (left,) = (tmp_path / "runs").glob(".fits/*.pt")
     os.utime(left, (0, 0))
     notes = []
-    finetune(best_pt, LEARNS, runs=tmp_path / "runs", watch=Watch(on_note=notes.append))
+    finetune(best_pt, LEARNS, watch=Watch(on_note=notes.append), options=FinetuneOptions(tmp_path / "runs"))
     assert "going on" in notes[0]

@@ -91,7 +91,7 @@ def test_a_head_is_the_one_that_the_cpu_trains(sixty, tmp_path, device, settings
     """Few steps of float32 from the same weights, in the same order."""
     recipe = Recipe(**PLAIN | settings)
     found, expected = (
-        load_checkpoint(train_head(sixty, recipe=recipe, runs=tmp_path / name, device=where)["best_pt"])
+        load_checkpoint(train_head(sixty, recipe=recipe, options=RunOptions(tmp_path / name, device=where))["best_pt"])
         for name, where in (("found", device), ("expected", "cpu"))
     )
     with FeatureCache.open(sixty) as cache:
@@ -110,7 +110,7 @@ def test_a_head_with_batch_norm_learns(sixty, raw_sixty, tiny_clip, tmp_path, de
     recipe = Recipe(epochs=30, patience=30, lr=1e-2, hidden=(16,)).changed(**settings)
     generators = [torch] if device == "cpu" else [torch, torch.get_device_module(device)]
     before = [each.get_rng_state() for each in generators]
-    run = train_head(sixty, recipe=recipe, runs=tmp_path / "runs", device=device, seeds=2)
+    run = train_head(sixty, recipe=recipe, options=RunOptions(tmp_path / "runs", device=device, seeds=2))
     assert all(torch.equal(each.get_rng_state(), was) for each, was in zip(generators, before, strict=True))
     with (Path(run["run"]) / "history.csv").open(newline="") as file:
         losses = [float(record["train_loss"]) for record in csv.DictReader(file) if record["seed"] == str(recipe.seed)]
@@ -154,7 +154,7 @@ def test_stage_2_is_the_one_that_the_cpu_trains(stage1, sixty, tmp_path, device,
     """A few steps of float32; its best.pt says the same of cached pairs wherever it is opened."""
     best_pt = stage1(fusion=fusion, **PLAIN)
     found, expected = (
-        finetune(best_pt, LEARNS | settings, runs=tmp_path / name, device=where)["best_pt"]
+        finetune(best_pt, LEARNS | settings, options=FinetuneOptions(tmp_path / name, device=where))["best_pt"]
         for name, where in (("found", device), ("expected", "cpu"))
     )
     with FeatureCache.open(sixty) as cache:

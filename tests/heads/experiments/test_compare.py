@@ -106,7 +106,7 @@ def test_the_seed_differs_from_fold_to_fold_and_is_the_same_for_all_candidates(s
 
 
 def test_without_test_the_test_rows_are_left_out_of_compare(setup, learnable, tmp_path):
-    run = train_head(*learnable, QUICK, runs=tmp_path / "runs", split_seed=5)
+    run = train_head(*learnable, QUICK, split=SplitOptions(seed=5), options=RunOptions(tmp_path / "runs"))
     split = load_checkpoint(run["best_pt"]).split
     there = Setup(setup.cache, setup.labels, split_seed=5, out=setup.out, jobs=1)
     result = compare(there, candidates_of(["concat"], QUICK), Protocol(3, 1, without_test=True))
@@ -166,7 +166,7 @@ def test_features_that_are_not_finite_are_named(setup, learnable):
     ):
         compare(setup, candidates_of(["concat"], QUICK), SMALL)
     with pytest.raises(MmcliError, match="not finite"):
-        train_head(setup.cache, setup.labels, QUICK, runs=setup.out)
+        train_head(setup.cache, setup.labels, QUICK, options=RunOptions(setup.out))
 
 
 def test_one_class_only(setup):
@@ -261,7 +261,9 @@ def test_copies_are_drawn_together(setup, learnable):
     error = np.sqrt(entry["accuracy"] * (1 - entry["accuracy"]) / 80)
     assert high - low == pytest.approx(2 * 1.96 * error, rel=0.2)
     assert "400 rows in 80 groups of copies" in comparison_tables(result)[0].title
-    run = train_head(*learnable, QUICK, runs=setup.out / "runs", group_duplicates=True)
+    run = train_head(
+        *learnable, QUICK, split=SplitOptions(group_duplicates=True), options=RunOptions(setup.out / "runs")
+    )
     for scores in (run["test"], evaluate(run["best_pt"], on="test")["test"]):
         assert (scores["n"], scores["n_groups"]) == (len(load_checkpoint(run["best_pt"]).split.test), scores["n"] // 5)
         assert scores["accuracy_ci"] == run["test"]["accuracy_ci"]

@@ -12,7 +12,7 @@ from small_experiments import QUICK
 
 
 def test_the_single_split_is_that_of_train_head(setup, learnable, tmp_path):
-    run = train_head(*learnable, QUICK, runs=tmp_path / "runs")
+    run = train_head(*learnable, QUICK, options=RunOptions(tmp_path / "runs"))
     result = single_split(setup, candidates_of(["concat", "film"], QUICK))
     entry = result["candidates"][0]
     assert result["rows"] == {"train": 320, "val": 40, "test": 40}
@@ -23,7 +23,7 @@ def test_the_single_split_is_that_of_train_head(setup, learnable, tmp_path):
 
 
 def test_a_single_split_of_some_classes_only_and_its_notes(setup, learnable, tmp_path, cli):
-    run = train_head(*learnable, QUICK, runs=tmp_path / "runs")
+    run = train_head(*learnable, QUICK, options=RunOptions(tmp_path / "runs"))
     seen = load_checkpoint(run["best_pt"]).split
     path, labels = learnable
     with FeatureCache.open(path) as cache:

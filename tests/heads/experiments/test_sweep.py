@@ -13,7 +13,7 @@ from small_experiments import QUICK, out_of_fold
 def test_a_sweep_never_sees_the_test_rows(setup, learnable, tmp_path, fitted):
     """Other labels and features of the test rows change nothing, not even which kept fits are used."""
     path, labels = learnable
-    split = load_checkpoint(train_head(path, labels, QUICK, runs=tmp_path / "runs")["best_pt"]).split
+    split = load_checkpoint(train_head(path, labels, QUICK, options=RunOptions(tmp_path / "runs"))["best_pt"]).split
     grid = grid_of(["lr=1e-3,1e-2", "dropout=0.2"])
     first = sweep(setup, QUICK, grid, protocol=Protocol(3, 1))
     assert len(fitted) == 9
@@ -33,7 +33,9 @@ def test_a_sweep_never_sees_the_test_rows(setup, learnable, tmp_path, fitted):
 
 
 def test_a_sweep_leaves_out_the_test_rows_of_a_grouped_split(setup, learnable, tmp_path):
-    run = train_head(*learnable, QUICK, runs=tmp_path / "runs", group_duplicates=True)
+    run = train_head(
+        *learnable, QUICK, split=SplitOptions(group_duplicates=True), options=RunOptions(tmp_path / "runs")
+    )
     split = load_checkpoint(run["best_pt"]).split
     there = Setup(setup.cache, setup.labels, group_duplicates=True, out=setup.out, jobs=1)
     result = sweep(there, QUICK, grid_of(["lr=1e-3"]), protocol=Protocol(2, 1))

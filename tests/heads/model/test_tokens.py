@@ -150,7 +150,10 @@ def test_cross_attention_is_the_same_to_the_bit_in_processes_of_its_own(stored, 
     labels = tmp_path / "labels.csv"
     labels.write_text("guid,tag\n" + "".join(f"{row},{'abc'[row % 3]}\n" for row in range(N)))
     recipe = Recipe(fusion="cross_attn", epochs=2, hidden=(8,))
-    runs = [train_head(stored[0], labels, recipe, runs=tmp_path / f"jobs{jobs}", seeds=2, jobs=jobs) for jobs in (1, 2)]
+    runs = [
+        train_head(stored[0], labels, recipe, options=RunOptions(tmp_path / f"jobs{jobs}", seeds=2, jobs=jobs))
+        for jobs in (1, 2)
+    ]
     first, second = (Path(run["best_pt"]).read_bytes() for run in runs)
     assert first == second
 

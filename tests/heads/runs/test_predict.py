@@ -23,7 +23,7 @@ def trained(pairs, tiny_clip, tmp_path):
     folder, labels = pairs(40)
     cache = tmp_path / "f.h5"
     featurize(folder, labels, cache, FeaturizeOptions(backbone=str(tiny_clip), dtype="float32"))
-    run = train_head(cache, recipe=Recipe(epochs=2, hidden=(8,)), runs=tmp_path / "runs")
+    run = train_head(cache, recipe=Recipe(epochs=2, hidden=(8,)), options=RunOptions(tmp_path / "runs"))
     return folder, cache, run["best_pt"]
 
 
@@ -61,8 +61,8 @@ def test_every_fusion_says_the_same_of_the_raw_pair_as_of_the_cache(pairs, tiny_
     options = FeaturizeOptions(backbone=str(tiny_clip), dtype="float32", tokens=True)
     featurize(folder, labels, cache_path, options)
     recipe = Recipe(fusion=fusion, epochs=3, hidden=(8,), lr=1e-2, lr_attn=1e-1)
-    best_pt = train_head(cache_path, recipe=recipe, runs=tmp_path / "runs")["best_pt"]
-    again = train_head(cache_path, recipe=recipe, runs=tmp_path / "more")["best_pt"]
+    best_pt = train_head(cache_path, recipe=recipe, options=RunOptions(tmp_path / "runs"))["best_pt"]
+    again = train_head(cache_path, recipe=recipe, options=RunOptions(tmp_path / "more"))["best_pt"]
     assert Path(best_pt).read_bytes() == Path(again).read_bytes()  # same seed, same bits
     checkpoint = load_checkpoint(best_pt)
     with FeatureCache.open(cache_path) as cache:
@@ -86,7 +86,7 @@ def test_cross_attention_and_a_cache_without_tokens(pairs, tiny_clip, tmp_path, 
         options = FeaturizeOptions(backbone=str(tiny_clip), dtype="float32", tokens=path == with_tokens)
         featurize(folder, labels, path, options)
     recipe = Recipe(fusion="cross_attn", epochs=1, hidden=(8,))
-    best_pt = train_head(with_tokens, recipe=recipe, runs=tmp_path / "runs")["best_pt"]
+    best_pt = train_head(with_tokens, recipe=recipe, options=RunOptions(tmp_path / "runs"))["best_pt"]
     ids = tmp_path / "ids.csv"
     ids.write_text("guid\n7\n3\n")
     expected = predict(best_pt, ids=ids).probs
@@ -173,7 +173,7 @@ def test_without_a_cache_listed_pairs_need_a_folder(trained, tmp_path):
 
 def test_cached_rows_that_are_not_finite_are_not_predicted(learnable, tmp_path):
     path, labels = learnable
-    run = train_head(path, labels, QUICK, runs=tmp_path / "runs")
+    run = train_head(path, labels, QUICK, options=RunOptions(tmp_path / "runs"))
 
     def spoil(columns):
         columns["image"][119, 2] = np.inf

@@ -28,7 +28,7 @@ def rare(tmp_path):
 
 def test_rare_classes_train_only_and_are_not_in_the_macro_f1(rare, tmp_path, cli):
     path, labels = rare
-    run = train_head(path, labels, LEARNS, runs=tmp_path / "runs")
+    run = train_head(path, labels, LEARNS, options=RunOptions(tmp_path / "runs"))
     split, tags = load_checkpoint(run["best_pt"]).split, read_labels(labels)
     assert run["classes"] == ["cat", "dog", "emu", "fox", "gnu"]
     assert run["rare_classes"] == {"emu": 3, "fox": 4, "gnu": 6}
@@ -90,7 +90,7 @@ def test_compare_scores_the_rows_that_a_fold_can_hold(rare, tmp_path):
 @pytest.mark.parametrize("how", ["merge", "drop"])
 def test_rare_classes_are_merged_or_dropped(rare, tmp_path, how):
     path, labels = rare
-    run = train_head(path, labels, LEARNS, runs=tmp_path / "runs", rare=how)
+    run = train_head(path, labels, LEARNS, split=SplitOptions(rare=how), options=RunOptions(tmp_path / "runs"))
     merged = how == "merge"
     assert run["classes"] == (["cat", "dog", "other"] if merged else ["cat", "dog"])
     assert run["rare_left_out"] == (0 if merged else 13)
@@ -101,7 +101,7 @@ def test_rare_classes_are_merged_or_dropped(rare, tmp_path, how):
     why = "no new row to be scored on" if merged else "none of the 13 new rows has a label that the head knows"
     with pytest.raises(DataError, match=why):
         evaluate(run["best_pt"], on="new")
-    assert train_full(run["best_pt"], runs=tmp_path / "runs")["train"]["n"] == (283 if merged else 270)
+    assert train_full(run["best_pt"], options=RunOptions(tmp_path / "runs"))["train"]["n"] == (283 if merged else 270)
     setup = Setup(path, labels, out=tmp_path / "experiments", jobs=1, rare=how)
     result = compare(setup, candidates_of(["concat"], QUICK), Protocol(5, 1))
     assert result["classes"] == (["cat", "dog", "gnu", "other"] if merged else ["cat", "dog", "gnu"])
@@ -112,19 +112,19 @@ def test_merges_that_cannot_be(rare, tmp_path):
     tags = read_labels(labels)
     write_tags(labels, {guid: "other" if tag == "emu" else tag for guid, tag in tags.items()})
     with pytest.raises(DataError, match="into a class 'other', and the labels file already has that class"):
-        train_head(path, labels, QUICK, runs=tmp_path / "runs", rare="merge")
+        train_head(path, labels, QUICK, split=SplitOptions(rare="merge"), options=RunOptions(tmp_path / "runs"))
     write_tags(labels, {guid: tag for guid, tag in tags.items() if tag not in ("emu", "fox")})
     with pytest.raises(DataError, match="needs two rare classes, and only 'gnu' is rare: use --rare train-only"):
-        train_head(path, labels, QUICK, runs=tmp_path / "runs", rare="merge")
+        train_head(path, labels, QUICK, split=SplitOptions(rare="merge"), options=RunOptions(tmp_path / "runs"))
     with pytest.raises(MmcliError, match="rare cannot be 'hide': choose one of train-only, merge, drop"):
-        train_head(path, labels, QUICK, runs=tmp_path / "runs", rare="hide")
+        train_head(path, labels, QUICK, split=SplitOptions(rare="hide"), options=RunOptions(tmp_path / "runs"))
 
 
 def test_own_parts_with_a_class_that_only_trains_or_only_tests(rare, tmp_path):
     path, labels = rare
-    run = train_head(path, labels, QUICK, runs=tmp_path / "runs")
+    run = train_head(path, labels, QUICK, options=RunOptions(tmp_path / "runs"))
     splits, tags = Path(run["run"]) / "splits", read_labels(labels)
-    again = train_head(path, labels, QUICK, splits, runs=tmp_path / "runs")
+    again = train_head(path, labels, QUICK, split=SplitOptions(splits), options=RunOptions(tmp_path / "runs"))
     assert again["rare_train_only"] == ["emu", "fox", "gnu"]
     assert again["classes"] == run["classes"]
     train = read_labels(splits / "train_split.csv")
@@ -133,7 +133,7 @@ def test_own_parts_with_a_class_that_only_trains_or_only_tests(rare, tmp_path):
     parts = {name: read_labels(splits / f"{name}_split.csv") for name in ("train", "val")}
     write_tags(splits / "train_split.csv", {guid: tag for guid, tag in train.items() if guid not in one})
     write_tags(splits / "val_split.csv", parts["val"] | one)
-    held_out = train_head(path, labels, QUICK, splits, runs=tmp_path / "runs")
+    held_out = train_head(path, labels, QUICK, split=SplitOptions(splits), options=RunOptions(tmp_path / "runs"))
     assert held_out["rare_train_only"] == ["fox", "gnu"]
     assert held_out["val"]["per_class"]["emu"]["support"] == 1
     for name, tags_of_part in parts.items():
@@ -141,8 +141,10 @@ def test_own_parts_with_a_class_that_only_trains_or_only_tests(rare, tmp_path):
     write_tags(splits / "train_split.csv", {guid: tag for guid, tag in train.items() if guid not in moved})
     write_tags(splits / "test_split.csv", read_labels(splits / "test_split.csv") | moved)
     with pytest.raises(DataError, match=r"class 'emu' has 3 row\(s\) in the test part .* or .* --rare drop"):
-        train_head(path, labels, QUICK, splits, runs=tmp_path / "runs")
-    dropped = train_head(path, labels, QUICK, splits, runs=tmp_path / "runs", rare="drop")
+        train_head(path, labels, QUICK, split=SplitOptions(splits), options=RunOptions(tmp_path / "runs"))
+    dropped = train_head(
+        path, labels, QUICK, split=SplitOptions(splits, rare="drop"), options=RunOptions(tmp_path / "runs")
+    )
     assert dropped["classes"] == ["cat", "dog"]
     assert dropped["rare_left_out"] == sum(tag in ("emu", "fox", "gnu") for tag in tags.values())
 
@@ -152,11 +154,13 @@ def test_finetune_of_a_head_without_test_rows_with_rare_classes_and_pairs_that_a
 ):
     tags = {guid: "emu" if guid in ("0", "1", "2") else tag for guid, tag in read_labels(raw_sixty[1]).items()}
     labels = write_tags(tmp_path / "labels.csv", tags)
-    drawn = train_head(sixty, labels, QUICK, runs=tmp_path / "runs")
+    drawn = train_head(sixty, labels, QUICK, options=RunOptions(tmp_path / "runs"))
     assert drawn["rare_train_only"] == ["emu"]
     splits = Path(drawn["run"]) / "splits"
     (splits / "test_split.csv").unlink()
-    run = train_head(sixty, labels, QUICK, splits, runs=tmp_path / "runs", new="none")
+    run = train_head(
+        sixty, labels, QUICK, split=SplitOptions(splits, new="none"), options=RunOptions(tmp_path / "runs")
+    )
     split = load_checkpoint(run["best_pt"]).split
     gone = next(guid for guid in split.train if tags[guid] != "emu")
     write_tags(labels, {guid: tag for guid, tag in tags.items() if guid != gone})

@@ -23,7 +23,7 @@ QUICK = Recipe(epochs=12, hidden=(16,), lr=5e-3)
 @pytest.fixture
 def run(learnable, tmp_path):
     path, labels = learnable
-    return train_head(path, labels, QUICK, runs=tmp_path / "runs")
+    return train_head(path, labels, QUICK, options=RunOptions(tmp_path / "runs"))
 
 
 def test_a_run_folder_holds_everything(run, tmp_path):
@@ -77,7 +77,7 @@ def test_new_labels_are_scored_on_rows_that_the_run_has_not_seen(learnable, tmp_
     lines = labels.read_text().splitlines(keepends=True)
     some = tmp_path / "some.csv"
     some.write_text("".join(lines[:301]))
-    run = train_head(path, some, QUICK, runs=tmp_path / "runs")
+    run = train_head(path, some, QUICK, options=RunOptions(tmp_path / "runs"))
     assert evaluate(run["best_pt"], on=["new"], labels_path=labels)["new"]["n"] == 100
     labels.write_text("".join(lines).replace("399,", "399,other"))
     found = evaluate(run["best_pt"], on=["new"], labels_path=labels)
@@ -89,21 +89,27 @@ def test_new_labels_are_scored_on_rows_that_the_run_has_not_seen(learnable, tmp_
 
 def test_a_split_is_reused(run, learnable, tmp_path):
     path, labels = learnable
-    again = train_head(path, labels, Recipe(epochs=1), f"{run['run']}/splits", runs=tmp_path / "runs")
+    again = train_head(
+        path,
+        labels,
+        Recipe(epochs=1),
+        split=SplitOptions(f"{run['run']}/splits"),
+        options=RunOptions(tmp_path / "runs"),
+    )
     first, second = (load_checkpoint(each["best_pt"]).split for each in (run, again))
     assert first == second
 
 
 def test_the_same_seed_writes_the_same_best_pt(run, learnable, tmp_path):
     path, labels = learnable
-    again = train_head(path, labels, QUICK, runs=tmp_path / "more")
+    again = train_head(path, labels, QUICK, options=RunOptions(tmp_path / "more"))
     with open(run["best_pt"], "rb") as first, open(again["best_pt"], "rb") as second:
         assert first.read() == second.read()
 
 
 def test_full_trains_on_all_rows_with_the_recipe_and_epochs_of_a_run(run, learnable, tmp_path):
     path, labels = learnable
-    full = train_full(run["best_pt"], path, labels, tmp_path / "runs")
+    full = train_full(run["best_pt"], path, labels, options=RunOptions(tmp_path / "runs"))
     checkpoint = load_checkpoint(full["best_pt"])
     assert full["epochs"] == run["best_epoch"]
     assert full["train"]["n"] == 400
@@ -114,25 +120,28 @@ def test_full_trains_on_all_rows_with_the_recipe_and_epochs_of_a_run(run, learna
     with pytest.raises(DataError, match="it learned from all rows"):
         evaluate(full["best_pt"])
     with pytest.raises(CheckpointError, match="itself trained on all rows"):
-        train_full(full["best_pt"], path, labels, tmp_path / "runs")
+        train_full(full["best_pt"], path, labels, options=RunOptions(tmp_path / "runs"))
 
 
 def test_labels_of_pairs_that_are_not_there(learnable, tmp_path):
     path, labels = learnable
     labels.write_text(labels.read_text() + "9999,neutral\n")
-    assert train_head(path, labels, Recipe(epochs=1), runs=tmp_path / "runs")["labels_without_features"] == 1
+    assert (
+        train_head(path, labels, Recipe(epochs=1), options=RunOptions(tmp_path / "runs"))["labels_without_features"]
+        == 1
+    )
     labels.write_text("guid,tag\n9998,neutral\n9999,positive\n")
     with pytest.raises(DataError, match="none of the 2 labels"):
-        train_head(path, labels, runs=tmp_path / "runs")
+        train_head(path, labels, options=RunOptions(tmp_path / "runs"))
     with pytest.raises(DataError, match="give --labels FILE"):
-        train_head(path, None, runs=tmp_path / "runs")
+        train_head(path, None, options=RunOptions(tmp_path / "runs"))
 
 
 def test_a_failed_run_leaves_no_folder(learnable, tmp_path, monkeypatch):
     path, labels = learnable
     monkeypatch.setattr("mmcli.report.figures.confusion", lambda *arguments: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        train_head(path, labels, Recipe(epochs=1), runs=tmp_path / "runs")
+        train_head(path, labels, Recipe(epochs=1), options=RunOptions(tmp_path / "runs"))
     assert [path.name for path in (tmp_path / "runs").iterdir()] == [".fits"]  # the fit itself is kept
 
 
@@ -199,7 +208,7 @@ def test_a_head_refuses_features_of_another_backbone(run, learnable, tmp_path):
     with pytest.raises(CheckpointError, match=r"dtype.*: bfloat16, not float32"):
         predict(run["best_pt"], ids=ids, cache_path=other)
     with pytest.raises(CheckpointError, match=r"dtype.*: bfloat16, not float32"):
-        train_full(run["best_pt"], other, learnable[1], tmp_path / "runs")
+        train_full(run["best_pt"], other, learnable[1], options=RunOptions(tmp_path / "runs"))
 
 
 def test_the_test_rows_decide_nothing(run, learnable, tmp_path):
@@ -220,7 +229,9 @@ def test_the_test_rows_decide_nothing(run, learnable, tmp_path):
     (tmp_path / "changed.csv").write_text("guid,tag\n" + "\n".join(lines) + "\n")
     folder = tmp_path / "same-split"
     write_split(folder, split, {guid: tags[rotated.get(guid, guid)] for guid in tags})
-    again = train_head(changed, tmp_path / "changed.csv", QUICK, folder, runs=tmp_path / "runs")
+    again = train_head(
+        changed, tmp_path / "changed.csv", QUICK, split=SplitOptions(folder), options=RunOptions(tmp_path / "runs")
+    )
     first, second = (load_checkpoint(each["best_pt"]).head.state_dict() for each in (run, again))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert again["best_epoch"] == run["best_epoch"]
@@ -229,13 +240,13 @@ def test_the_test_rows_decide_nothing(run, learnable, tmp_path):
 
 def test_full_uses_the_cache_and_labels_of_its_run(run, learnable, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert train_full(run["run"], runs=tmp_path / "runs")["train"]["n"] == 400
+    assert train_full(run["run"], options=RunOptions(tmp_path / "runs"))["train"]["n"] == 400
 
 
 def test_runs_of_one_second_do_not_take_each_others_name(learnable, tmp_path):
     path, labels = learnable
     quick = Recipe(epochs=1, hidden=(4,))
-    made = {train_head(path, labels, quick, runs=tmp_path / "runs")["run"] for _ in range(4)}
+    made = {train_head(path, labels, quick, options=RunOptions(tmp_path / "runs"))["run"] for _ in range(4)}
     assert len(made) == 4
     assert all(Path(folder, "best.pt").is_file() for folder in made)
 
@@ -250,7 +261,7 @@ def test_class_names_that_look_like_markup(learnable, tmp_path, capsys):
     for plain, name in odd.items():
         text = text.replace(plain, name)
     labels.write_text(text)
-    made = train_head(path, labels, Recipe(epochs=1), runs=tmp_path / "runs")
+    made = train_head(path, labels, Recipe(epochs=1), options=RunOptions(tmp_path / "runs"))
     print_parts(*score_tables({"test": made["test"]}, made["classes"]))
     out = capsys.readouterr().out
     assert all(name in out for name in odd.values())
@@ -275,12 +286,12 @@ def test_a_disk_that_fills_up_while_a_run_is_written(learnable, tmp_path):
 
 def test_a_recipe_with_a_stage_2_is_not_half_done(learnable, tmp_path):
     with pytest.raises(MmcliError, match="train_head trains stage 1 only"):
-        train_head(*learnable, Recipe().with_finetune(), runs=tmp_path / "runs")
+        train_head(*learnable, Recipe().with_finetune(), options=RunOptions(tmp_path / "runs"))
 
 
 def test_killed_between_two_heads_the_same_command_trains_the_other_alone(learnable, tmp_path, monkeypatch):
     """The first head comes from the disk, and the ensemble is the one that was never interrupted."""
-    whole = train_head(*learnable, QUICK, runs=tmp_path / "whole", seeds=2, jobs=1)
+    whole = train_head(*learnable, QUICK, options=RunOptions(tmp_path / "whole", seeds=2, jobs=1))
     original, seeds = fitting.fit, []
 
     def spy(recipe, *rest):
@@ -291,8 +302,8 @@ def test_killed_between_two_heads_the_same_command_trains_the_other_alone(learna
 
     monkeypatch.setattr(fitting, "fit", spy)
     with pytest.raises(KeyboardInterrupt):
-        train_head(*learnable, QUICK, runs=tmp_path / "runs", seeds=2, jobs=1)
-    again = train_head(*learnable, QUICK, runs=tmp_path / "runs", seeds=2, jobs=1)
+        train_head(*learnable, QUICK, options=RunOptions(tmp_path / "runs", seeds=2, jobs=1))
+    again = train_head(*learnable, QUICK, options=RunOptions(tmp_path / "runs", seeds=2, jobs=1))
     assert seeds == [42, 43, 43]
     one, other = (load_checkpoint(each["best_pt"]).head.state_dict() for each in (whole, again))
     assert all(torch.equal(other[name], tensor) for name, tensor in one.items())
@@ -301,7 +312,7 @@ def test_killed_between_two_heads_the_same_command_trains_the_other_alone(learna
 
 def test_several_seeds_make_one_ensemble(learnable, tmp_path):
     path, labels = learnable
-    run = train_head(path, labels, QUICK.changed(offsets=True), runs=tmp_path / "runs", seeds=3, jobs=1)
+    run = train_head(path, labels, QUICK.changed(offsets=True), options=RunOptions(tmp_path / "runs", seeds=3, jobs=1))
     checkpoint = load_checkpoint(run["best_pt"])
     assert checkpoint.seeds == [42, 43, 44]
     assert len(checkpoint.head.heads) == 3
@@ -310,11 +321,11 @@ def test_several_seeds_make_one_ensemble(learnable, tmp_path):
     assert run["over_seeds"]["test"]["macro_f1"]["mean"] == pytest.approx(np.mean(of_each))
     assert run["over_seeds"]["test"]["macro_f1"]["sd"] == pytest.approx(np.std(of_each, ddof=1))
     for seed, scores in zip((42, 43), of_each, strict=False):
-        alone = train_head(path, labels, QUICK.changed(offsets=True, seed=seed), runs=tmp_path / "runs")
+        alone = train_head(path, labels, QUICK.changed(offsets=True, seed=seed), options=RunOptions(tmp_path / "runs"))
         assert alone["test"]["macro_f1"] == pytest.approx(scores)
     history = (Path(run["run"]) / "history.csv").read_text().splitlines()
     assert {line.split(",")[0] for line in history[1:]} == {"42", "43", "44"}
-    full = load_checkpoint(train_full(run["best_pt"], runs=tmp_path / "runs", jobs=1)["best_pt"])
+    full = load_checkpoint(train_full(run["best_pt"], options=RunOptions(tmp_path / "runs", jobs=1))["best_pt"])
     assert full.seeds == [42, 43, 44]
     assert np.array_equal(full.head.offsets, checkpoint.head.offsets)
     assert full.best_epochs == [each["best_epoch"] for each in run["seeds"]]

@@ -30,10 +30,12 @@ def noise(tmp_path):
 
 
 def test_copies_are_kept_together_by_default_and_noise_is_not_learned(noise, tmp_path, cli):
-    run = train_head(*noise, LEARNS, runs=tmp_path / "runs")
+    run = train_head(*noise, LEARNS, options=RunOptions(tmp_path / "runs"))
     assert (run["duplicates_together"], run["duplicates_separated"]) == (504, 0)
     assert run["test"]["macro_f1"] < 0.75
-    plain = train_head(*noise, LEARNS, runs=tmp_path / "runs", group_duplicates=False)
+    plain = train_head(
+        *noise, LEARNS, split=SplitOptions(group_duplicates=False), options=RunOptions(tmp_path / "runs")
+    )
     assert plain["duplicates_separated"] > 80
     assert plain["test"]["macro_f1"] > 0.9  # what copies across parts do to a score
     arguments = ("train-head", "--cache", noise[0], "--labels", noise[1], "--epochs", "1")
@@ -55,7 +57,7 @@ def test_copies_are_kept_together_by_default_and_noise_is_not_learned(noise, tmp
 
 
 def test_without_copies_the_default_split_is_that_of_scikit_learn(learnable, tmp_path):
-    run = train_head(*learnable, QUICK, runs=tmp_path / "runs")
+    run = train_head(*learnable, QUICK, options=RunOptions(tmp_path / "runs"))
     labels = read_labels(learnable[1])
     guids, tags = list(labels), list(labels.values())
     train, rest, _, rest_tags = train_test_split(guids, tags, train_size=0.8, random_state=42, stratify=tags)
@@ -66,7 +68,7 @@ def test_without_copies_the_default_split_is_that_of_scikit_learn(learnable, tmp
 
 
 def test_train_head_compare_and_sweep_make_one_split(noise, tmp_path):
-    run = train_head(*noise, QUICK, runs=tmp_path / "runs")
+    run = train_head(*noise, QUICK, options=RunOptions(tmp_path / "runs"))
     split = load_checkpoint(run["best_pt"]).split
     setup = Setup(*noise, out=tmp_path / "experiments", jobs=1)
     for result in (
@@ -84,7 +86,7 @@ def test_new_rows_that_are_copies_of_training_rows_are_left_out(noise, tmp_path,
     tags = read_labels(labels)
     first = {guid: tag for guid, tag in tags.items() if int(guid) < 400 or int(guid) >= 480}
     early = {guid: tag for guid, tag in first.items() if int(guid) % 8}
-    run = train_head(path, write_tags(tmp_path / "early.csv", early), LEARNS, runs=tmp_path / "runs")
+    run = train_head(path, write_tags(tmp_path / "early.csv", early), LEARNS, options=RunOptions(tmp_path / "runs"))
     found = evaluate(run["best_pt"], labels_path=labels, on="new")
     split = load_checkpoint(run["best_pt"]).split
     learned = {int(guid) // 8 for guid in (*split.train, *split.val)}
@@ -101,7 +103,7 @@ def test_new_rows_that_are_copies_of_training_rows_are_left_out(noise, tmp_path,
 
 
 def test_evaluate_says_that_copies_are_in_another_part(noise, tmp_path):
-    run = train_head(*noise, QUICK, runs=tmp_path / "runs", group_duplicates=False)
+    run = train_head(*noise, QUICK, split=SplitOptions(group_duplicates=False), options=RunOptions(tmp_path / "runs"))
     assert evaluate(run["best_pt"])["duplicates_separated"] == run["duplicates_separated"]
     assert evaluate(run["best_pt"], on="train")["duplicates_separated"] == 0
 
@@ -112,7 +114,7 @@ def week(learnable, tmp_path):
     path, labels = learnable
     tags = read_labels(labels)
     early = dict(list(tags.items())[:350])
-    run = train_head(path, write_tags(tmp_path / "early.csv", early), QUICK, runs=tmp_path / "runs")
+    run = train_head(path, write_tags(tmp_path / "early.csv", early), QUICK, options=RunOptions(tmp_path / "runs"))
     split = load_checkpoint(run["best_pt"]).split
     gone = [*split.test[:3], split.train[0]]
     other = {"negative": "neutral", "neutral": "positive", "positive": "negative"}
@@ -125,7 +127,7 @@ def week(learnable, tmp_path):
 def test_a_split_is_carried_forward_to_data_that_has_changed(week, tmp_path, new, cli):
     path, labels, run, split, gone = week
     splits = Path(run["run"]) / "splits"
-    later = train_head(path, labels, QUICK, splits, runs=tmp_path / "later", new=new)
+    later = train_head(path, labels, QUICK, split=SplitOptions(splits, new=new), options=RunOptions(tmp_path / "later"))
     now = load_checkpoint(later["best_pt"]).split
     fresh = [str(guid) for guid in range(350, 400)]
     assert now.train == [guid for guid in split.train if guid not in gone] + (fresh if new == "train" else [])
@@ -184,7 +186,9 @@ def test_a_run_without_a_labelled_test_part(learnable, tmp_path, kind, cli):
     write_tags(splits / "val_split.csv", {guid: tags[guid] for guid in guids[300:360]})
     if kind == "unlabelled":
         write_tags(splits / "test_split.csv", dict.fromkeys(guids[360:], ""))
-    run = train_head(path, labels, QUICK, splits, runs=tmp_path / "runs", seeds=2, jobs=1)
+    run = train_head(
+        path, labels, QUICK, split=SplitOptions(splits), options=RunOptions(tmp_path / "runs", seeds=2, jobs=1)
+    )
     assert "test" not in run
     assert set(run["over_seeds"]) == {"val"}
     written = Path(run["run"]) / "splits" / "test_split.csv"
@@ -202,7 +206,7 @@ def test_a_run_without_a_labelled_test_part(learnable, tmp_path, kind, cli):
     assert sweep(setup, QUICK, grid_of(["lr=1e-3"]), protocol=Protocol(2, 1))["rows"] == 360
     with pytest.raises(MmcliError, match="has no labelled test row: take --without-test"):
         single_split(setup, candidates_of(["concat"], QUICK))
-    assert train_full(run["best_pt"], runs=tmp_path / "runs", jobs=1)["train"]["n"] == 360
+    assert train_full(run["best_pt"], options=RunOptions(tmp_path / "runs", jobs=1))["train"]["n"] == 360
     if kind == "unlabelled":  # labels that arrive later are of rows that the run has not seen
         write_tags(labels, tags)
         assert evaluate(run["best_pt"], on="new")["new"]["n"] == 40
@@ -212,8 +216,13 @@ def test_one_group_of_copies_only_names_the_way_out(learnable, tmp_path):
     path, labels = learnable
     rewrite(path, lambda columns: columns["row/image_sha256"].__setitem__(slice(None), 7))
     with pytest.raises(DataError, match="count each copy as a row with --no-group-duplicates"):
-        train_head(path, labels, QUICK, runs=tmp_path / "runs")
-    assert train_head(path, labels, QUICK, runs=tmp_path / "runs", group_duplicates=False)["test"]["n"] == 40
+        train_head(path, labels, QUICK, options=RunOptions(tmp_path / "runs"))
+    assert (
+        train_head(
+            path, labels, QUICK, split=SplitOptions(group_duplicates=False), options=RunOptions(tmp_path / "runs")
+        )["test"]["n"]
+        == 40
+    )
 
 
 def test_a_sweep_leaves_out_the_test_rows_of_the_latest_run(noise, tmp_path, cli):
@@ -242,7 +251,7 @@ def test_the_split_of_a_run_of_other_labels_is_not_taken(learnable, tmp_path):
     path, labels = learnable
     setup = Setup(path, labels)
     assert with_split_of_latest(setup, tmp_path / "runs") == setup
-    run = train_head(path, labels, QUICK, runs=tmp_path / "runs")
+    run = train_head(path, labels, QUICK, options=RunOptions(tmp_path / "runs"))
     taken = with_split_of_latest(setup, tmp_path / "runs")
     assert Path(taken.split_dir) == Path(run["run"]) / "splits"
     other = tmp_path / "other.csv"
@@ -258,7 +267,7 @@ def test_new_rows_that_are_copies_of_held_out_rows_do_not_train(learnable, tmp_p
         columns["row/image_sha256"][399] = columns["row/image_sha256"][0]
 
     rewrite(path, same_picture)
-    run = train_head(path, labels, QUICK, runs=tmp_path / "runs")
+    run = train_head(path, labels, QUICK, options=RunOptions(tmp_path / "runs"))
     splits = Path(run["run"]) / "splits"
     parts = {name: read_labels(splits / f"{name}_split.csv") for name in ("train", "val", "test")}
     tags = read_labels(labels)
@@ -266,7 +275,7 @@ def test_new_rows_that_are_copies_of_held_out_rows_do_not_train(learnable, tmp_p
         write_tags(splits / f"{name}_split.csv", {guid: tag for guid, tag in part.items() if guid not in ("0", "399")})
     test = {guid: tag for guid, tag in parts["test"].items() if guid not in ("0", "399")} | {"0": tags["0"]}
     write_tags(splits / "test_split.csv", test)
-    again = train_head(path, labels, QUICK, splits, runs=tmp_path / "runs")
+    again = train_head(path, labels, QUICK, split=SplitOptions(splits), options=RunOptions(tmp_path / "runs"))
     assert (again["new_rows"], again["new_copies"]) == (1, 1)
     assert again["train"]["n"] + again["val"]["n"] + again["test"]["n"] == 399
     assert again["duplicates_separated"] == 0

@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 def test_a_linear_head_is_the_logistic_regression_of_scikit_learn(learnable, tmp_path):
 
     path, labels = learnable
-    run = train_head(path, labels, Recipe(head="linear"), runs=tmp_path / "runs")
+    run = train_head(path, labels, Recipe(head="linear"), options=RunOptions(tmp_path / "runs"))
     checkpoint, tags = load_checkpoint(run["best_pt"]), read_labels(labels)
     with open(Path(run["run"]) / "history.csv", newline="") as file:
         chosen = float(next(csv.DictReader(file))["C"])
@@ -41,6 +41,6 @@ def test_a_linear_head_is_the_logistic_regression_of_scikit_learn(learnable, tmp
 def test_a_linear_head_of_two_classes(learnable, tmp_path):
     path, labels = learnable
     labels.write_text(labels.read_text().replace("neutral", "negative"))
-    run = train_head(path, labels, Recipe(head="linear"), runs=tmp_path / "runs")
+    run = train_head(path, labels, Recipe(head="linear"), options=RunOptions(tmp_path / "runs"))
     assert run["classes"] == ["negative", "positive"]
     assert run["test"]["macro_f1"] > 0.8
