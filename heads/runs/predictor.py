@@ -1,13 +1,11 @@
 """Predict labels: of listed pairs, of a folder of pairs, or of a single pair."""
 
 import contextlib
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +16,7 @@ from ...cache.labels import guid_of, read_ids, table_text
 from ...cache.store import FeatureCache
 from ...featurize.backbones.opening import choose_device
 from ...featurize.pairs.dataset import Dataset
-from ...featurize.pairs.hashing import Reject, prefetch
+from ...featurize.pairs.hashing import Reject, compare_bytes
 from ...featurize.pairs.pair import Pair
 from ..evaluation.metrics import softmax
 from .checkpoint import Checkpoint
@@ -205,9 +203,9 @@ class Predictor:
         """Return the logits, (C,), of each pair by its guid, and the pairs that cannot be read."""
         logits: dict[str, NDArray[np.float32]] = {}
         rejects: list[Reject] = []
-        for block in self.model.of_pairs(pairs, cache, on_progress) if pairs else ():
-            logits |= zip(block.guids, block.logits, strict=True)
-            rejects += block.rejects
+        for block_logits, block_rejects in self.model.of_pairs(pairs, cache, on_progress) if pairs else ():
+            logits |= block_logits
+            rejects += block_rejects
         if rejects and (must_be_read or not logits):
             raise DataError(
                 f"{len(rejects)} of {len(pairs)} pairs cannot be read: "
@@ -242,29 +240,24 @@ def _edited_notes(cache: FeatureCache, guids: Sequence[str]) -> list[str]:
     except (DataError, OSError):
         return []
     since, wanted = cache.path.stat().st_mtime - _DAY, set(guids)
-    pairs = [pair for pair in dataset.pairs if pair.guid in wanted]
+    pairs = [pair for pair in dataset.pairs if pair.guid in wanted and _changed_since(pair, since)]
     rows = cache.rows([pair.guid for pair in pairs])
-    stored = zip(*(cache.read(f"row/{side}_sha256", rows) for side in ("image", "text")), strict=True)
-
-    def is_edited(task: tuple[Pair, tuple[Any, Any]]) -> bool:
-        pair, digests = task
-        sides = zip((pair.image, pair.text_path), (pair.read_image, pair.read_text), digests, strict=True)
-        try:
-            return any(
-                hashlib.sha256(read()).digest() != digest.tobytes()
-                for path, read, digest in sides
-                if path is None or os.stat(path).st_ctime >= since
-            )
-        except (DataError, OSError, ValueError):  # the file is gone or unreadable, so only the cached row is left
-            return False
-
-    edited = sum(prefetch(is_edited, zip(pairs, stored, strict=True), ahead=64))
+    # Of a pair that cannot be read, only the cached row is left.
+    edited = sum(isinstance(same, tuple) and not all(same) for same in compare_bytes(cache, rows, pairs))
     if not edited:
         return []
     return [
         f"note: {edited} of {len(guids)} pairs were edited since featurize, and their old content is predicted: run "
         f"`mmcli featurize {data} --out {cache.path}`, or predict with --data {data}"
     ]
+
+
+def _changed_since(pair: Pair, since: float) -> bool:
+    """Return whether a file of the pair may have changed since then; a text in a manifest has no time of its own."""
+    try:
+        return any(path is None or os.stat(path).st_ctime >= since for path in (pair.image, pair.text_path))
+    except OSError:
+        return False
 
 
 def _guids_of(ids: str | Path | Sequence[str]) -> list[str]:

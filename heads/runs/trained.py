@@ -1,8 +1,8 @@
 """A trained head of either stage, ready to compute logits of rows of a cache and of raw pairs."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from ...cache.store import FeatureCache
 from ...featurize.backbones.opening import moved_to
 from ...featurize.pairs.hashing import Reject
 from ...featurize.pairs.pair import Pair
-from ...featurize.source import EmbeddedPairs, Source
+from ...featurize.source import Source
 from ...featurize.state_store import StateStore, states_of_pairs
 from ..model.head import Head
 from ..training.prediction import predict_logits
@@ -24,15 +24,6 @@ from .checkpoint import Checkpoint, load_checkpoint
 _AT_ONCE = 256  # pairs, so that the states of 100,000 are never in memory together
 
 OnProgress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class PairLogits:
-    """Logits, (n, C) float32, of a block of pairs, and the pairs of the block that could not be read."""
-
-    guids: list[str]
-    logits: NDArray[np.float32]
-    rejects: list[Reject]
 
 
 class Trained:
@@ -72,10 +63,7 @@ class Trained:
     def get_ready(self, cache: FeatureCache, guids: Sequence[str], on_progress: OnProgress | None = None) -> None:
         """Compute the missing states of ``guids`` from the raw pairs; keep them beside ``cache`` if it is writable.
 
-        Parameters
-        ----------
-        on_progress
-            Called with (pairs computed, pairs to compute), unless no state is missing.
+        ``on_progress`` is called with (pairs computed, pairs to compute), unless no state is missing.
         """
         if self.layers:
             self._attach_tops()  # before the work, so that wrong layers are found early
@@ -86,19 +74,14 @@ class Trained:
     def of_rows(self, cache: FeatureCache, guids: Sequence[str], max_bytes: int | None = None) -> NDArray[np.float32]:
         """Return the logits, (n, C) float32, of rows of a cache with the checkpoint's fingerprint.
 
-        Parameters
-        ----------
-        max_bytes
-            Embeddings or token states that take more than this are read as they are needed.
+        Embeddings or token states that take more than ``max_bytes`` are read as they are needed.
 
         Raises
         ------
         CacheError
             Tokens are needed and not in the cache, or a number is not finite.
-        DataError
-            In stage 2, a raw pair is gone or has changed.
-        BackboneError
-            In stage 2, the backbone cannot be opened, or is another backbone.
+        DataError, BackboneError
+            In stage 2, a raw pair is gone or has changed, or the backbone cannot be opened, or is another backbone.
         """
         if not self.layers:
             return self._logits(guids, cache.features(guids, self.needs_tokens, max_bytes=max_bytes))
@@ -113,40 +96,29 @@ class Trained:
         return np.concatenate(logits)
 
     def of_pairs(
-        self,
-        pairs: Sequence[Pair],
-        cache: FeatureCache | None,
-        on_progress: OnProgress | None = None,
-    ) -> Iterator[PairLogits]:
-        """Yield the logits of raw pairs block by block. Pairs whose raw bytes are in ``cache`` are taken from it.
+        self, pairs: Sequence[Pair], cache: FeatureCache | None, on_progress: OnProgress | None = None
+    ) -> Iterator[tuple[dict[str, NDArray[np.float32]], list[Reject]]]:
+        """Yield by block the logits, (C,) float32, of raw pairs by guid, and the pairs that cannot be read.
 
-        Raises
-        ------
-        BackboneError
-            The backbone cannot be opened, or is not the backbone of the checkpoint.
+        Pairs whose raw bytes are in ``cache`` are taken from it. Raise a BackboneError if the backbone cannot be
+        opened, or is another backbone.
         """
         if self.layers:
             self._attach_tops()
         pair_of = {pair.guid: pair for pair in pairs}
         size = _AT_ONCE if self.layers else max(len(pairs), 1)
-        done = 0
         for start in range(0, len(pairs), size):
             block = pairs[start : start + size]
             progress = None if self.layers else on_progress
             for embedded in self.source.embed(block, cache, self.needs_tokens, progress):
-                yield self._of_embedded(embedded, pair_of)
-            done += len(block)
+                guids, features = embedded.guids, embedded.features
+                if self.layers and guids:
+                    states = states_of_pairs([pair_of[guid] for guid in guids], self.source, self.layers)
+                    features = replace(features, states=states)
+                logits = self._logits(guids, features) if guids else ()
+                yield dict(zip(guids, logits, strict=True)), embedded.rejects
             if self.layers and on_progress is not None:
-                on_progress(done, len(pairs))
-
-    def _of_embedded(self, embedded: EmbeddedPairs, pair_of: Mapping[str, Pair]) -> PairLogits:
-        if not embedded.guids:
-            return PairLogits([], np.zeros((0, len(self.checkpoint.classes)), np.float32), embedded.rejects)
-        features = embedded.features
-        if self.layers:
-            pairs = [pair_of[guid] for guid in embedded.guids]
-            features = replace(features, states=states_of_pairs(pairs, self.source, self.layers))
-        return PairLogits(embedded.guids, self._logits(embedded.guids, features), embedded.rejects)
+                on_progress(start + len(block), len(pairs))
 
     def _logits(self, guids: Sequence[str], features: Features) -> NDArray[np.float32]:
         """Return the logits, (n, C), of ``guids``; raise a CheckpointError that names the first non-finite row."""
