@@ -22,12 +22,8 @@ _FITTED_OFFSETS = "the offsets were fitted on the validation rows, so those scor
 def note_about_run(result: "RunResult | Evaluation", offsets: bool = False, full: bool = False) -> None:
     """Print the notes on a result of training or evaluation.
 
-    Parameters
-    ----------
-    offsets
-        Whether offsets were fitted on the validation rows.
-    full
-        Whether the head was trained on all rows.
+    ``offsets`` says whether offsets were fitted on the validation rows, ``full`` whether the head was trained on all
+    rows.
     """
     for text in result.notes:
         note(text)

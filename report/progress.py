@@ -31,12 +31,7 @@ def _rate(value: float) -> str:
 class ProgressLine:
     """Progress of one piece of work. Call it with (done, total); before the first call it shows nothing.
 
-    Parameters
-    ----------
-    what
-        Name of the work.
-    things
-        Name of what is counted.
+    ``what`` is the name of the work, ``things`` the name of what is counted.
     """
 
     def __init__(self, what: str, things: str = "pairs") -> None:

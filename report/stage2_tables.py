@@ -40,10 +40,7 @@ def stages_tables(stages: "Stages", classes: list[str]) -> list[ScoreTable]:
 def stages_verdict(stages: "Stages", several: bool) -> str:
     """Say in words which stage is kept and why, how far training and validation are apart, and what overfits.
 
-    Parameters
-    ----------
-    several
-        Whether stage 2 trained several models.
+    ``several`` says whether stage 2 trained several models.
     """
     first, second = (stages.scores[stage]["val"].macro_f1 for stage in _STAGES)
     if stages.kept == "stage 2":

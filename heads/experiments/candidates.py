@@ -32,12 +32,8 @@ def all_fusions(cache_path: str | Path, recipe: Recipe) -> list[str]:
 def candidates_of(names: Sequence[str], recipe: Recipe, finetune: Mapping[str, Any] | None = None) -> list[Candidate]:
     """Return a candidate per name: a fusion, ``linear`` (the linear head on concat), or ``<fusion>:linear``.
 
-    Any name may end in ``:finetune``, which adds stage 2 with the settings ``finetune``.
-
-    Raises
-    ------
-    MmcliError
-        No fusion has this name, or it has weights, which a linear head cannot learn.
+    Any name may end in ``:finetune``, which adds stage 2 with the settings ``finetune``. Raise an MmcliError if no
+    fusion has this name, or if it has weights, which a linear head cannot learn.
     """
     candidates = []
     for name in names:

@@ -32,15 +32,7 @@ from .setup import Data, Setup
 
 @dataclass(frozen=True)
 class FoldFit:
-    """The result of one candidate on one fold.
-
-    Attributes
-    ----------
-    logits
-        Logits of the test rows of the fold, (n_test, C) float32.
-    seconds, epochs, parameters
-        Duration, number of epochs (1 for a linear head) and number of parameters of the fit.
-    """
+    """Logits of the test rows of a fold, (n_test, C) float32, and duration, epochs and parameters of the fit."""
 
     candidate: str
     fold: Fold

@@ -178,13 +178,7 @@ def _f1_numbers(scores: ClassResult) -> list[float | None]:
 
 
 def write_out_of_fold(path: Path, data: Data, logits: dict[str, NDArray[np.float32]], folds: Sequence[Fold]) -> None:
-    """Write a CSV with the probabilities of each candidate, repeat and row, a few thousand rows at a time.
-
-    Parameters
-    ----------
-    logits
-        (R, n, C) by candidate.
-    """
+    """Write a CSV with the probabilities of each candidate, repeat and row, from logits (R, n, C) by candidate."""
     fold_of = folds_of(folds, len(data.guids))
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")

@@ -158,17 +158,8 @@ def open_data(
 ) -> tuple[Data, DataSummary, Split | None]:
     """Return the rows of an experiment and their summary, and with ``parts`` the split of ``setup``.
 
-    Parameters
-    ----------
-    parts
-        Parts of the split to use (``train``, ``val``, ``test``); default: all labelled rows, without a split.
-    folds
-        Number of folds to be made; without ``parts``, classes with fewer rows are rare.
-
-    Raises
-    ------
-    MmcliError
-        There is no candidate, or two candidates have one name.
+    ``parts`` are the parts of the split to use; default: all labelled rows, without a split. Then classes with fewer
+    rows than ``folds`` are rare. Raise an MmcliError if there is no candidate, or if two candidates have one name.
     """
     if not candidates:
         raise MmcliError("no candidate: name at least one")
@@ -216,12 +207,8 @@ def with_scored_counts(summary: DataSummary, data: Data, scored: Indices) -> Dat
 def with_split_of_latest(setup: Setup, runs: str | Path, chosen: Collection[str] = ()) -> Setup:
     """Return ``setup`` with the split of the latest run in ``runs``, if it has the same cache and labels file.
 
-    A run on all rows (``--full``) stands for the run that it repeats.
-
-    Parameters
-    ----------
-    chosen
-        Names among ``new`` and ``rare`` that ``setup`` keeps; the others are taken from the run.
+    A run on all rows (``--full``) stands for the run that it repeats. ``chosen`` are the names among ``new`` and
+    ``rare`` that ``setup`` keeps; the others are taken from the run.
     """
     try:
         folder = pointed_at(Path(runs) / LATEST)
@@ -248,10 +235,7 @@ def with_split_of_latest(setup: Setup, runs: str | Path, chosen: Collection[str]
 def focus_of(focus_class: str | None, summary: DataSummary) -> str:
     """Return the class to look at closely: ``focus_class``, or by default the rarest class that is scored.
 
-    Raises
-    ------
-    MmcliError
-        The class does not exist, or none of its rows is scored.
+    Raise an MmcliError if the class does not exist, or if none of its rows is scored.
     """
     scored = {name: count for name, count in zip(summary.classes, summary.counts, strict=True) if count}
     if focus_class is None:

@@ -24,22 +24,8 @@ def _is_logarithmic(name: str) -> bool:
 def grid_of(settings: Sequence[str], parse: Callable[[str, str], Any] = parse_setting) -> dict[str, Any]:
     """Read ``name=a,b,c`` (values) and ``name=low:high`` (a range), each as the type of that setting.
 
-    Parameters
-    ----------
-    settings
-        The settings as they are typed.
-    parse
-        Reads one value of a setting, and raises an MmcliError for an unknown setting or a wrong value.
-
-    Returns
-    -------
-    dict
-        A list of values, or a (low, high) tuple, by name.
-
-    Raises
-    ------
-    MmcliError
-        A setting is unknown or given twice, or cannot have a value.
+    Return a list of values, or a (low, high) tuple, by name. ``parse`` reads a value of a setting. Raise an MmcliError
+    if a setting is unknown or given twice, or cannot have a value.
     """
     grid: dict[str, Any] = {}
     for setting in settings:
@@ -63,13 +49,7 @@ def grid_of(settings: Sequence[str], parse: Callable[[str, str], Any] = parse_se
 
 
 def settings_to_try(grid: Mapping[str, Any], trials: int | None, seed: int) -> list[dict[str, Any]]:
-    """Return all combinations of ``grid``, or ``trials`` random combinations.
-
-    Raises
-    ------
-    MmcliError
-        The grid has a range, and ``trials`` is None.
-    """
+    """Return all combinations of ``grid``, or ``trials`` random combinations, which a range needs."""
     from scipy.stats import loguniform, randint, uniform
     from sklearn.model_selection import ParameterGrid, ParameterSampler
 

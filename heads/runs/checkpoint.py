@@ -97,10 +97,7 @@ class Checkpoint:
     def cache_path(self, given: str | Path | None = None) -> Path:
         """Return the cache to use: ``given``, or the cache of the training, or the cache that moved with the run.
 
-        Raises
-        ------
-        CacheError
-            Neither cache is there; the message names both paths.
+        Raise a CacheError if neither is there.
         """
         if given is not None:
             return Path(given)
@@ -144,13 +141,7 @@ class Checkpoint:
         return files
 
     def check_cache(self, cache: FeatureCache) -> None:
-        """Refuse a cache with another fingerprint.
-
-        Raises
-        ------
-        CheckpointError
-            The fingerprints differ; the message names the differences.
-        """
+        """Raise a CheckpointError that names the differences if ``cache`` has another fingerprint."""
         if cache.fingerprint != self.fingerprint:
             raise CheckpointError(
                 f"this head was trained on features of {self.backbone['name']}, and {cache.path} holds features of "
@@ -188,10 +179,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 def load_checkpoint(path: str | Path, device: str = "cpu") -> Checkpoint:
     """Read a best.pt, given by its name or by its run folder, with ``torch.load(weights_only=True)``.
 
-    Raises
-    ------
-    CheckpointError
-        The file is missing, holds a pickle with code, is no checkpoint of mmcli, or is cut off.
+    Raise a CheckpointError if the file is missing, holds a pickle with code, is no checkpoint of mmcli, or is cut off.
     """
     path = find_best_pt(path)
     content, path = _read_content(path), path.resolve()
@@ -226,12 +214,9 @@ def load_checkpoint(path: str | Path, device: str = "cpu") -> Checkpoint:
 
 
 def stage1_of(checkpoint: Checkpoint) -> Checkpoint:
-    """Return the checkpoint of stage 1 from which a stage 2 started; return any other checkpoint unchanged.
+    """Return the stage 1 from which a stage 2 started, and any other checkpoint unchanged.
 
-    Raises
-    ------
-    CheckpointError
-        The best.pt of stage 1 is gone.
+    Raise a CheckpointError if the best.pt of stage 1 is gone.
     """
     earlier = checkpoint.made_from.get("stage1")
     if earlier is None:

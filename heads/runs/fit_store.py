@@ -108,11 +108,6 @@ def code_digest(package: Path = _PACKAGE) -> str:
     """Return a digest of the source code that can change a fit, so that a change of code makes kept fits invalid.
 
     All files of these folders are read, because a list of modules would miss new modules.
-
-    Raises
-    ------
-    MmcliError
-        ``package`` holds no source code.
     """
     digest = hashlib.sha256()
     sources = sorted(path for folder in _CODE for path in (package / folder).rglob("*.py"))
@@ -145,10 +140,8 @@ def fit_tasks(
 ) -> list[Fit]:
     """Return the fit of each task; fits that an interrupted command finished come from ``store``.
 
-    Parameters
-    ----------
-    on_fit
-        Called with (fits finished, number of fits); a single fit counts epochs instead, and stage 2 counts steps.
+    ``on_fit`` is called with (fits finished, number of fits); a single fit counts epochs instead, and stage 2 counts
+    steps.
     """
     store.make_folder()
     fits = {number: kept for number, task in enumerate(tasks) if (kept := _finished(task, store)) is not None}

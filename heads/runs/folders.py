@@ -35,14 +35,7 @@ def check_writable(parent: Path) -> None:
 def new_folder(parent: Path, what: str, on_note: Callable[[str], None] | None = None) -> Iterator[tuple[Path, Path]]:
     """Yield (draft to write into, final path); rename the draft to ``parent/<when>-<what>``, or delete it on an error.
 
-    Parameters
-    ----------
-    parent
-        The folder of run folders.
-    what
-        Last part of the name.
-    on_note
-        Called with a sentence for the user if ``latest`` could not simply be replaced.
+    ``on_note`` is called with a sentence for the user if ``latest`` could not simply be replaced.
     """
     with disk_full_is_clear(parent):
         draft, folder = _make_draft(parent, what)
@@ -119,10 +112,7 @@ def _point_latest(parent: Path, name: str) -> str | None:
 def pointed_at(latest: Path) -> Path:
     """Return the run folder that ``latest`` stands for: the link or folder itself, or the folder that a file names.
 
-    Raises
-    ------
-    CheckpointError
-        ``latest`` is a file that names no folder beside it.
+    Raise a CheckpointError if ``latest`` is a file that names no folder beside it.
     """
     if not latest.is_file():
         return latest
@@ -133,12 +123,9 @@ def pointed_at(latest: Path) -> Path:
 
 
 def find_best_pt(path: str | Path) -> Path:
-    """Return the best.pt that ``path`` names, which is the file or its run folder. The file is not opened.
+    """Return the best.pt that ``path`` names, which is the file or its run folder; the file is not opened.
 
-    Raises
-    ------
-    CheckpointError
-        There is no such file.
+    Raise a CheckpointError if there is no such file.
     """
     path = Path(path)
     for place in (path, path.parent):

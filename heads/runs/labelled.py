@@ -23,10 +23,7 @@ _PROCESS_BYTES, _BYTES_PER_ROW, _LEAST_BYTES = 600 * 10**6, 500, 64 * 10**6
 def labels_of(cache: FeatureCache, path: str | Path | None) -> tuple[Path, dict[str, str], int]:
     """Return (labels file, label by guid of the rows in the cache, number of labels without a row).
 
-    Raises
-    ------
-    DataError
-        No labels file is given or recorded, or it has no label for any row.
+    Raise a DataError if no labels file is given or recorded, or if it has no label for any row.
     """
     labels_file = path if path is not None else cache.header.dataset["labels"]
     if labels_file is None:
@@ -57,15 +54,7 @@ def features_for(
 ) -> Features:
     """Return the features of ``guids``, in their order, that heads of any of ``recipes`` need.
 
-    Parameters
-    ----------
-    max_bytes, of_rows
-        See ``FeatureCache.features``.
-
-    Raises
-    ------
-    CacheError
-        Tokens or views are needed and not in the cache, or an embedding is not finite.
+    ``max_bytes`` and ``of_rows`` are those of ``FeatureCache.features``.
     """
     tokens = any(fusion_class(recipe.fusion, recipe.modality).needs_tokens for recipe in recipes)
     return cache.features(guids, tokens, any(recipe.views for recipe in recipes), max_bytes, of_rows)
@@ -81,10 +70,7 @@ def rows_of_parts(
 ) -> dict[str, Rows]:
     """Return the rows of each part, by its name.
 
-    Parameters
-    ----------
-    max_bytes
-        Limit for the memory of the process; features that do not fit are read as they are needed.
+    ``max_bytes`` limits the memory of the process; features that do not fit are read as they are needed.
     """
     give_back_freed_memory()  # tables of text have just been read
     limit, n_rows = left_for_features(cache, max_bytes), sum(map(len, parts.values()))
@@ -109,13 +95,7 @@ def share_of(max_bytes: int | None, processes: int) -> int | None:
 
 
 def class_numbers(guids: Sequence[str], labels: dict[str, str], classes: Sequence[str]) -> NDArray[np.int64]:
-    """Return the number of each guid's label among ``classes``, (n,) int64.
-
-    Raises
-    ------
-    DataError
-        A label is not among ``classes``.
-    """
+    """Return the number of each guid's label among ``classes``, (n,) int64; raise a DataError for another label."""
     number = {name: index for index, name in enumerate(classes)}
     for guid in guids:
         if labels[guid] not in number:

@@ -47,19 +47,9 @@ def last_layers(
 ) -> LastLayers:
     """Return the unfrozen layers of ``recipe`` and the states that enter them, computed for all parts and kept.
 
-    Parameters
-    ----------
-    parts, rows
-        Guids by part, and the rows of these guids.
-    on_states
-        Called with (pairs computed, pairs to compute), unless all states are kept already.
-
-    Raises
-    ------
-    BackboneError
-        The backbone is not at hand, is another backbone, or has fewer layers.
-    DataError
-        Raw pairs are gone or have changed.
+    ``parts`` and ``rows`` are the guids and the rows by part. ``on_states`` is called with (pairs computed, pairs to
+    compute), unless all states are kept already. Raise a BackboneError if the backbone is not at hand, is another
+    backbone, or has fewer layers; raise a DataError if raw pairs are gone or have changed.
     """
     counts = source.layer_counts(recipe.layers())
     recipe = recipe.changed(**{TOWERS[tower]: count for tower, count in counts.items()})
@@ -89,14 +79,9 @@ def stage2_tasks(
 ) -> list[FitTask]:
     """Return a task of stage 2 for each of ``schedules``. Task i starts from head i, modulo the number of heads.
 
-    Parameters
-    ----------
-    recipe
-        The recipe of stage 1; its seed is the seed of the first fit.
-    depends_on
-        All that the fits depend on beside their recipe, as plain data: for example the data and the heads.
-    schedules
-        The learning rates of each fit in the run that is repeated; None for the schedule of the recipe.
+    The recipe is that of stage 1; its seed is the seed of the first fit. ``depends_on`` is plain data: all that the
+    fits depend on beside their recipe. ``schedules`` are the learning rates of fits that are repeated; None for the
+    schedule of the recipe.
     """
     tasks = []
     for number, rates in enumerate(schedules):

@@ -34,13 +34,7 @@ def _call(parent: int, function: Callable[..., Result], task: tuple[Any, ...]) -
 
 
 def processes_for(tasks: int, jobs: int | None, device: str = "cpu") -> int:
-    """Return the number of processes: ``jobs``, by default one per core, at most ``tasks``; 1 on an accelerator.
-
-    Raises
-    ------
-    MmcliError
-        ``jobs`` is less than 1.
-    """
+    """Return the number of processes: ``jobs``, by default one per core, at most ``tasks``; 1 on an accelerator."""
     if jobs is not None and jobs < 1:
         raise MmcliError(f"jobs must be 1 or more, found {jobs}")
     return min(jobs or cpu_count(), tasks) if device == "cpu" else 1
@@ -51,17 +45,8 @@ def each_of(
 ) -> Iterator[Result]:
     """Yield the result of ``function(*task)`` for each task as it is finished, in any order.
 
-    Large arrays in the tasks are shared between the processes, not copied.
-
-    Parameters
-    ----------
-    jobs
-        Number of processes; default: one per core. With 1, or a single task, no process is started.
-
-    Raises
-    ------
-    MmcliError
-        ``function`` raised it, or a process was killed.
+    Large arrays in the tasks are shared between the processes, not copied. With one process or one task, none is
+    started. Raise an MmcliError if ``function`` raises it, or if a process is killed.
     """
     import joblib
     from joblib.externals.loky.process_executor import TerminatedWorkerError

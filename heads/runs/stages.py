@@ -106,14 +106,9 @@ def compare_stages(
     groups: Mapping[str, NDArray[np.int64]],
     seconds_before_training: float,
 ) -> Stages:
-    """Score both stages on each part (``train``, ``val``, and ``test`` if the split has it).
+    """Score both stages on each part: ``train``, ``val``, and ``test`` if the split has it.
 
-    Parameters
-    ----------
-    rows
-        By part, with the states that stage 2 needs.
-    groups
-        Group of each row by part, (n,): rows of a group are copies, and intervals are over groups.
+    ``rows`` have the states that stage 2 needs. ``groups`` are the groups of copies of the rows, (n,) by part.
     """
     scores: dict[str, dict[str, Scores]] = {"stage1": {}, "stage2": {}}
     difference = {}

@@ -34,10 +34,7 @@ def write_tensor_file(path: Path, content: Mapping[str, Any]) -> None:
 def read_tensor_file(path: Path) -> Any:
     """Return what ``torch.save`` wrote to ``path``, without running code or taking more memory than the file's size.
 
-    Raises
-    ------
-    TensorFileError
-        The file holds no tensors, or is cut off or damaged.
+    Raise a TensorFileError if the file holds no tensors, or is cut off or damaged.
     """
     if not zipfile.is_zipfile(path):  # a bare pickle is never opened
         raise TensorFileError("it is no file of tensors, or is cut off")
@@ -64,13 +61,7 @@ def read_tensor_file(path: Path) -> Any:
 
 
 def check_tensors(tensors: Any, expected: Mapping[str, torch.Tensor]) -> None:
-    """Check that ``tensors`` has the names, shapes and types of ``expected``, and only finite numbers.
-
-    Raises
-    ------
-    ValueError
-        A tensor does not fit; the message names it.
-    """
+    """Raise a ValueError unless ``tensors`` has the names, shapes and types of ``expected``, and finite numbers."""
     if not isinstance(tensors, Mapping):
         raise ValueError("its tensors have no names")
     different = sorted(map(str, tensors.keys() ^ expected.keys()))

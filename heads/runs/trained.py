@@ -29,16 +29,7 @@ OnProgress = Callable[[int, int], None]
 class Trained:
     """A trained head with its part of the backbone, which is opened when it is first needed.
 
-    Parameters
-    ----------
-    checkpoint
-        The content of best.pt.
-    device
-        A torch device.
-    data
-        Where the raw pairs of the cache are now, which stage 2 reads again; default: as recorded.
-    backbone
-        Where the backbone is now; default: as recorded.
+    ``data`` and ``backbone`` say where the raw pairs and the backbone are now; default: as recorded.
     """
 
     def __init__(
@@ -74,14 +65,9 @@ class Trained:
     def of_rows(self, cache: FeatureCache, guids: Sequence[str], max_bytes: int | None = None) -> NDArray[np.float32]:
         """Return the logits, (n, C) float32, of rows of a cache with the checkpoint's fingerprint.
 
-        Embeddings or token states that take more than ``max_bytes`` are read as they are needed.
-
-        Raises
-        ------
-        CacheError
-            Tokens are needed and not in the cache, or a number is not finite.
-        DataError, BackboneError
-            In stage 2, a raw pair is gone or has changed, or the backbone cannot be opened, or is another backbone.
+        Features that take more than ``max_bytes`` are read as they are needed. Raise a CacheError if tokens are needed
+        and not in the cache, or if a number is not finite. In stage 2, raise a DataError if a raw pair is gone or has
+        changed, and a BackboneError if the backbone cannot be opened, or is another backbone.
         """
         if not self.layers:
             return self._logits(guids, cache.features(guids, self.needs_tokens, max_bytes=max_bytes))
