@@ -19,7 +19,7 @@ from ..cache.store import FeatureCache
 from .backbones.base import DEFAULT_BACKBONE
 from .backbones.opening import choose_device, open_backbone
 from .encode import EncodedBlocks, OnProgress, encode_blocks
-from .options import FeaturizeOptions, complete_options
+from .identity import FeaturizeOptions, complete_options
 from .outputs import EmbeddingIndex
 from .pairs.dataset import Dataset, LazySequence
 from .pairs.hashing import Reject, unreadable

@@ -20,7 +20,7 @@ from ..cache.store import FeatureCache
 from ..cache.verify import soundness
 from .backbones.base import Backbone
 from .backbones.opening import choose_device, choose_dtype
-from .options import EncodeOptions, FeaturizeOptions, identity_of, is_cleaned, is_earlier
+from .identity import EncodeOptions, FeaturizeOptions, identity_of, is_cleaned, is_earlier
 from .pairs.dataset import Dataset
 from .pairs.hashing import Comparison, Reject, compare_rows, unreadable
 from .pairs.pair import Pair

@@ -19,7 +19,7 @@ from .backbones.base import Backbone, Encoder
 from .backbones.opening import open_backbone
 from .backbones.towers import Top, check_layers
 from .encode import OnProgress, encode_blocks, slices
-from .options import EncodeOptions, identity_of, is_cleaned
+from .identity import EncodeOptions, identity_of, is_cleaned
 from .pairs.dataset import Dataset
 from .pairs.hashing import Reject, compare_rows
 from .pairs.pair import Pair

@@ -1,4 +1,4 @@
-"""Options of a run of ``featurize``, and the identity of features: everything that changes an embedding."""
+"""The identity of features, which is everything that changes an embedding, and the options that decide it."""
 
 import codecs
 import copy
