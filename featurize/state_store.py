@@ -86,7 +86,7 @@ class StateStore:
 
     @cached_property
     def kept(self) -> dict[str, tuple[Path, int]]:
-        """File and row of each guid whose states on disk were made from the cache's raw bytes; the newest row counts."""
+        """File and newest row of each guid whose states on disk were made from the raw bytes of the cache."""
         kept: dict[str, tuple[Path, int]] = {}
         column = f"row/{self.tower}_sha256"
         for path in read_parts(self.folder, self.header):
@@ -150,7 +150,7 @@ class StateStore:
         return pairs
 
     def _computed(self, pairs: list[Pair], on_progress: OnProgress | None) -> Iterator[Block]:
-        """Compute states in blocks of at most a few hundred megabytes, after checking that the disk has room for all."""
+        """Compute states in blocks of at most a few hundred megabytes, if the disk has room for all."""
         if on_progress is not None:
             on_progress(0, len(pairs))
         few = pairs[:_SAMPLE]

@@ -41,14 +41,9 @@ WAYS_OUT = (
 
 @dataclass(frozen=True)
 class Encoded:
-    """Outputs of a tower for a batch of B.
+    """Outputs of a tower for a batch of B: embeddings, (B, d) float32, projected, not normalised.
 
-    Attributes
-    ----------
-    pooled
-        Embeddings, (B, d) float32: projected, not normalised.
-    tokens
-        Last hidden states, float16, one array per row: (P, w_i) for images, (L, w_t) for texts. None if not requested.
+    If requested, ``tokens`` are the last hidden states of each row: (P, w_i) for images, (L, w_t) for texts.
     """
 
     pooled: NDArray[np.float32]

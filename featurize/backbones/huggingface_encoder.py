@@ -68,13 +68,13 @@ class HuggingFaceEncoder(TorchEncoder):
         check_layers(self.vision_layers(), layers, "image")
         size = self.model.config.vision_config.image_size
         pixels = np.zeros((1, 3, *(size if isinstance(size, list | tuple) else (size, size))), np.float32)
-        top = _ImageTop(self.model, "image", layers)
+        top = _HuggingFaceTop(self.model, "image", layers)
         return freeze_unused(top, self.images_below(pixels, layers), self.encode_images(pixels).pooled)
 
     def text_top(self, layers: int) -> Top:
         """Return the last layers of the text tower, its last norm, and the projection."""
         check_layers(self.text_layers(), layers, "text")
-        top = _TextTop(self.model, "text", layers, self.tokenizer.pad_token_id)
+        top = _HuggingFaceTop(self.model, "text", layers, self.tokenizer.pad_token_id)
         ids = [[0, 1, 2]]
         entered = np.stack(self.texts_below(ids, layers))
         return freeze_unused(top, entered, self.encode_texts(ids).pooled, *self._pad(ids))
@@ -153,29 +153,17 @@ class _HuggingFaceTop(Top):
     def is_small(self) -> bool:
         return self.pools_one_position and len(layers_of(self.tower, self.side)) == 1
 
-
-class _ImageTop(_HuggingFaceTop):
     def forward(self, states: Tensor, ids: Tensor | None = None, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         model: Any = self.tower
-        out = self.run_from(states, lambda: model.get_image_features(pixel_values=states))
-        return embeddings_and_states(model, out)
 
-    def pooled(self, states: Tensor, ids: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        if not self.pools_one_position:
-            return super().pooled(states)
-        layer = layers_of(self.tower, "image")[-1]
-        return image_at_first(self.tower, entering(layer, lambda: self.forward(states)))
+        def run() -> Any:
+            return model.get_image_features(pixel_values=states) if ids is None else text_features(model, ids, mask)
 
-
-class _TextTop(_HuggingFaceTop):
-    def forward(self, states: Tensor, ids: Tensor | None = None, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        assert ids is not None
-        out = self.run_from(states, lambda: text_features(self.tower, ids, mask))
-        return embeddings_and_states(self.tower, out)
+        return embeddings_and_states(model, self.run_from(states, run))
 
     def pooled(self, states: Tensor, ids: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         if not self.pools_one_position:
             return super().pooled(states, ids, mask)
-        assert ids is not None
-        layer = layers_of(self.tower, "text")[-1]
-        return text_at_end(self.tower, entering(layer, lambda: self.forward(states, ids, mask)), ids)
+        layer = layers_of(self.tower, self.side)[-1]
+        entered = entering(layer, lambda: self.forward(states, ids, mask))
+        return image_at_first(self.tower, entered) if ids is None else text_at_end(self.tower, entered, ids)

@@ -176,22 +176,13 @@ class Preparer:
 
     The processors resize with Pillow, crop, rescale and normalise, and copy the image to floats several times.
     Rescaling and normalising depend only on a pixel's value and channel, so a table of 256 values per channel, made by
-    the processor itself, gives the same result in one step.
-
-    Attributes
-    ----------
-    settings
-        Settings that each call of the processor gets.
-    size, crop
-        Size before cropping, and of the crop, if there is one.
-    table
-        The processor's result for each channel and value, (3, 256). None: the processor does something else too, so it
-        is called for each image.
+    the processor itself, gives the same result in one step. Without a ``table``, (3, 256), because the processor does
+    something else too, it is called for each image.
     """
 
     processor: Any
-    settings: dict[str, Any]
-    size: dict[str, int]
+    settings: dict[str, Any]  # for each call of the processor
+    size: dict[str, int]  # before cropping
     crop: dict[str, int] | None
     table: NDArray[np.float32] | None = None
 

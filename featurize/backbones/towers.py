@@ -27,52 +27,29 @@ PooledToken = Literal["end", "highest", "highest if the end token is 2"]
 
 @dataclass(frozen=True)
 class Tower:
-    """The names of a tower's parts.
+    """The names of a tower's parts. A tower without ``layers`` is built differently and cannot be cut."""
 
-    Attributes
-    ----------
-    module
-        The tower in the model. It has the children ``embeddings`` and ``encoder``.
-    layers
-        The list of layers in the encoder. None: the tower is built differently and cannot be cut.
-    norm
-        The last norm in the tower, which stage 2 trains together with the layers.
-    norm_before
-        A norm between embeddings and layers.
-    projection
-        The projection in the model.
-    pools_one_position
-        Whether ``at_position`` (``huggingface_encoder.py``) computes the tower's last layer.
-    """
-
-    module: str
-    layers: str | None = None
-    norm: str | None = None
-    norm_before: str | None = None
-    projection: str | None = None
-    pools_one_position: bool = False
+    module: str  # in the model; it has the children ``embeddings`` and ``encoder``
+    layers: str | None = None  # in the encoder
+    norm: str | None = None  # the tower's last norm, which stage 2 trains together with the layers
+    norm_before: str | None = None  # between embeddings and layers
+    projection: str | None = None  # in the model
+    pools_one_position: bool = False  # whether ``at_position`` (huggingface_encoder.py) computes the last layer
 
 
 @dataclass(frozen=True)
 class Architecture:
     """The towers of a model, and how it treats texts.
 
-    Attributes
-    ----------
-    pads_texts
-        Whether texts are padded to the full length without a mask, as in SigLIP's training.
-    pooled_token
-        The token at which the text tower pools, if it pools at a token: the end token, or the highest id in the text.
-        (CLIP's old configurations call the end token 2; CLIP then takes the highest id.)
-    projects_each_position
-        Whether the model projects every position; the first is the embedding.
+    If the text tower pools at a token, ``pooled_token`` says which: the end token, or the highest id in the text.
+    (CLIP's old configurations call the end token 2; CLIP then takes the highest id.)
     """
 
     image: Tower
     text: Tower
-    pads_texts: bool = False
+    pads_texts: bool = False  # to the full length without a mask, as in SigLIP's training
     pooled_token: PooledToken | None = None
-    projects_each_position: bool = False
+    projects_each_position: bool = False  # the first is the embedding
 
     def tower(self, side: str) -> Tower:
         """Return the ``image`` or the ``text`` tower."""
