@@ -133,7 +133,7 @@ def ours(folder):
     from mmcli.featurize import open_backbone
     from mmcli.featurize.backbones.opening import choose_dtype
     from mmcli.featurize.encode import encode_blocks
-    from mmcli.featurize.options import EncodeOptions
+    from mmcli.featurize.identity import EncodeOptions
     from mmcli.featurize.pairs.pair import Pair
 
     encoder = open_backbone(str(folder)).load("cpu", choose_dtype("auto", "cpu"), None)

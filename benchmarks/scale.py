@@ -104,7 +104,7 @@ def featurize_for_free(folder):
     """Featurize ``folder`` with a backbone that computes nothing."""
     import mmcli.featurize.pipeline as pipeline
     from mmcli.featurize.backbones.base import Backbone, Encoded, Encoder
-    from mmcli.featurize.options import FeaturizeOptions
+    from mmcli.featurize.identity import FeaturizeOptions
 
     class Free(Encoder):
         def prepare_image(self, image):

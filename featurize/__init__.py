@@ -9,7 +9,7 @@ from typing import Any
 
 from .backbones.base import Backbone, Encoder
 from .backbones.opening import open_backbone
-from .options import FeaturizeOptions
+from .identity import FeaturizeOptions
 from .pairs.dataset import Dataset
 from .pairs.pair import Pair
 from .pairs.text import clean_text, decode_text

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ..cache.parts import Block
 from .backbones.base import MAX_TOKENS, Encoder
-from .options import EncodeOptions
+from .identity import EncodeOptions
 from .outputs import EmbeddingIndex, EncodedImage, ImageRequest, TowerOutput, encode_images, encode_texts, is_sound
 from .pairs.hashing import SIDES, HashedPair, Reject, digest_column, hash_pair, prefetch, reject_pair
 from .pairs.pair import Pair
@@ -46,7 +46,7 @@ def encode_blocks(
     land in another batch, which can change their last bit.
 
     The rows of each block are yielded with its rejected pairs. To encode copies in different blocks only once, add each
-    block to ``index`` as soon as it is yielded. If ``blocks`` is an iterator, ``total`` must say how many pairs it has.
+    block to ``index`` as soon as it is yielded. Without ``total``, the number of pairs, all blocks are listed first.
     """
     if total is None:
         blocks = list(blocks)
@@ -63,11 +63,9 @@ def encode_blocks(
             for pairs in blocks:
                 pending.append(run.start(pairs, [next(hashed) for _ in pairs]))
                 if len(pending) > run.blocks_ahead(len(pairs)):
-                    yield run.finish(pending[0])
-                    run.forget(pending.popleft())
+                    yield run.finish(pending.popleft())
             while pending:
-                yield run.finish(pending[0])
-                run.forget(pending.popleft())
+                yield run.finish(pending.popleft())
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -189,12 +187,9 @@ class _Run:
             _reject_unsound(block, tower)
             _resolve_copies(block, tower)
         self.advance(len(block.pairs) - (self.done - done_before))
-        return _assemble(block, self.options), [block.rejects[position] for position in sorted(block.rejects)]
-
-    def forget(self, block: _PendingBlock) -> None:
-        """Release a block that was yielded. Later copies find its rows in the index, if there is one."""
-        for key in block.keys:
+        for key in block.keys:  # blocks that start later find its rows in the index, if there is one
             del self.being_encoded[key]
+        return _assemble(block, self.options), [block.rejects[position] for position in sorted(block.rejects)]
 
 
 def slices(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:

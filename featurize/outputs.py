@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..cache.errors import DataError
 from ..cache.parts import OpenCaches
 from .backbones.base import Encoder, clip_to_range
-from .options import VIEW_SEED, EncodeOptions
+from .identity import VIEW_SEED, EncodeOptions
 from .pairs.hashing import SIDES, Reject, digest_column, reject_pair
 from .pairs.image import augment, decode_image
 from .pairs.pair import Pair

@@ -18,7 +18,7 @@ from ..cache.store import FeatureCache
 from .backbones.base import DEFAULT_BACKBONE
 from .backbones.opening import choose_device, open_backbone
 from .encode import EncodedBlocks, OnProgress, encode_blocks
-from .options import FeaturizeOptions, complete_options
+from .identity import FeaturizeOptions, complete_options
 from .outputs import EmbeddingIndex
 from .pairs.dataset import Dataset, LazySequence
 from .pairs.hashing import Reject, unreadable
@@ -162,27 +162,13 @@ def _write_rejects(out: Path, rejects: Sequence[Reject]) -> None:
 
 @dataclass(frozen=True)
 class _Contents:
-    """Rows of the new cache, and the pairs that cannot be read.
+    """Rows of the new cache, and the pairs that cannot be read."""
 
-    Attributes
-    ----------
-    rows
-        Where each row comes from, in natural order of guid.
-    files
-        The files that rows come from.
-    computed
-        How many rows this run computed.
-    left_out
-        Pairs that are not in the new cache.
-    kept
-        Pairs whose row in the existing cache is kept although they cannot be read now.
-    """
-
-    rows: Sequence[RowSource]
-    files: set[Path]
-    computed: int
+    rows: Sequence[RowSource]  # in natural order of guid
+    files: set[Path]  # that rows come from
+    computed: int  # number of rows that this run computed
     left_out: list[Reject]
-    kept: list[Reject]
+    kept: list[Reject]  # pairs whose row in the existing cache is kept although they cannot be read now
 
 
 def _choose_contents(plan: Plan, computed: list[FileRows], rejects: list[Reject]) -> _Contents:

@@ -19,7 +19,7 @@ from ..cache.schema import Header
 from ..cache.store import FeatureCache
 from .backbones.base import Backbone
 from .backbones.opening import choose_device, choose_dtype
-from .options import EncodeOptions, FeaturizeOptions, identity_of, is_cleaned, is_earlier
+from .identity import EncodeOptions, FeaturizeOptions, identity_of, is_cleaned, is_earlier
 from .pairs.dataset import Dataset
 from .pairs.hashing import Comparison, Reject, compare_rows, unreadable
 from .pairs.pair import Pair
@@ -45,19 +45,19 @@ class Request:
 
 def make_request(out: Path, dataset: Dataset, backbone: Backbone, options: FeaturizeOptions) -> Request:
     """Return the request for ``options`` that ``complete_options`` returned."""
-    dtype = options.dtype
+    dtype, labels = options.dtype, dataset.labels_path
     if dtype == "auto":
         dtype = choose_dtype(dtype, choose_device(options.device))
     identity = identity_of(backbone, dtype, bool(options.clean), options.resize, options.encoding)
-    encode = EncodeOptions.for_identity(identity, tokens=options.tokens)
-    labels = dataset.labels_path
+    encode = replace(
+        EncodeOptions.for_identity(identity, tokens=options.tokens), views=options.views, batch_size=options.batch_size
+    )
     header = Header(
         identity=identity,
         backbone={"name": backbone.name, "revision": backbone.revision},
         dataset={"data": str(dataset.data), "labels": None if labels is None else str(labels)},
         versions={"python": platform.python_version()} | {name: version(name) for name in _LIBRARIES},
     )
-    encode = replace(encode, views=options.views, batch_size=options.batch_size)
     return Request(out, dataset, backbone, options, encode, header)
 
 
@@ -98,65 +98,36 @@ class FileRows:
 
 @dataclass(frozen=True)
 class CachedRows:
-    """What the existing cache gives to the new one.
+    """What the existing cache gives to the new one. Without a cache, ``header`` is None.
 
-    Attributes
-    ----------
-    kept
-        Rows that go into the new cache as they are.
-    orphans
-        (guid, row) of further such rows, whose pairs the dataset no longer has.
-    stale
-        (number of the pair, row) by guid, of pairs that changed: the row is used if the pair turns out unreadable.
-    unreadable
-        Numbers of the pairs in ``kept`` that cannot be read now.
-    reusable
-        Which rows' embeddings may be used for equal images and texts of other pairs, (N,) bool by tower. None: all.
-    unchanged, gone, pruned
-        Rows whose pair did not change, rows whose pair is gone, and how many of the latter are dropped.
-    header, total
-        Header of the existing cache, and its number of rows; None and 0 if there is no cache yet.
+    ``reusable`` says by tower which rows' embeddings may be used for equal images and texts of other pairs, (N,) bool;
+    None: all.
     """
 
-    kept: FileRows
-    orphans: list[tuple[str, int]] = field(default_factory=list)
+    kept: FileRows  # rows that go into the new cache as they are
+    orphans: list[tuple[str, int]] = field(default_factory=list)  # (guid, row) of further such rows, without a pair
+    # (number of the pair, row) by guid, of pairs that changed: the row is used if the pair turns out unreadable.
     stale: dict[str, tuple[int, int]] = field(default_factory=dict)
-    unreadable: list[int] = field(default_factory=list)
+    unreadable: list[int] = field(default_factory=list)  # numbers of the pairs in ``kept`` that cannot be read now
     reusable: Mapping[str, NDArray[np.bool_]] | None = None
     unchanged: int = 0
-    gone: int = 0
-    pruned: int = 0
+    gone: int = 0  # rows without a pair
+    pruned: int = 0  # how many of these are dropped
     header: Header | None = None
-    total: int = 0
+    total: int = 0  # number of rows
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is finished, and what must be computed. Pairs are identified by their number in the dataset.
-
-    Attributes
-    ----------
-    cached
-        Rows of the existing cache.
-    resumed
-        Rows of an interrupted run, one entry per part.
-    parts
-        All readable parts of that run, whether or not their rows are used.
-    blocks
-        Pairs to compute, (n,) int64 for each block.
-    rejects
-        Pairs that cannot be read, as far as this is known before encoding.
-    absent
-        How many of ``rejects`` are named by a label only.
-    """
+    """What is finished, and what must be computed. Pairs are identified by their number in the dataset."""
 
     request: Request
     cached: CachedRows
-    resumed: list[FileRows]
-    parts: list[Path]
-    blocks: list[NDArray[np.int64]]
-    rejects: list[Reject]
-    absent: int
+    resumed: list[FileRows]  # rows of an interrupted run, by part
+    parts: list[Path]  # all readable parts of that run, whether or not their rows are used
+    blocks: list[NDArray[np.int64]]  # pairs to compute
+    rejects: list[Reject]  # as far as they are known before encoding
+    absent: int  # how many of the rejects are named by a label only
 
 
 def make_plan(request: Request, cached: FeatureCache | None) -> Plan:
@@ -165,11 +136,9 @@ def make_plan(request: Request, cached: FeatureCache | None) -> Plan:
     Raise a CacheError if the cache is from another backbone or from other data, or cannot be upgraded because pairs of
     it are gone.
     """
-    pairs = request.dataset.pairs
-    nothing = np.empty(0, np.int64)
-    cached_rows = CachedRows(FileRows(request.out, nothing, nothing))
-    if cached is not None:
-        cached_rows = _find_cached_rows(request, cached)
+    pairs, nothing = request.dataset.pairs, np.empty(0, np.int64)
+    no_rows = CachedRows(FileRows(request.out, nothing, nothing))
+    cached_rows = no_rows if cached is None else _find_cached_rows(request, cached)
     missing = np.setdiff1d(np.arange(len(pairs)), cached_rows.kept.pairs)
     parts = read_parts(parts_folder(request.out, request.header.fingerprint), request.header)
     resumed = _find_resumed_rows(request, parts, missing)
@@ -189,53 +158,58 @@ def make_plan(request: Request, cached: FeatureCache | None) -> Plan:
 
 def _find_cached_rows(request: Request, cached: FeatureCache) -> CachedRows:
     """Compare every row of the existing cache with its pair."""
-    dataset, prune = request.dataset, request.options.prune
-    is_upgrade = is_earlier(cached.header.identity, request.header.identity)
+    dataset, prune, identity = request.dataset, request.options.prune, request.header.identity
+    is_upgrade = is_earlier(cached.header.identity, identity)
     if not is_upgrade:
-        cached.check(request.header.identity, request.header.backbone["name"])
+        cached.check(identity, request.header.backbone["name"])
     number_of: dict[str, int] = {}
     absent: dict[str, int] = {}  # pairs that only a label names
     for number, pair in enumerate(dataset.pairs):
         (absent if pair.absent else number_of)[pair.guid] = number
-    comparison = _compare_all(cached, dataset.pairs, number_of, is_upgrade and cached.has_cleaned)
-    _refuse_other_dataset(cached, dataset, int(comparison.same_bytes.sum()))
+    numbers, comparison = _compare_all(cached, dataset.pairs, number_of, is_upgrade and cached.has_cleaned)
+    same = int(comparison.same_bytes.sum())
+    if cached.header.dataset["data"] != str(dataset.data) and 2 * same < len(cached):
+        raise CacheError(
+            f"{cached.path} holds the pairs of {cached.header.dataset['data']}, but only {same} of {len(cached)} "
+            f"are in {dataset.data}: give another --out for other data"
+        )
     is_complete = _has_right_columns(cached, request.encode)
     sound = np.ones(len(cached), dtype=bool)
     if is_complete:
         finite, zero = cached.soundness()
         sound = finite & ~zero  # `mmcli cache verify` refuses the others, so they are computed again
+    is_gone = numbers < 0
     usable = comparison.same & sound & is_complete
-    keep_unreadable = ~comparison.readable & sound & (not prune)
-    keep_stale = sound & (not prune and is_complete and not is_upgrade)
-    pair_of_row = np.full(len(cached), -1, np.int64)
+    is_unreadable = ~comparison.readable & sound & ~is_gone & (not prune)
+    is_stale = sound & ~(usable | is_unreadable | is_gone) & (not prune and is_complete and not is_upgrade)
+    gone, unreadable_pairs = int(is_gone.sum()), numbers[is_unreadable].tolist()
+    lost = 0 if prune else gone + len(unreadable_pairs)
+    if lost and (is_upgrade or not is_complete):
+        why = "texts are cleaned differently now" if is_upgrade else "views, tokens or digests of cleaned texts are new"
+        raise CacheError(
+            f"{request.out} must be upgraded ({why}), but {lost} of its pairs are no longer in {dataset.data} "
+            "or cannot be read: bring them back, drop them with --prune, or give another --out"
+        )
+    stale = {cached.guids[row]: (int(numbers[row]), row) for row in np.flatnonzero(is_stale).tolist()}
+    is_kept = usable | is_unreadable
     orphans: list[tuple[str, int]] = []
-    stale: dict[str, tuple[int, int]] = {}
-    unreadable_pairs: list[int] = []
-    gone = 0
-    for row, guid in enumerate(cached.guids):
-        pair_number = number_of.get(guid)
-        if pair_number is None:
-            gone += 1
-            if not prune and guid in absent:
-                pair_of_row[row] = absent[guid]
-            elif not prune:
-                orphans.append((guid, row))
-        elif usable[row]:
-            pair_of_row[row] = pair_number
-        elif keep_unreadable[row]:
-            pair_of_row[row] = pair_number
-            unreadable_pairs.append(pair_number)
-        elif keep_stale[row]:
-            stale[guid] = pair_number, row
-    if is_upgrade or not is_complete:
-        _refuse_partial_upgrade(request, 0 if prune else gone + len(unreadable_pairs), is_upgrade)
-    kept_rows = np.flatnonzero(pair_of_row >= 0)
+    for row in [] if prune else np.flatnonzero(is_gone).tolist():
+        guid = cached.guids[row]
+        if guid in absent:
+            numbers[row], is_kept[row] = absent[guid], True
+        else:
+            orphans.append((guid, row))
+    reusable = None
+    if is_upgrade:
+        # Cleaned texts are looked up by the digest of the new cleaning, which old rows match only if nothing changed.
+        text = np.ones_like(comparison.text) if is_cleaned(identity) else comparison.text
+        reusable = {"image": comparison.image, "text": text}
     return CachedRows(
-        FileRows(request.out, pair_of_row[kept_rows], kept_rows),
+        FileRows(request.out, numbers[is_kept], np.flatnonzero(is_kept)),
         orphans,
         stale,
         unreadable_pairs,
-        _reusable_rows(request, comparison) if is_upgrade else None,
+        reusable,
         unchanged=int(usable.sum()),
         gone=gone,
         pruned=gone if prune else 0,
@@ -251,37 +225,14 @@ def _has_right_columns(cached: FeatureCache, options: EncodeOptions) -> bool:
 
 def _compare_all(
     cached: FeatureCache, pairs: Sequence[Pair], number_of: Mapping[str, int], is_upgrade: bool = False
-) -> Comparison:
-    """Compare every row of a file with its pair. A row without a pair counts as unreadable."""
-    rows = np.array([row for row, guid in enumerate(cached.guids) if guid in number_of], dtype=np.int64)
-    pairs_of_rows = (pairs[number_of[cached.guids[row]]] for row in rows.tolist())
-    compared = compare_rows(cached, rows, pairs_of_rows, is_upgrade)
+) -> tuple[NDArray[np.int64], Comparison]:
+    """Return the number of each row's pair, (N,), and how they compare. A row without a pair, -1, is unreadable."""
+    numbers = np.array([number_of.get(guid, -1) for guid in cached.guids], dtype=np.int64)
+    rows = np.flatnonzero(numbers >= 0)
+    compared = compare_rows(cached, rows, (pairs[number] for number in numbers[rows].tolist()), is_upgrade)
     flags = np.zeros((4, len(cached)), dtype=bool)
     flags[:, rows] = [compared.readable, compared.same_bytes, compared.image, compared.text]
-    return Comparison(*flags)
-
-
-def _reusable_rows(request: Request, comparison: Comparison) -> dict[str, NDArray[np.bool_]]:
-    # Cleaned texts are looked up by the digest of the new cleaning, which old rows match only if nothing changed.
-    text = np.ones_like(comparison.text) if is_cleaned(request.header.identity) else comparison.text
-    return {"image": comparison.image, "text": text}
-
-
-def _refuse_other_dataset(cached: FeatureCache, dataset: Dataset, same: int) -> None:
-    if cached.header.dataset["data"] != str(dataset.data) and 2 * same < len(cached):
-        raise CacheError(
-            f"{cached.path} holds the pairs of {cached.header.dataset['data']}, but only {same} of {len(cached)} "
-            f"are in {dataset.data}: give another --out for other data"
-        )
-
-
-def _refuse_partial_upgrade(request: Request, lost: int, is_upgrade: bool) -> None:
-    if lost:
-        why = "texts are cleaned differently now" if is_upgrade else "views, tokens or digests of cleaned texts are new"
-        raise CacheError(
-            f"{request.out} must be upgraded ({why}), but {lost} of its pairs are no longer in {request.dataset.data} "
-            "or cannot be read: bring them back, drop them with --prune, or give another --out"
-        )
+    return numbers, Comparison(*flags)
 
 
 def _find_resumed_rows(request: Request, parts: list[Path], missing: NDArray[np.int64]) -> list[FileRows]:
@@ -292,9 +243,11 @@ def _find_resumed_rows(request: Request, parts: list[Path], missing: NDArray[np.
     for path in reversed(parts):
         with FeatureCache.open(path) as part:
             if _has_right_columns(part, request.encode):
-                rows = np.flatnonzero(_compare_all(part, pairs, number_of).same)
-                numbers = np.array([number_of.pop(part.guids[row]) for row in rows], dtype=np.int64)
-                resumed.append(FileRows(path, numbers, rows))
+                numbers, comparison = _compare_all(part, pairs, number_of)
+                rows = np.flatnonzero(comparison.same)
+                resumed.append(FileRows(path, numbers[rows], rows))
+                for row in rows.tolist():
+                    del number_of[part.guids[row]]
     return resumed
 
 

@@ -18,7 +18,7 @@ from .backbones.base import Backbone, Encoder
 from .backbones.opening import open_backbone
 from .backbones.towers import Top, check_layers
 from .encode import OnProgress, encode_blocks, slices
-from .options import EncodeOptions, identity_of, is_cleaned
+from .identity import EncodeOptions, identity_of, is_cleaned
 from .pairs.dataset import Dataset
 from .pairs.hashing import Reject, compare_rows
 from .pairs.pair import Pair
@@ -35,18 +35,9 @@ class EmbeddedPairs:
 
 
 class Source:
-    """The backbone that made features of ``identity``, and the raw pairs.
+    """The backbone that made features of ``identity``, and the raw pairs (for both, see ``cache.schema.Header``).
 
-    Parameters
-    ----------
-    identity
-        Identity of the features (see ``cache.schema.Header``).
-    backbone
-        ``{"name", "revision"}``: location of the backbone.
-    device
-        A torch device.
-    data
-        Path of the raw pairs. Default: as recorded in the cache.
+    ``backbone``, ``{"name", "revision"}``, and ``data`` say where these are now. Default of ``data``: as in the cache.
     """
 
     def __init__(
@@ -125,16 +116,10 @@ class Source:
         tokens: bool = False,
         on_progress: OnProgress | None = None,
     ) -> Iterator[EmbeddedPairs]:
-        """Yield the features of raw pairs, one block at a time, those from the cache first.
+        """Yield the features of raw pairs, one block at a time; ``on_progress`` counts the pairs that are encoded.
 
-        Parameters
-        ----------
-        cache
-            A cache with the same fingerprint. Rows whose raw bytes have not changed are taken from it.
-        tokens
-            Whether token states are needed. If so, a cache without them is not used.
-        on_progress
-            Called with (pairs encoded, pairs to encode).
+        Rows whose raw bytes have not changed are taken first, from ``cache``, a cache with the same fingerprint. It is
+        not used if ``tokens`` are needed and it has none.
         """
         cached_guids: list[str] = []
         if cache is not None and (cache.has_tokens or not tokens):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -19,8 +19,8 @@ from ..cache.parts import Block, read_parts, write_part
 from ..cache.states import States, StatesPart
 from ..cache.store import FeatureCache
 from .encode import OnProgress, encode_blocks, slices
-from .options import EncodeOptions
-from .pairs.hashing import Reject, compare_bytes
+from .identity import EncodeOptions
+from .pairs.hashing import compare_bytes
 from .pairs.pair import Pair
 from .source import Source
 
@@ -28,6 +28,8 @@ _FILE_ROWS = 2048  # limit of pairs per file; a crash costs at most one file
 _FILE_BYTES = 256 << 20  # limit of states per file, because they are in memory until they are written
 _SAMPLE = 16  # pairs
 _CHECKSUMS = "row/states_crc32"
+
+RowOf = dict[str, int]  # row in a file or a block, by guid
 
 
 class StateStore:
@@ -39,17 +41,16 @@ class StateStore:
         self.header = replace(cache.header, identity={**cache.header.identity, "states": states})
         name = f"{tower}-{layers}-{self.header.fingerprint[:12]}"
         self.folder = cache.path.with_name(f"{cache.path.name}.states") / name
-        self.digest_column = f"row/{tower}_sha256"
 
     def states(self, guids: Sequence[str], on_progress: OnProgress | None = None, keep: bool = True) -> States:
-        """Return the states of ``guids``, in that order. Missing states are computed, and kept beside the cache.
+        """Return the states of ``guids``, in that order. Missing states are computed from the raw pairs.
 
         Parameters
         ----------
         on_progress
             Called with (pairs computed, pairs to compute), unless nothing is missing.
         keep
-            Whether to keep computed states.
+            Whether to keep computed states beside the cache.
 
         Raises
         ------
@@ -66,18 +67,18 @@ class StateStore:
             return self._together(guids, [])
         pairs = self._raw_pairs(missing)
         if not keep:
-            return self._together(guids, list(self._computed(pairs, on_progress)))
+            return self._together(guids, self._computed(pairs, on_progress))
         with writer_lock(self.folder, "let it finish, then run the same command again"):
             for leftover in self.folder.glob(".part-*.tmp"):  # left by a writer that was killed
                 leftover.unlink(missing_ok=True)
             numbers = [path.stem.removeprefix("part-") for path in self.folder.glob("part-*.h5")]
             first = max((int(number) + 1 for number in numbers if number.isdigit()), default=0)
             for number, block in enumerate(self._computed(pairs, on_progress), first):
-                part = part_of_block(block)
-                checksums = [part.checksum(row) for row in range(len(block.guids))]
+                part, row_of = _part_of(block)
+                checksums = [part.checksum(row) for row in row_of.values()]
                 block.columns[_CHECKSUMS] = np.array(checksums, dtype=np.uint32)
                 write_part(self.folder, number, block, self.header, mapped=True)
-        self.kept = self._find_kept()
+        del self.kept  # it is looked up anew
         gone = [guid for guid in guids if guid not in self.kept]
         if gone:
             raise DataError(f"the raw pair {gone[0]!r} changed while it was read: run the same command again")
@@ -85,36 +86,36 @@ class StateStore:
 
     @cached_property
     def kept(self) -> dict[str, tuple[Path, int]]:
-        """File and row of each guid whose states are on disk."""
-        return self._find_kept()
-
-    def _find_kept(self) -> dict[str, tuple[Path, int]]:
-        """Find the rows on disk that were made from the same raw bytes as the cache; a guid's newest row counts."""
+        """File and newest row of each guid whose states on disk were made from the raw bytes of the cache."""
         kept: dict[str, tuple[Path, int]] = {}
+        column = f"row/{self.tower}_sha256"
         for path in read_parts(self.folder, self.header):
             # States in a damaged file are computed again.
             with contextlib.suppress(CacheError, OSError, KeyError, ValueError), FeatureCache.open(path) as part:
                 row_of = {guid: row for row, guid in enumerate(part.guids) if guid in self.cache}
-                expected = self.cache.read(self.digest_column, self.cache.rows(row_of))
-                stored = part.read(self.digest_column, np.array([*row_of.values()], dtype=np.int64))
+                expected = self.cache.read(column, self.cache.rows(row_of))
+                stored = part.read(column, np.array([*row_of.values()], dtype=np.int64))
                 same = (stored == expected).all(axis=1).tolist()
                 kept |= {guid: (path, row) for (guid, row), good in zip(row_of.items(), same, strict=True) if good}
         return kept
 
-    def _drop_damaged(self, guids: Sequence[str]) -> None:
-        """Forget rows whose checksum is wrong."""
-        wanted: dict[Path, list[tuple[str, int]]] = {}
+    def _kept_by_file(self, guids: Sequence[str]) -> dict[Path, RowOf]:
+        by_file: dict[Path, RowOf] = {}
         for guid in guids:
             if guid in self.kept:
                 path, row = self.kept[guid]
-                wanted.setdefault(path, []).append((guid, row))
-        for path, rows in wanted.items():
-            damaged = [guid for guid, _ in rows]
+                by_file.setdefault(path, {})[guid] = row
+        return by_file
+
+    def _drop_damaged(self, guids: Sequence[str]) -> None:
+        """Forget rows whose checksum is wrong."""
+        for path, row_of in self._kept_by_file(guids).items():
+            damaged = list(row_of)
             with contextlib.suppress(OSError, KeyError, ValueError, IndexError, TypeError):
                 with open_hdf5(path) as file:
                     checksums = file[_CHECKSUMS][:]
                 part = StatesPart.of_file(path)
-                damaged = [guid for guid, row in rows if part.checksum(row) != checksums[row]]
+                damaged = [guid for guid, row in row_of.items() if part.checksum(row) != checksums[row]]
             for guid in damaged:
                 del self.kept[guid]
 
@@ -125,8 +126,7 @@ class StateStore:
 
     def _raw_pairs(self, guids: Sequence[str]) -> list[Pair]:
         """Return the raw pairs of ``guids``. Stop before any computation if one is gone or changed."""
-        pair_of = self._pair_of
-        pairs = [pair_of.get(guid, Pair(guid)) for guid in guids]
+        pairs = [self._pair_of.get(guid, Pair(guid)) for guid in guids]
         gone: list[str] = []
         changed: list[str] = []
         compared = compare_bytes(self.cache, self.cache.rows(guids), pairs, (self.tower,))
@@ -150,23 +150,12 @@ class StateStore:
         return pairs
 
     def _computed(self, pairs: list[Pair], on_progress: OnProgress | None) -> Iterator[Block]:
-        """Compute states and yield them in blocks of at most a few hundred megabytes."""
+        """Compute states in blocks of at most a few hundred megabytes, if the disk has room for all."""
         if on_progress is not None:
             on_progress(0, len(pairs))
-        blocks = list(slices(pairs, self._rows_per_block(pairs)))
-        for block, rejects in encode_blocks(blocks, self.source.encoder(), self._encode_options(), on_progress):
-            _refuse(rejects)
-            yield block
-
-    def _encode_options(self) -> EncodeOptions:
-        return EncodeOptions.for_identity(self.cache.header.identity, (self.tower,), below=self.layers)
-
-    def _rows_per_block(self, pairs: list[Pair]) -> int:
-        """Measure the size of states on a few pairs, and check that the disk has room for all."""
-        few = pairs[: min(_SAMPLE, len(pairs))]
-        sample, rejects = next(encode_blocks([few], self.source.encoder(), self._encode_options()))
-        _refuse(rejects)
-        pair_bytes = part_of_block(sample).states.nbytes / len(few)
+        few = pairs[:_SAMPLE]
+        (sample,) = _encode(few, self.source, self.tower, self.layers)
+        pair_bytes = _part_of(sample)[0].states.nbytes / len(few)
         self.cache.path.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.cache.path.parent).free
         if pair_bytes * len(pairs) > free:
@@ -175,25 +164,19 @@ class StateStore:
                 f"{pair_bytes * len(pairs) / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free; free some space, or "
                 "unfreeze other layers, then run the same command again"
             )
-        return int(min(max(_FILE_BYTES / pair_bytes, 1), _FILE_ROWS))
+        block_rows = int(min(max(_FILE_BYTES / pair_bytes, 1), _FILE_ROWS))
+        yield from _encode(pairs, self.source, self.tower, self.layers, block_rows, on_progress)
 
-    def _together(self, guids: Sequence[str], computed: Sequence[Block]) -> States:
-        kept = {guid: self.kept[guid] for guid in guids if guid in self.kept}
-        parts: list[StatesPart] = []
-        number_of: dict[Path, int] = {}
-        for path in sorted({path for path, _ in kept.values()}):
-            number_of[path] = len(parts)
+    def _together(self, guids: Sequence[str], computed: Iterable[Block]) -> States:
+        parts: list[tuple[StatesPart, RowOf]] = []
+        for path, row_of in sorted(self._kept_by_file(guids).items()):
             try:
-                parts.append(StatesPart.of_file(path))
+                parts.append((StatesPart.of_file(path), row_of))
             except (OSError, KeyError, ValueError) as error:
                 raise CacheError(
                     f"{path} cannot be read ({error}): delete {self.folder} and run the command again"
                 ) from error
-        places = {guid: (number_of[path], row) for guid, (path, row) in kept.items()}
-        for block in computed:
-            places |= {guid: (len(parts), row) for row, guid in enumerate(block.guids)}
-            parts.append(part_of_block(block))
-        return States(parts, np.array([places[guid] for guid in guids], dtype=np.int64).reshape(-1, 2))
+        return _join(guids, [*parts, *map(_part_of, computed)])
 
 
 def states_of_pairs(pairs: Sequence[Pair], source: Source, layers: Mapping[str, int]) -> dict[str, States]:
@@ -201,29 +184,46 @@ def states_of_pairs(pairs: Sequence[Pair], source: Source, layers: Mapping[str, 
 
     Raise a DataError if a pair cannot be read, or its states are not finite.
     """
-    states = {}
-    for tower, count in layers.items():
-        options = EncodeOptions.for_identity(source.identity, (tower,), below=count)
-        block, rejects = next(encode_blocks([list(pairs)], source.encoder(), options))
-        _refuse(rejects)
-        row_of = {guid: row for row, guid in enumerate(block.guids)}
-        places = [(0, row_of[pair.guid]) for pair in pairs]
-        states[tower] = States([part_of_block(block)], np.array(places, dtype=np.int64).reshape(-1, 2))
-    return states
+    guids = [pair.guid for pair in pairs]
+    return {
+        tower: _join(guids, [_part_of(block) for block in _encode(pairs, source, tower, count)])
+        for tower, count in layers.items()
+    }
 
 
-def part_of_block(block: Block) -> StatesPart:
-    """Return the states of a computed block."""
+def _encode(
+    pairs: Sequence[Pair],
+    source: Source,
+    tower: str,
+    layers: int,
+    block_rows: int = _FILE_ROWS,
+    on_progress: OnProgress | None = None,
+) -> Iterator[Block]:
+    """Yield the states that enter the last ``layers`` layers, in blocks; raise a DataError if a pair is rejected."""
+    options = EncodeOptions.for_identity(source.identity, (tower,), below=layers)
+    for block, rejects in encode_blocks(slices(pairs, block_rows), source.encoder(), options, on_progress):
+        if rejects:
+            raise DataError(
+                f"{len(rejects)} raw pairs cannot be used for stage 2, the first is {rejects[0].guid!r} "
+                f"({rejects[0].reason}, {rejects[0].path}): fix them and run `mmcli featurize` again; if states are "
+                "not finite, featurize with --dtype float32 into another --out"
+            )
+        yield block
+
+
+def _part_of(block: Block) -> tuple[StatesPart, RowOf]:
+    """Return the states of a computed block, and the row of each guid."""
+    row_of = {guid: row for row, guid in enumerate(block.guids)}
     if block.text_tokens is None or block.text_ids is None:
-        return StatesPart(block.columns["image_tokens"])
+        return StatesPart(block.columns["image_tokens"]), row_of
     offsets = text_offsets(block.text_tokens)
-    return StatesPart(np.concatenate(block.text_tokens), offsets, np.concatenate(block.text_ids))
+    return StatesPart(np.concatenate(block.text_tokens), offsets, np.concatenate(block.text_ids)), row_of
 
 
-def _refuse(rejects: Sequence[Reject]) -> None:
-    if rejects:
-        raise DataError(
-            f"{len(rejects)} raw pairs cannot be used for stage 2, the first is {rejects[0].guid!r} "
-            f"({rejects[0].reason}, {rejects[0].path}): fix them and run `mmcli featurize` again; if states are not "
-            "finite, featurize with --dtype float32 into another --out"
-        )
+def _join(guids: Sequence[str], parts: Iterable[tuple[StatesPart, RowOf]]) -> States:
+    places: dict[str, tuple[int, int]] = {}
+    joined: list[StatesPart] = []
+    for part, row_of in parts:
+        places |= {guid: (len(joined), row) for guid, row in row_of.items()}
+        joined.append(part)
+    return States(joined, np.array([places[guid] for guid in guids], dtype=np.int64).reshape(-1, 2))

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -16,24 +16,14 @@ from .pairs.spelling import alike_names
 
 @dataclass(frozen=True)
 class RowCounts:
-    """Counts over the rows of a cache.
+    """Counts over the rows of a cache. A row is repeated if it has the same content as an earlier row."""
 
-    Attributes
-    ----------
-    codecs
-        Number of texts by codec.
-    empty_texts, truncated_texts
-        Texts that are empty after cleaning, and texts with more tokens than the backbone takes.
-    repeated_pairs, repeated_images, repeated_texts
-        Rows that repeat the image and cleaned text of an earlier row, its image, or its cleaned text (unless empty).
-    """
-
-    codecs: dict[str, int]
-    empty_texts: int
-    truncated_texts: int
-    repeated_pairs: int
+    codecs: dict[str, int]  # texts by codec
+    empty_texts: int  # after cleaning
+    truncated_texts: int  # with more tokens than the backbone takes
+    repeated_pairs: int  # image and cleaned text
     repeated_images: int
-    repeated_texts: int
+    repeated_texts: int  # cleaned, and not empty
 
 
 def count_rows(cache: FeatureCache) -> RowCounts:
@@ -60,35 +50,19 @@ def _repeated(digests: NDArray[np.uint8]) -> int:
 
 @dataclass(frozen=True)
 class LabelCounts:
-    """How the labels fit the rows of a cache.
-
-    Attributes
-    ----------
-    file
-        The labels file, or None.
-    classes
-        Number of labelled rows by class, in alphabetical order.
-    labelled, unlabelled
-        Number of rows with and without a label.
-    alike_classes
-        Classes that differ only in spelling, such as ``Shoes`` and ``shoes``.
-    read_as_unlabelled
-        Number of missing labels by the content of the cell, such as ``""``.
-    labels_without_pair, pairs_without_label, label, pair, said
-        Numbers of unmatched labels and pairs, an example of each, and a sentence about them (see ``spelling.Join``).
-    """
+    """How the labels fit the rows of a cache. For the last five entries, see ``spelling.Join``."""
 
     file: str | None
-    classes: dict[str, int]
+    classes: dict[str, int]  # labelled rows by class, in alphabetical order
     labelled: int
     unlabelled: int
-    alike_classes: list[list[str]] = field(default_factory=list)
-    read_as_unlabelled: dict[str, int] = field(default_factory=dict)
-    labels_without_pair: int = 0
-    pairs_without_label: int = 0
-    label: str = ""
-    pair: str = ""
-    said: str = ""
+    alike_classes: list[list[str]]  # classes that differ only in spelling, such as Shoes and shoes
+    read_as_unlabelled: dict[str, int]  # missing labels by the content of the cell, such as ""
+    labels_without_pair: int
+    pairs_without_label: int
+    label: str
+    pair: str
+    said: str
 
 
 def count_labels(dataset: Dataset, guids: Iterable[str], n: int) -> LabelCounts:
@@ -112,13 +86,7 @@ def count_labels(dataset: Dataset, guids: Iterable[str], n: int) -> LabelCounts:
 
 
 def count_without_files(dataset: Dataset, guids: Iterable[str]) -> dict[str, Any]:
-    """Count the rows that lack a file now, judging by file names.
-
-    Returns
-    -------
-    dict
-        ``rows``, their number, and ``example``, a guid or "".
-    """
+    """Count the ``rows`` that lack a file now, judging by file names; the ``example`` is a guid or ""."""
     complete = {pair.guid for pair in dataset.pairs if not pair.is_incomplete()}
     missing = [guid for guid in guids if guid not in complete]
     return {"rows": len(missing), "example": missing[0] if missing else ""}

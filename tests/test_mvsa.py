@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from mmcli.cache import read_labels
 from mmcli.featurize import Dataset, decode_text
-from mmcli.featurize.backbones.pixels import make_preparer
+from mmcli.featurize.backbones.tensors import make_preparer
 from mmcli.featurize.pairs.image import decode_image
 from transformers import CLIPImageProcessorPil
 

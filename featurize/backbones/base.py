@@ -41,14 +41,9 @@ WAYS_OUT = (
 
 @dataclass(frozen=True)
 class Encoded:
-    """Outputs of a tower for a batch of B.
+    """Outputs of a tower for a batch of B: embeddings, (B, d) float32, projected, not normalised.
 
-    Attributes
-    ----------
-    pooled
-        Embeddings, (B, d) float32: projected, not normalised.
-    tokens
-        Last hidden states, float16, one array per row: (P, w_i) for images, (L, w_t) for texts. None if not requested.
+    If requested, ``tokens`` are the last hidden states of each row: (P, w_i) for images, (L, w_t) for texts.
     """
 
     pooled: NDArray[np.float32]
@@ -56,21 +51,13 @@ class Encoded:
 
 
 class Encoder(ABC):
-    """A loaded backbone in evaluation mode. Several threads may call it at once.
+    """A loaded backbone in evaluation mode. Several threads may call it at once."""
 
-    Attributes
-    ----------
-    batch_size
-        Best number of images per call.
-    cores
-        Best number of threads to call from.
-    """
-
-    batch_size = 16
+    batch_size = 16  # best number of images per call
 
     @cached_property
     def cores(self) -> int:
-        """The number of cores that this process may use."""
+        """The best number of threads to call from."""
         return cpu_count()
 
     @contextlib.contextmanager
@@ -115,12 +102,8 @@ class Encoder(ABC):
     def image_top(self, layers: int) -> Top:
         """Return a trainable copy of the last ``layers`` layers of the image tower and everything above them.
 
-        Load the encoder in float32 for this, because rounded weights stay rounded.
-
-        Raises
-        ------
-        BackboneError
-            The tower has fewer layers.
+        Load the encoder in float32 for this, because rounded weights stay rounded. Raise a BackboneError if the tower
+        has fewer layers.
         """
 
     @abstractmethod

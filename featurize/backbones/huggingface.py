@@ -19,21 +19,7 @@ from ...cache.errors import BackboneError
 from .base import MAX_TOKENS, WAYS_OUT, Backbone, Encoder, sha256_of_file
 
 _HUB_TIMEOUT = 10  # seconds
-_SMALL_FILES = (
-    "config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "tokenizer.model",
-)
+_PROCESSORS = {"preprocessor_config.json", "processor_config.json"}
 _TOKENIZERS = {
     "tokenizer.json",
     "vocab.json",
@@ -42,7 +28,7 @@ _TOKENIZERS = {
     "sentencepiece.bpe.model",
     "tokenizer.model",
 }
-_PROCESSORS = {"preprocessor_config.json", "processor_config.json"}
+_OTHERS = {"config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt"}
 
 
 def weight_files(names: Sequence[str]) -> list[str]:
@@ -57,16 +43,13 @@ def weight_files(names: Sequence[str]) -> list[str]:
 def small_files(names: Sequence[str]) -> list[str]:
     """Return the configuration and tokenizer files among ``names`` that are loaded."""
     unused = {"vocab.json", "vocab.txt", "merges.txt", "tokenizer.model"} if "tokenizer.json" in names else set()
-    return [name for name in _SMALL_FILES if name in names and name not in unused]
+    return sorted((_OTHERS | _PROCESSORS | _TOKENIZERS) & set(names) - unused)
 
 
 def missing_shards(folder: Path) -> list[str]:
     """Return the weight files that are missing in ``folder``: the index of a sharded model, or the files it names.
 
-    Raises
-    ------
-    BackboneError
-        The index cannot be read.
+    Raise a BackboneError if the index cannot be read.
     """
     present = weight_files([path.name for path in folder.iterdir()])
     indices = [name for name in present if name.endswith(".index.json")]
@@ -104,10 +87,7 @@ def only(folder: Path, names: Sequence[str]) -> Iterator[Path]:
 def download(name: str, revision: str | None) -> tuple[Path, str]:
     """Return the local snapshot of hub model ``name`` and its commit; download it if it is not complete.
 
-    Raises
-    ------
-    BackboneError
-        The hub cannot be reached or does not have the model. The message comes at once and names two ways out.
+    Raise a BackboneError at once, with two ways out, if the hub cannot be reached or does not have the model.
     """
     import huggingface_hub
     from huggingface_hub.errors import (
@@ -142,11 +122,9 @@ def download(name: str, revision: str | None) -> tuple[Path, str]:
         ) from error
     except RepositoryNotFoundError as error:
         raise BackboneError(f"the hub has no model {name!r} (or it is private): {WAYS_OUT}") from error
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise BackboneError(f"no disk space to download {name}: free some in the hub's cache folder") from error
-        raise BackboneError(f"the hub cannot be reached for {name} ({error}): {WAYS_OUT}") from error
     except Exception as error:  # the hub client's transport raises exceptions of many kinds
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise BackboneError(f"no disk space to download {name}: free some in the hub's cache folder") from error
         raise BackboneError(f"the hub cannot be reached for {name} ({error}): {WAYS_OUT}") from error
     return snapshot, snapshot.name
 
@@ -155,9 +133,7 @@ class HuggingFaceBackbone(Backbone):
     """A dual encoder in a local folder, which may be the snapshot of a hub model."""
 
     def __init__(self, name: str, folder: Path, revision: str | None) -> None:
-        self.name = name
-        self.folder = folder
-        self.revision = revision
+        self.name, self.folder, self.revision = name, folder, revision
 
     def _files(self) -> list[str]:
         """Return the names of the files that processor, tokenizer and model are loaded from."""
@@ -192,16 +168,13 @@ class HuggingFaceBackbone(Backbone):
     def load(self, device: str, dtype: str, resize: int | None) -> Encoder:
         """Load model, processor and tokenizer from the hashed files only. Code in the folder is never run.
 
-        Raises
-        ------
-        BackboneError
-            The files cannot be loaded, belong to different models, or are not a dual encoder.
+        Raise a BackboneError if the files cannot be loaded, belong to different models, or are not a dual encoder.
         """
         import transformers
 
         from .huggingface_encoder import HuggingFaceEncoder
         from .matching import check_encoder, check_tokenizer, check_weights
-        from .pixels import make_preparer
+        from .tensors import make_preparer
 
         transformers.utils.logging.disable_progress_bar()
         transformers.utils.logging.set_verbosity_error()

@@ -1,6 +1,7 @@
 """Whether weights, tokenizer and image processor belong to one model. Importing this module imports torch.
 
 transformers replaces missing files silently (random weights, an empty tokenizer), and the embeddings still look normal.
+Each check raises a BackboneError that says what does not fit.
 """
 
 from __future__ import annotations
@@ -22,19 +23,10 @@ _TEXTS = ("a red car", "7 green dogs on a boat")
 
 
 def check_weights(model: Any, loaded: dict[str, Any], folder: Path) -> None:
-    """Check that the files hold all weights of ``model`` in the right shapes, and no further weights for its layers.
+    """Check that the files in ``folder`` hold all weights of ``model``, and no further weights for its layers.
 
-    Parameters
-    ----------
-    model, loaded
-        The results of ``from_pretrained`` with ``output_loading_info``.
-    folder
-        Where the files are.
-
-    Raises
-    ------
-    BackboneError
-        They do not. The message counts the wrong weights and names one of each kind.
+    ``model`` and ``loaded`` come from ``from_pretrained`` with ``output_loading_info``. The BackboneError counts the
+    missing, wrongly shaped and foreign weights, and names one of each kind.
     """
     own = model.state_dict()
     # A single number outside the towers scales similarities; it does not change an embedding.
@@ -77,13 +69,7 @@ def _weights_for_layers(model: Any, names: list[str]) -> list[str]:
 
 
 def check_tokenizer(tokenizer: Any, model: Any, folder: Path) -> None:
-    """Check that ``tokenizer`` has the token ids that ``model`` has embeddings for.
-
-    Raises
-    ------
-    BackboneError
-        The tokenizer has more ids, far fewer ids, or no padding token.
-    """
+    """Check that ``tokenizer`` has the token ids that ``model`` has embeddings for, and a padding token."""
     ids = set(tokenizer.get_vocab().values())
     size = model.config.text_config.vocab_size
     if not ids or max(ids) >= size or size - len(ids) > max(_SPARE_IDS, size // 50):
@@ -97,13 +83,7 @@ def check_tokenizer(tokenizer: Any, model: Any, folder: Path) -> None:
 
 
 def check_encoder(encoder: HuggingFaceEncoder, folder: Path) -> None:
-    """Encode two images and two texts, to check that processor, tokenizer and model fit together.
-
-    Raises
-    ------
-    BackboneError
-        They do not, or the embeddings cannot be right.
-    """
+    """Encode two images and two texts, to check that processor, tokenizer and model fit together."""
     kind = type(encoder.model).__name__
     try:
         pixels = _prepared(encoder, folder)

@@ -62,10 +62,7 @@ class OfflineBackbone(Backbone):
     def identity(self) -> dict[str, Any]:
         """Check and hash both weight files; hash the text encoder's configuration and tokenizer.
 
-        Raises
-        ------
-        BackboneError
-            A package is not installed, or a weight file differs from the pinned one.
+        Raise a BackboneError if a package is not installed, or a weight file differs from the pinned one.
         """
         _installed_file("efficientnet_lite_pytorch", "")
         text_path, text_hash = _checked(*TEXT_WEIGHTS)
@@ -85,4 +82,4 @@ class OfflineBackbone(Backbone):
         text_path, _ = _checked(*TEXT_WEIGHTS)
         image_path, _ = _checked(*IMAGE_WEIGHTS)
         with only(text_path.parent, [*_text_files(text_path.parent), text_path.name]) as folder:
-            return load_offline_encoder(folder, image_path, (DIM, PROJECTION_SEED), device, dtype, resize)
+            return load_offline_encoder(folder, image_path, device, dtype, resize)

@@ -10,15 +10,13 @@ import torch
 import transformers
 from efficientnet_lite_pytorch import EfficientNet
 from numpy.typing import NDArray
-from PIL.Image import Image
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from .architectures import Tower
-from .base import MAX_TOKENS, Encoded
-from .pixels import Preparer, make_preparer
-from .tensors import TorchEncoder, computing, in_turn, pad, ready, to_device, to_float, to_half, tokenize
-from .towers import Top, check_layers, cut, entering, upper, with_children
+from .base import Encoded
+from .offline import DIM, PROJECTION_SEED
+from .tensors import Preparer, TorchEncoder, in_turn, make_preparer, to_float, to_half
+from .towers import Top, Tower, check_layers, cut, upper, with_children
 
 IMAGE_SIZE = 224
 # The published normalisation for the image weights.
@@ -45,20 +43,9 @@ def orthonormal_projection(rows: int, columns: int, seed: int) -> NDArray[np.flo
 
 
 class OfflineEncoder(TorchEncoder):
-    """Both encoders, loaded (see ``load_offline_encoder``).
+    """MiniLM and EfficientNet, loaded (see ``load_offline_encoder``).
 
-    Parameters
-    ----------
-    tokenizer, text_model
-        MiniLM.
-    image_model
-        EfficientNet.
-    prepare
-        Converts an RGB image to pixels, (3, H, W) float32.
-    projections
-        Projections of text (384, d) and image (1280, d), float32.
-    device, dtype
-        Where and in which precision to compute.
+    ``projections`` of text, (384, d), and image, (1280, d), are float32.
     """
 
     def __init__(
@@ -72,27 +59,18 @@ class OfflineEncoder(TorchEncoder):
         device: str,
         dtype: str,
     ) -> None:
-        super().__init__(device, dtype)
-        self.tokenizer, self.prepare = tokenizer, prepare
-        self.text_model = ready(text_model, device, dtype)
+        super().__init__(tokenizer, prepare, device, dtype)
+        self.text_model = self._ready(text_model)
         # Depthwise convolutions are twice as fast on a CPU with channels last.
-        folded = ready(fold_norms(image_model.eval()), device, dtype)
+        folded = self._ready(fold_norms(image_model.eval()))
         self.folded_image_model = folded.to(memory_format=torch.channels_last)
-        self.image_model = ready(image_model, device, dtype).to(memory_format=torch.channels_last)
+        self.image_model = self._ready(image_model).to(memory_format=torch.channels_last)
         self.text_projection, self.image_projection = (torch.from_numpy(each).to(device) for each in projections)
-
-    def prepare_image(self, image: Image) -> NDArray[np.float32]:
-        """Resize the short side to 224 pixels (bicubic), crop the centre, normalise."""
-        return self.prepare(image)
-
-    def tokenize(self, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
-        """Tokenize with MiniLM's tokenizer."""
-        return tokenize(self.tokenizer, texts, MAX_TOKENS)
 
     @in_turn
     def encode_images(self, pixels: NDArray[np.float32], tokens: bool = False) -> Encoded:
         """Encode prepared images. Tokens are the 7 x 7 positions of the last feature map, (49, 1280)."""
-        features = self._run_images(self.folded_image_model, pixels)
+        features = self._feature_maps(self.folded_image_model, pixels)
         with torch.inference_mode():
             pooled, states = pool_map(features, self.image_projection)
             return Encoded(to_float(pooled), list(to_half(states)) if tokens else None)
@@ -100,31 +78,25 @@ class OfflineEncoder(TorchEncoder):
     @in_turn
     def encode_texts(self, ids: Sequence[Sequence[int]], tokens: bool = False) -> Encoded:
         """Encode B token lists, padded to the longest of them. Tokens are (L, 384)."""
-        states, mask = self._run_texts(ids)
+        padded, mask = self._pad(ids)
+        states = self._run_texts(padded, mask)
         with torch.inference_mode():
             pooled = pool_tokens(states, mask, self.text_projection)
-            return Encoded(to_float(pooled), _own(to_half(states), ids) if tokens else None)
+            return Encoded(to_float(pooled), self._own(to_half(states), ids) if tokens else None)
 
-    @in_turn
-    def images_below(self, pixels: NDArray[np.float32], layers: int) -> NDArray[np.float32]:
-        """Return the feature maps that enter the last ``layers`` layers, (B, channels, H, W)."""
-        return to_float(entering(self.vision_layers()[-layers], lambda: self._run_images(self.image_model, pixels)))
-
-    @in_turn
-    def texts_below(self, ids: Sequence[Sequence[int]], layers: int) -> list[NDArray[np.float32]]:
-        """Return the states that enter the last ``layers`` layers of MiniLM, (L, 384) each."""
-        return _own(to_float(entering(self.text_layers()[-layers], lambda: self._run_texts(ids))), ids)
-
-    def _run_images(self, model: Any, pixels: NDArray[np.float32]) -> Tensor:
-        with computing(self.device, self.dtype):
-            batch = to_device(pixels, self.device).contiguous(memory_format=torch.channels_last)
+    def _feature_maps(self, model: Any, pixels: NDArray[np.float32]) -> Tensor:
+        with self._computing():
+            batch = torch.from_numpy(pixels).to(self.device).contiguous(memory_format=torch.channels_last)
             features: Tensor = model.extract_features(batch)
             return features
 
-    def _run_texts(self, ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        padded, mask = pad(ids, self.tokenizer.pad_token_id, self.device)
-        with computing(self.device, self.dtype):
-            return self.text_model(input_ids=padded, attention_mask=mask).last_hidden_state, mask
+    def _run_images(self, pixels: NDArray[np.float32]) -> Tensor:
+        return self._feature_maps(self.image_model, pixels)
+
+    def _run_texts(self, padded: Tensor, mask: Tensor) -> Tensor:
+        with self._computing():
+            states: Tensor = self.text_model(input_ids=padded, attention_mask=mask).last_hidden_state
+            return states
 
     def text_layers(self) -> list[nn.Module]:
         """Return MiniLM's six layers."""
@@ -146,14 +118,9 @@ class OfflineEncoder(TorchEncoder):
 
 
 def load_offline_encoder(
-    text_folder: Path,
-    image_weights: Path,
-    projection: tuple[int, int],
-    device: str,
-    dtype: str,
-    resize: int | None,
+    text_folder: Path, image_weights: Path, device: str, dtype: str, resize: int | None
 ) -> OfflineEncoder:
-    """Load both encoders; ``projection`` is (length of an embedding, seed)."""
+    """Load both encoders."""
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     safe = {"local_files_only": True, "trust_remote_code": False}
@@ -167,7 +134,7 @@ def load_offline_encoder(
         image_mean=IMAGE_MEAN,
         image_std=IMAGE_STD,
     )
-    projections = orthonormal_projection(384, *projection), orthonormal_projection(1280, *projection)
+    projections = orthonormal_projection(384, DIM, PROJECTION_SEED), orthonormal_projection(1280, DIM, PROJECTION_SEED)
     prepare = make_preparer(processor, resize)
     return OfflineEncoder(tokenizer, text_model, image_model, prepare, projections, device=device, dtype=dtype)
 
@@ -192,10 +159,6 @@ def fold_norms(model: nn.Module) -> nn.Module:
     return model
 
 
-def _own(states: NDArray[Any], ids: Sequence[Sequence[int]]) -> list[NDArray[Any]]:
-    return [state[: len(row)] for state, row in zip(states, ids, strict=True)]
-
-
 def pool_tokens(states: Tensor, mask: Tensor, projection: Tensor) -> Tensor:
     """Return the projected mean over each text's tokens, (B, d), given last hidden states, (B, L, w)."""
     weight = mask.unsqueeze(2).to(projection.dtype)
@@ -218,7 +181,6 @@ class _MiniLMTop(Top):
         self.register_buffer("projection", projection)
 
     def forward(self, states: Tensor, ids: Tensor | None = None, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return embeddings and last hidden states of texts."""
         assert mask is not None
         model: Any = self.tower["text_model"]  # type: ignore[index]
         out = self.run_from(states, lambda: model(input_ids=ids, attention_mask=mask)).last_hidden_state
@@ -235,8 +197,8 @@ class _EfficientNetTop(Top):
         self.register_buffer("projection", projection)
 
     def forward(self, states: Tensor, ids: Tensor | None = None, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return embeddings and the positions of the last feature map, as ``EfficientNet.extract_features`` does."""
         model: Any = self.tower["image_model"]  # type: ignore[index]
+        # As in EfficientNet.extract_features.
         for block in model._blocks:
             states = block(states)
         return pool_map(model._swish(model._bn1(model._conv_head(states))), self.projection)

@@ -41,13 +41,7 @@ def moved_to(backbone: dict[str, Any], name: str | None) -> dict[str, Any]:
 
 
 def choose_device(device: str) -> str:
-    """Resolve ``auto`` to cuda, mps or cpu.
-
-    Raises
-    ------
-    BackboneError
-        This machine does not have the device.
-    """
+    """Resolve ``auto`` to cuda, mps or cpu; raise a BackboneError if this machine does not have the device."""
     import torch
 
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}

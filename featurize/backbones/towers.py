@@ -1,7 +1,9 @@
-"""Cutting a tower below its unfrozen layers. Importing this module imports torch.
+"""Where the parts of each dual encoder are, and cutting a tower below its unfrozen layers. Imports torch.
 
-The states that enter the first unfrozen layer are constant for each text or image. ``entering`` computes them once;
-a ``Top`` continues from them with the model's own code.
+Every model of transformers with ``get_image_features`` and ``get_text_features`` can be featurized. Stage 2 also cuts a
+tower below its last layers, so it needs a model that is listed here. The states that enter the first unfrozen layer are
+constant for each text or image. ``entering`` computes them once; a ``Top`` continues from them with the model's own
+code.
 """
 
 from __future__ import annotations
@@ -10,7 +12,8 @@ import copy
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,7 +21,86 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...cache.errors import BackboneError
-from .architectures import Tower, architecture_of
+
+PooledToken = Literal["end", "highest", "highest if the end token is 2"]
+
+
+@dataclass(frozen=True)
+class Tower:
+    """The names of a tower's parts. A tower without ``layers`` is built differently and cannot be cut."""
+
+    module: str  # in the model; it has the children ``embeddings`` and ``encoder``
+    layers: str | None = None  # in the encoder
+    norm: str | None = None  # the tower's last norm, which stage 2 trains together with the layers
+    norm_before: str | None = None  # between embeddings and layers
+    projection: str | None = None  # in the model
+    pools_one_position: bool = False  # whether ``at_position`` (huggingface_encoder.py) computes the last layer
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The towers of a model, and how it treats texts.
+
+    If the text tower pools at a token, ``pooled_token`` says which: the end token, or the highest id in the text.
+    (CLIP's old configurations call the end token 2; CLIP then takes the highest id.)
+    """
+
+    image: Tower
+    text: Tower
+    pads_texts: bool = False  # to the full length without a mask, as in SigLIP's training
+    pooled_token: PooledToken | None = None
+    projects_each_position: bool = False  # the first is the embedding
+
+    def tower(self, side: str) -> Tower:
+        """Return the ``image`` or the ``text`` tower."""
+        return self.image if side == "image" else self.text
+
+
+_IMAGE = Tower("vision_model", "layers", "post_layernorm", projection="visual_projection")
+_CLIP_IMAGE = replace(_IMAGE, norm_before="pre_layrnorm")
+_CLIP_TEXT = Tower("text_model", "layers", "final_layer_norm", projection="text_projection")
+_BERT_TEXT = Tower("text_model", "layer", projection="text_projection")  # BERT's norms are inside its layers
+_UNCUT_IMAGE = Tower("vision_model", projection="visual_projection")
+_SIGLIP = Architecture(
+    replace(_IMAGE, projection=None), Tower("text_model", "layers", "final_layer_norm"), pads_texts=True
+)
+_OWL = Architecture(_UNCUT_IMAGE, _CLIP_TEXT, pooled_token="highest")
+_UNKNOWN = Architecture(Tower("vision_model"), Tower("text_model"))
+
+# By model_type in config.json.
+ARCHITECTURES = {
+    "aimv2": Architecture(replace(_IMAGE, norm="rms_norm"), replace(_CLIP_TEXT, norm="rms_norm"), pooled_token="end"),
+    "align": Architecture(Tower("vision_model"), _BERT_TEXT),
+    "altclip": Architecture(_CLIP_IMAGE, Tower("text_model", projection="text_projection")),
+    "blip": Architecture(_IMAGE, _BERT_TEXT),
+    "chinese_clip": Architecture(replace(_CLIP_IMAGE, pools_one_position=True), _BERT_TEXT),
+    "clip": Architecture(
+        replace(_CLIP_IMAGE, pools_one_position=True),
+        replace(_CLIP_TEXT, pools_one_position=True),
+        pooled_token="highest if the end token is 2",
+    ),
+    "clipseg": Architecture(_CLIP_IMAGE, _CLIP_TEXT, pooled_token="highest if the end token is 2"),
+    "flava": Architecture(
+        Tower("image_model", projection="image_projection"),
+        Tower("text_model", "layer", "layernorm", projection="text_projection"),
+        projects_each_position=True,
+    ),
+    "groupvit": Architecture(_UNCUT_IMAGE, _CLIP_TEXT, pooled_token="highest if the end token is 2"),
+    "metaclip_2": Architecture(_CLIP_IMAGE, _CLIP_TEXT, pooled_token="end"),
+    "owlv2": _OWL,
+    "owlvit": _OWL,
+    "siglip": _SIGLIP,
+    "siglip2": _SIGLIP,
+    "tipsv2": Architecture(
+        Tower("vision_model", "layer", "layernorm"), Tower("text_model", "layers", "final_layer_norm")
+    ),
+    "vision-text-dual-encoder": Architecture(_UNCUT_IMAGE, _BERT_TEXT),
+}
+
+
+def architecture_of(model: Any) -> Architecture:
+    """Return the architecture of a transformers model; one without layers if the model is not listed."""
+    return ARCHITECTURES.get(model.config.model_type, _UNKNOWN)
 
 
 class _Reached(Exception):  # noqa: N818 - not an error: it ends a forward pass early
@@ -40,11 +122,7 @@ def entering(layer: nn.Module, run: Callable[[], object]) -> Tensor:
     """Return the hidden states that enter ``layer`` when ``run`` runs the model. Later layers are not computed.
 
     Several threads may call this at once: the hook stays on the layer, but it stops only threads that asked for it.
-
-    Raises
-    ------
-    BackboneError
-        The model does not run ``layer``.
+    Raise a BackboneError if the model does not run ``layer``.
     """
     if not getattr(layer, "_can_stop", False):
         with _HOOKING:
@@ -74,14 +152,8 @@ class StubModule(nn.Module):
 class Top(nn.Module, ABC):
     """The unfrozen layers of a tower and everything above them, in evaluation mode: no dropout, fixed statistics.
 
-    Parameters
-    ----------
-    tower
-        The model without the modules below the cut. Its parameters have the same names as in the whole model.
-    unfrozen
-        Modules of ``tower`` to train: the layers and the last norm.
-    pad_id
-        Padding token of a text tower.
+    ``tower`` is the model without the modules below the cut; its parameters have the same names as in the whole model.
+    ``unfrozen`` are its modules to train: the layers and the last norm. ``pad_id`` pads the token ids of texts.
     """
 
     def __init__(self, tower: nn.Module, unfrozen: Sequence[nn.Module], pad_id: int = 0) -> None:
@@ -119,12 +191,8 @@ class Top(nn.Module, ABC):
     def forward(self, states: Tensor, ids: Tensor | None = None, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return pooled, projected embeddings, (b, d), and last hidden states, (b, L, w) or (b, P, w), float32.
 
-        Parameters
-        ----------
-        states
-            Input of the first unfrozen layer: (b, L, w) for texts, padded on the right; (b, ...) for images.
-        ids, mask
-            Token ids and attention mask of the texts, (b, L) int64. None for images.
+        ``states`` enter the first unfrozen layer: (b, L, w) for texts, padded on the right; (b, ...) for images. Texts
+        have token ids and an attention mask, (b, L) int64.
         """
 
     def pooled(self, states: Tensor, ids: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
@@ -144,19 +212,9 @@ def check_layers(layers: Sequence[nn.Module], asked: int, tower: str) -> None:
 def freeze_unused(top: Top, entered: NDArray[np.float32], expected: NDArray[np.float32], *text: Tensor) -> Top:
     """Run ``top`` forward and backward on one sample, and freeze the parameters that get no gradient.
 
-    Parameters
-    ----------
-    top
-        In float32.
-    entered, expected
-        Input of the first layer for one sample, and its embedding, (1, d), from the whole tower.
-    text
-        Token ids and mask, (1, L), if the sample is a text.
-
-    Raises
-    ------
-    BackboneError
-        ``top`` does not run or gives another embedding: the table of architectures does not fit this model.
+    ``entered`` is the input of the first layer for the sample, and ``expected`` its embedding, (1, d), from the whole
+    tower. A text has token ids and a mask, (1, L). Raise a BackboneError if ``top`` does not run or gives another
+    embedding: the table of architectures does not fit this model.
     """
     device = next(top.parameters()).device
     cannot = (
@@ -195,10 +253,7 @@ def with_children(module: nn.Module, **children: nn.Module | None) -> nn.Module:
 def layers_of(model: Any, side: str) -> list[nn.Module]:
     """Return the layers of the ``image`` or the ``text`` tower of a transformers model, first to last.
 
-    Raises
-    ------
-    BackboneError
-        The table of architectures does not say where they are.
+    Raise a BackboneError if the table of architectures does not say where they are.
     """
     tower = architecture_of(model).tower(side)
     try:

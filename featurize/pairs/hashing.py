@@ -19,7 +19,6 @@ from .pair import Pair
 from .text import clean_text, decode_text
 
 SIDES = ("image", "text")
-_AHEAD = 64  # files that are read in advance
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -36,19 +35,11 @@ class Reject:
 
 @dataclass(frozen=True)
 class HashedPair:
-    """A pair's text and digests; its image is not decoded yet. Sides that no tower needs are left out.
+    """A pair's text and digests; its image is not decoded yet. Sides that no tower needs are left out."""
 
-    Attributes
-    ----------
-    text, codec
-        The text that the backbone encodes, and the codec that decoded it.
-    digests
-        sha256 (32 bytes) by column of the cache file, such as ``row/image_sha256``.
-    """
-
-    text: str
+    text: str  # that the backbone encodes
     codec: str
-    digests: dict[str, bytes]
+    digests: dict[str, bytes]  # sha256 by column of the cache file, such as row/image_sha256
 
 
 def digest_column(tower: str, clean: bool) -> str:
@@ -110,7 +101,7 @@ def reject_pair(pair: Pair, reason: str) -> Reject:
 
 
 def prefetch(
-    function: Callable[[Item], Result], items: Iterable[Item], ahead: int = _AHEAD
+    function: Callable[[Item], Result], items: Iterable[Item], ahead: int = 64
 ) -> Generator[Result, None, None]:
     """Yield ``function(item)`` for each item in order. Threads compute up to ``ahead`` results in advance."""
     with ThreadPoolExecutor(cpu_count()) as pool:
@@ -130,18 +121,11 @@ def prefetch(
 class Comparison:
     """How n rows of a cache compare with their raw pairs, each array (n,) bool.
 
-    Attributes
-    ----------
-    readable
-        Both files can be read.
-    same_bytes
-        Both files hold the bytes that the row was made from.
-    image, text
-        The row's image or text embedding is still valid: same bytes, and decoding and cleaning give the same result.
+    An embedding of ``image`` or ``text`` is still valid if decoding and cleaning the same bytes gives the same result.
     """
 
-    readable: NDArray[np.bool_]
-    same_bytes: NDArray[np.bool_]
+    readable: NDArray[np.bool_]  # both files
+    same_bytes: NDArray[np.bool_]  # in both files as when the row was made
     image: NDArray[np.bool_]
     text: NDArray[np.bool_]
 

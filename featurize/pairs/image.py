@@ -22,13 +22,9 @@ _COMMENTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 def decode_image(raw: bytes) -> Image.Image:
     """Decode ``raw`` to an upright RGB image: the EXIF rotation is applied, and transparent pixels become white.
 
-    Grey levels of 16 bits, 32 bits and floating point are scaled to 8 bits. If you change the result, raise the version
-    in ``identity.py``.
-
-    Raises
-    ------
-    DataError
-        The bytes are empty, not an image, cut off, or larger than Pillow's limit against decompression bombs.
+    Grey levels of 16 bits, 32 bits and floating point are scaled to 8 bits. Raise a DataError if the bytes are not a
+    whole image, or it is larger than Pillow's limit against decompression bombs. If you change the result, raise the
+    version in ``identity.py``.
     """
     if not raw:
         raise DataError("image file is empty")

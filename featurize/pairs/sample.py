@@ -48,20 +48,14 @@ _MOODS = {
 def make_sample(folder: str | Path, pairs: int = 360, seed: int = 0) -> tuple[Path, Path]:
     """Write ``pairs`` image-text pairs and their labels. Files of an earlier call are replaced.
 
-    Raises
-    ------
-    DataError
-        ``folder`` holds data or labels, but not the file ``MARK`` that this function leaves beside its own.
-
-    Returns
-    -------
-    data, labels : Path
-        ``folder/data`` with ``<guid>.jpg`` and ``<guid>.txt``, and ``folder/labels.csv`` with header ``guid,tag``.
+    Return ``folder/data`` with ``<guid>.jpg`` and ``<guid>.txt``, and ``folder/labels.csv`` with header ``guid,tag``.
+    Raise a DataError if ``folder`` holds data or labels, but not the file ``MARK`` that this function leaves there.
     """
     folder = Path(folder)
     data, labels = folder / "data", folder / "labels.csv"
     for path in (data, labels):
-        if not (folder / MARK).is_file() and os.path.lexists(path) and not _is_empty(path):
+        is_empty = path.is_dir() and not any(path.iterdir())
+        if not (folder / MARK).is_file() and os.path.lexists(path) and not is_empty:
             raise DataError(
                 f"{path} exists and is not from a demo: give the demo another folder with --out, or remove it"
             )
@@ -84,18 +78,13 @@ def make_sample(folder: str | Path, pairs: int = 360, seed: int = 0) -> tuple[Pa
     return data, labels
 
 
-def _is_empty(folder: Path) -> bool:
-    return folder.is_dir() and not any(folder.iterdir())
-
-
 def draw_scene(mood: int, random: Random) -> Image.Image:
     """Draw a sunny meadow (1), a street of houses (0) or a storm (-1), 256 x 192."""
     width, height = 256, 192
     sky = {1: (110, 185, 245), 0: (205, 205, 200), -1: (52, 56, 68)}[mood]
     image = Image.new("RGB", (width, height), tuple(level + random.randint(-10, 10) for level in sky))
-    draw = ImageDraw.Draw(image)
     horizon = random.randint(110, 140)
-    {1: _meadow, 0: _street, -1: _storm}[mood](draw, random, width, height, horizon)
+    {1: _meadow, 0: _street, -1: _storm}[mood](ImageDraw.Draw(image), random, width, height, horizon)
     return image.filter(ImageFilter.GaussianBlur(0.8))
 
 

@@ -13,28 +13,17 @@ from .pair import natural_key
 class Join:
     """How the guids of labels and of pairs fit together.
 
-    Attributes
-    ----------
-    joined
-        Number of labels that have a pair.
-    labels_without_pair, pairs_without_label
-        Number of unmatched labels and pairs.
-    label, pair
-        Guids of an unmatched label and an unmatched pair that differ only in spelling, if there are any; else the first
-        unmatched ones, or "".
-    alike
-        Number of unmatched labels that differ from an unmatched pair only in spelling.
-    differ_in
-        What most of these differ in, or "".
+    ``label`` and ``pair`` are guids of an unmatched label and an unmatched pair that differ only in spelling, if there
+    are any; else the first unmatched ones, or "".
     """
 
-    joined: int
+    joined: int  # labels that have a pair
     labels_without_pair: int
     pairs_without_label: int
     label: str = ""
     pair: str = ""
-    alike: int = 0
-    differ_in: str = ""
+    alike: int = 0  # unmatched labels that differ from an unmatched pair only in spelling
+    differ_in: str = ""  # what most of these differ in
 
     def describe(self) -> str:
         """Return a sentence about unmatched labels and pairs, with an example, or "" if there is nothing to say."""

@@ -12,7 +12,7 @@ def first_version(monkeypatch):
     """Decode, clean and record as the first version did."""
     import re
 
-    from mmcli.featurize import options as steps
+    from mmcli.featurize import identity as steps
     from mmcli.featurize.pairs import hashing as reading
     from mmcli.featurize.pairs import image
     from mmcli.featurize.pairs.text import WINDOWS, decode_text

@@ -6,7 +6,7 @@ import torch
 from dual_encoders import KINDS, make
 from mmcli.cache import BackboneError
 from mmcli.featurize import open_backbone
-from mmcli.featurize.backbones.architectures import ARCHITECTURES
+from mmcli.featurize.backbones.towers import ARCHITECTURES
 from PIL import Image
 from tolerances import close_rows
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from mmcli.cache import BackboneError
-from mmcli.featurize.backbones.pixels import make_preparer
+from mmcli.featurize.backbones.tensors import make_preparer
 from PIL import Image
 from transformers import ChineseCLIPImageProcessorPil, CLIPImageProcessorPil, SiglipImageProcessorPil
 

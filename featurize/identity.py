@@ -1,4 +1,4 @@
-"""Options of a run of ``featurize``, and the identity of features: everything that changes an embedding."""
+"""The identity of features, which is everything that changes an embedding, and the options that decide it."""
 
 import codecs
 import copy
@@ -67,33 +67,18 @@ def complete_options(options: FeaturizeOptions, cached: FeatureCache | None) -> 
 class EncodeOptions:
     """What the encoder computes for each pair.
 
-    Attributes
-    ----------
-    clean, encoding
-        Whether to clean texts, and the codec of all texts. None: detect it for each text.
-    views
-        Augmented views per image.
-    tokens
-        Whether to keep last hidden states.
-    dtype
-        Type of stored embeddings.
-    batch_size
-        Images, including views, per call of the encoder. Text batches hold at most ``batch_size * 77 / 4`` tokens.
-        None: the encoder's own batch size.
-    towers
-        Which towers to run. Only the files that these need are read.
-    below
-        Number of layers to skip at the top of each tower. If positive, the states that enter these layers are kept
-        instead of embeddings (``image_tokens`` and ``text_tokens`` in ``dtype``, and ``text_ids``).
+    ``batch_size`` counts images, including views; text batches hold at most ``batch_size * 77 / 4`` tokens. If
+    ``below`` is positive, that many layers at the top of each tower are skipped, and the states that enter them are kept
+    instead of embeddings (``image_tokens`` and ``text_tokens`` in ``dtype``, and ``text_ids``).
     """
 
     clean: bool = True
-    encoding: str | None = None
-    views: int = 0
-    tokens: bool = False
-    dtype: type[np.float16] | type[np.float32] = np.float32
-    batch_size: int | None = None
-    towers: tuple[str, ...] = SIDES
+    encoding: str | None = None  # of all texts; None: detected for each text
+    views: int = 0  # per image
+    tokens: bool = False  # whether to keep last hidden states
+    dtype: type[np.float16] | type[np.float32] = np.float32  # of stored embeddings
+    batch_size: int | None = None  # None: the encoder's own
+    towers: tuple[str, ...] = SIDES  # only the files that these need are read
     below: int = 0
 
     @classmethod
