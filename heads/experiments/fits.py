@@ -15,7 +15,7 @@ from ...featurize.backbones.opening import moved_to
 from ...featurize.frozen.source import Source
 from ..evaluation.folds import Fold
 from ..evaluation.metrics import quick_scores
-from ..model.head import Head
+from ..model.head import Head, predict_logits
 from ..model.inputs import Rows
 from ..model.losses import fit_offsets
 from ..recipe import Recipe
@@ -23,7 +23,6 @@ from ..runs.fit_store import FitStore, key_of, order_in_file
 from ..runs.last_layers import LastLayers, last_layers
 from ..runs.parallel import each_of
 from ..training.loop import FitOptions, fit
-from ..training.prediction import predict_logits
 from .candidates import Candidate, Data, FoldFit
 from .setup import Setup
 

@@ -10,12 +10,11 @@ from numpy.typing import NDArray
 from ...cache.store import FeatureCache
 from ..evaluation.metrics import quick_scores, score
 from ..evaluation.splits import Split
-from ..model.head import Ensemble
+from ..model.head import Ensemble, predict_logits
 from ..model.inputs import Rows
 from ..model.losses import fit_offsets
 from ..recipe import Recipe
 from ..training.loop import Fit
-from ..training.prediction import predict_logits
 from .checkpoint import Checkpoint
 
 

@@ -18,8 +18,7 @@ from ...featurize.frozen.source import Source
 from ...featurize.frozen.state_store import StateStore, states_of_pairs
 from ...featurize.pairs.hashing import Reject
 from ...featurize.pairs.pair import Pair
-from ..model.head import Head
-from ..training.prediction import predict_logits
+from ..model.head import Head, predict_logits
 from .best_pt import load_checkpoint
 from .checkpoint import Checkpoint
 
