@@ -7,6 +7,7 @@ from .evaluation.splits import write_split as write_split
 from .model.fusions import FUSIONS as FUSIONS
 from .model.head import Ensemble as Ensemble
 from .model.head import Head as Head
+from .model.head import predict_logits as predict_logits
 from .model.inputs import Rows as Rows
 from .recipe import FinetuneRecipe as FinetuneRecipe
 from .recipe import Recipe as Recipe
@@ -24,4 +25,3 @@ from .runs.trainer import train_full as train_full
 from .runs.trainer import train_head as train_head
 from .training.loop import Fit as Fit
 from .training.loop import fit as fit
-from .training.prediction import predict_logits as predict_logits

@@ -16,7 +16,7 @@ from ...featurize.source import Source
 from ..evaluation.folds import Fold
 from ..evaluation.metrics import quick_scores
 from ..model.fusions import fusion_class
-from ..model.head import Head
+from ..model.head import Head, predict_logits
 from ..model.inputs import Rows
 from ..model.losses import fit_offsets
 from ..recipe import Recipe
@@ -25,7 +25,6 @@ from ..runs.last_layers import LastLayers, last_layers
 from ..runs.parallel import each_of
 from ..runs.stages import stage2_is_better
 from ..training.loop import FitOptions, fit
-from ..training.prediction import predict_logits
 from .candidates import Candidate
 from .setup import Data, Setup
 

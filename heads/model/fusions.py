@@ -1,17 +1,21 @@
-"""Fusions: how image and text become what the MLP sees. Each is a small class, registered by name.
+"""Fusions: how image and text become what the MLP sees. For a new fusion, write a class and a line in ``FUSIONS``.
 
 v is the image embedding and t the text embedding, both standardised, (n, d). A fusion returns one tensor for each MLP
 that it needs; only late fusion needs two.
 """
 
+import math
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ...cache.errors import MmcliError
-from .attention import CrossAttention
-from .inputs import Batch
+from ...cache.features import Features
+from .inputs import Batch, Moments, TokenBatch, batches
+
+_GATE_START = -4.0  # of cross-attention: almost closed
 
 
 class Sizes(NamedTuple):
@@ -24,13 +28,28 @@ class Sizes(NamedTuple):
 
 
 class Fusion(nn.Module):
-    """Map a batch to the inputs of the MLPs; MLP k sees (n, out_sizes[k])."""
+    """Map a batch to the inputs of the MLPs; MLP k sees (n, out_sizes[k]).
+
+    Attributes
+    ----------
+    formula, source
+        What ``mmcli fusions`` shows.
+    equal_halves
+        Whether image and text embedding must have the same length.
+    needs_tokens
+        Whether the fusion reads token states.
+    has_weights
+        Whether the fusion has weights of its own, which a linear head cannot learn.
+    rate
+        The setting of the recipe with the learning rate of these weights.
+    """
 
     formula: ClassVar[str]
-    source: ClassVar[str]
+    source: ClassVar[str] = ""
     equal_halves: ClassVar[bool] = False
     needs_tokens: ClassVar[bool] = False
     has_weights: ClassVar[bool] = False
+    rate: ClassVar[str] = "lr"
     out_sizes: tuple[int, ...]
 
     def __init__(self, sizes: Sizes) -> None:
@@ -41,16 +60,17 @@ class Fusion(nn.Module):
                 f"{sizes.image} and {sizes.text}: use another fusion"
             )
         if self.needs_tokens and not (sizes.image_tokens and sizes.text_tokens):
-            raise MmcliError(
-                "cross_attn needs token states: run `mmcli featurize` with --tokens, or use another fusion"
-            )
+            (name,) = (name for name, fusion in FUSIONS.items() if fusion is type(self))
+            raise MmcliError(f"{name} needs token states: run `mmcli featurize` with --tokens, or use another fusion")
+
+    def learn_inputs(self, features: Features) -> None:
+        """Learn from the training rows what the fusion must know of its inputs; most fusions need nothing."""
 
 
 class ImageOnly(Fusion):
     """Return v alone, for ``--modality image``."""
 
     formula = "v"
-    source = ""
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__(sizes)
@@ -65,7 +85,6 @@ class TextOnly(Fusion):
     """Return t alone, for ``--modality text``."""
 
     formula = "t"
-    source = ""
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__(sizes)
@@ -137,6 +156,63 @@ class Film(Fusion):
         return (torch.cat([torch.addcmul(batch.image + beta, gamma, batch.image), batch.text], dim=1),)
 
 
+class TokenProjection(nn.Module):
+    """Standardise token states and project them: W ((x - mean) * scale) + b, from (..., w) to (..., width).
+
+    The standardisation is folded into the matrix, so that the tokens are read only once.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, in_size: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(in_size))
+        self.register_buffer("scale", torch.ones(in_size))
+        self.linear = nn.Linear(in_size, width)
+
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """Return the matrix and bias that apply to raw token states."""
+        weight = self.linear.weight * self.scale
+        return weight, self.linear.bias - weight @ self.mean
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Project raw token states, (..., w) to (..., width)."""
+        return functional.linear(tokens, *self.folded())
+
+
+class CrossAttention(nn.Module):
+    """Compute sigmoid(a) times the mean over a text's tokens of attention(Q = text tokens, K = V = image tokens).
+
+    This is scaled dot-product attention with several heads (Vaswani et al., Attention Is All You Need, 2017). It has no
+    output projection, because the MLP that follows begins with one. The mean over text tokens is taken before the
+    values are projected: mean_l(A_l (X W)) = (mean_l A_l) X W, at a fraction of the cost.
+    """
+
+    heads = 4
+    width = 128  # of the values of all heads, and so of the result
+    key_width = 64  # queries and keys cost most, and a map of 49 places needs no more
+
+    def __init__(self, text_width: int, image_width: int) -> None:
+        super().__init__()
+        self.query = TokenProjection(text_width, self.key_width)
+        self.key = TokenProjection(image_width, self.key_width)
+        self.value = TokenProjection(image_width, self.width)
+        self.gate = nn.Parameter(torch.tensor(_GATE_START))
+
+    def forward(self, tokens: TokenBatch) -> Tensor:
+        """Return (b, width); a text without tokens gives zeros."""
+        image, text, mask = tokens.image.float(), tokens.text.float(), tokens.mask
+        queries = self.query(text).unflatten(2, (self.heads, -1)).transpose(1, 2)  # (b, heads, L, key_width / heads)
+        keys = self.key(image).unflatten(2, (self.heads, -1)).transpose(1, 2)
+        attention = torch.softmax(queries @ keys.transpose(2, 3) / math.sqrt(keys.shape[3]), dim=3)
+        share = mask / mask.sum(dim=1, keepdim=True).clamp_min(1)  # (b, L)
+        pooled = torch.einsum("bl,bhlp->bhp", share, attention) @ image  # (b, heads, w_i)
+        weight, bias = self.value.folded()
+        values = torch.einsum("bhi,hwi->bhw", pooled, weight.unflatten(0, (self.heads, -1))).flatten(1)
+        return torch.sigmoid(self.gate) * (values + bias * share.sum(dim=1, keepdim=True))
+
+
 class CrossAttn(Fusion):
     """Return [sigmoid(a) pool(attention(Q = text tokens, K = V = image tokens)); t; v]; a starts at -4.
 
@@ -148,11 +224,24 @@ class CrossAttn(Fusion):
     source = "Tsai et al. 2019, one layer behind a gate"
     has_weights = True
     needs_tokens = True
+    rate = "lr_attn"
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__(sizes)
         self.attention = CrossAttention(sizes.text_tokens, sizes.image_tokens)
-        self.out_sizes = (self.attention.out_size + sizes.text + sizes.image,)
+        self.out_sizes = (self.attention.width + sizes.text + sizes.image,)
+
+    def learn_inputs(self, features: Features) -> None:
+        """Take mean and deviation of text tokens and of image tokens from the training rows."""
+        query, key, value = self.attention.query, self.attention.key, self.attention.value
+        text, image = Moments(len(query.mean)), Moments(len(key.mean))
+        for batch in batches(features, True, "cpu"):
+            assert batch.tokens is not None
+            text.add(batch.tokens.text[batch.tokens.mask].float())
+            image.add(batch.tokens.image.flatten(0, 1).float())
+        for projection, moments in ((query, text), (key, image), (value, image)):
+            for buffer, learned in zip((projection.mean, projection.scale), moments.mean_and_scale(), strict=True):
+                buffer.copy_(learned)
 
     def forward(self, batch: Batch) -> tuple[Tensor, ...]:
         """Return (n, width + 2 d)."""
@@ -224,6 +313,7 @@ def fusion_class(name: str, modality: str = "both") -> type[Fusion]:
 def refuse_weights(fusion: type[Fusion], name: str) -> None:
     """Raise an MmcliError where the fusion has weights, which a linear head cannot learn."""
     if fusion.has_weights:
+        *others, last = (other for other, fusion_type in FUSIONS.items() if not fusion_type.has_weights)
         raise MmcliError(
-            f"the linear head cannot learn the weights of {name}: use concat, product or late, or --head mlp"
+            f"the linear head cannot learn the weights of {name}: use {', '.join(others)} or {last}, or --head mlp"
         )

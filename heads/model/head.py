@@ -1,21 +1,22 @@
-"""The head, which turns embeddings into logits, and the ensemble of several heads."""
+"""The head, which turns embeddings into logits, the ensemble of several heads, and their logits for many rows."""
 
+import contextlib
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...cache.errors import MmcliError
 from ...cache.features import Features
 from ...featurize.backbones.towers import Top
 from ..recipe import Recipe
-from .attention import CrossAttention
-from .fusions import FUSIONS, Sizes, fusion_class
-from .inputs import Batch, batches
-from .standardise import Standardise, token_moments
+from .fusions import FUSIONS, Fusion, Sizes, fusion_class
+from .inputs import Batch, Rows, Standardise, batches
 
 VIT_B32 = Sizes(512, 512, 768, 512)
 
@@ -65,7 +66,7 @@ class Head(nn.Module):
     def __init__(self, sizes: Sizes, n_classes: int, recipe: Recipe) -> None:
         super().__init__()
         self.sizes, self.n_classes = sizes, n_classes
-        self.fusion = fusion_class(recipe.fusion, recipe.modality)(sizes)
+        self.fusion: Fusion = fusion_class(recipe.fusion, recipe.modality)(sizes)
         self.image_input = None if recipe.modality == "text" else Standardise(sizes.image, recipe.normalize)
         self.text_input = None if recipe.modality == "image" else Standardise(sizes.text, recipe.normalize)
         hidden = recipe.hidden if recipe.head == "mlp" else ()
@@ -79,13 +80,7 @@ class Head(nn.Module):
         return top
 
     def attach(self, tops: Mapping[str, Top], changed: Mapping[str, Tensor] | None = None) -> None:
-        """Attach copies of the last layers of towers, and load the weights in ``changed`` into them by name.
-
-        Raises
-        ------
-        KeyError, ValueError
-            Names or shapes in ``changed`` do not match the layers.
-        """
+        """Attach copies of the last layers of towers, and load ``changed`` into them (see ``load_changed``)."""
         for tower, top in tops.items():
             self.tops[tower] = copy.deepcopy(top)
         if changed is not None:
@@ -112,13 +107,7 @@ class Head(nn.Module):
         }
 
     def load_weights(self, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Load what ``weights`` returned.
-
-        Raises
-        ------
-        KeyError, ValueError
-            Names or shapes do not match.
-        """
+        """Load what ``weights`` returned; raise a KeyError or ValueError where names or shapes do not match."""
         self.load_changed(weights["changed"])
         if {name for name in self.state_dict() if not name.startswith("tops.")} != weights["head"].keys():
             raise KeyError("the tensors of the head do not match")
@@ -126,7 +115,7 @@ class Head(nn.Module):
 
     @torch.no_grad()
     def load_changed(self, changed: Mapping[str, Tensor]) -> None:
-        """Load the weights of layers of the backbone that ``weights`` returned as ``changed``."""
+        """Load the layers of the backbone that ``weights`` returned as ``changed``, with its errors."""
         unfrozen = self.unfrozen()
         if unfrozen.keys() != changed.keys():
             raise KeyError(f"layers {', '.join(sorted(unfrozen.keys() ^ changed.keys())[:3])} do not match")
@@ -147,10 +136,7 @@ class Head(nn.Module):
         for module, side in ((self.image_input, "image"), (self.text_input, "text")):
             if module is not None:
                 module.learn(getattr(batch, side) for batch in batches(ordered, False, device))
-        if self.needs_tokens:
-            attention = self.fusion.attention
-            assert isinstance(attention, CrossAttention)
-            attention.learn_inputs(*token_moments(features))
+        self.fusion.learn_inputs(features)
 
     def embedded(self, batch: Batch) -> Batch:
         """Replace the frozen embeddings and tokens in ``batch`` by those that the tops compute."""
@@ -180,13 +166,9 @@ class Head(nn.Module):
             batch.tokens,
         )
 
-    def logits_by_mlp(self, batch: Batch) -> list[Tensor]:
-        """Return the logits of each MLP for standardised inputs, (n, C) each."""
-        return [mlp(fused) for mlp, fused in zip(self.mlps, self.fusion(batch), strict=True)]
-
     def parts(self, batch: Batch) -> Tensor:
         """Return the logits of all k MLPs for standardised inputs, (k, n, C)."""
-        return torch.stack(self.logits_by_mlp(batch))
+        return torch.stack([mlp(fused) for mlp, fused in zip(self.mlps, self.fusion(batch), strict=True)])
 
     def forward(self, batch: Batch) -> Tensor:
         """Return the logits for raw embeddings, (n, C)."""
@@ -260,28 +242,77 @@ class Ensemble(nn.Module):
         return sum(head.n_parameters() for head in self.heads if isinstance(head, Head))
 
 
+@contextlib.contextmanager
+def one_thread(wanted: bool = True) -> Iterator[None]:
+    """Compute on one thread: small matrices gain nothing from several, and waiting for a busy core costs ten times.
+
+    This also makes a head the same to the bit in a process of its own as among others.
+    """
+    threads = torch.get_num_threads()
+    if wanted:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def predict_logits(head: Head | Ensemble, features: Features) -> NDArray[np.float32]:
+    """Return the logits of n pairs, (n, C) float32; a head without ``tops`` ignores the states of towers."""
+    with one_thread(head.is_small), torch.inference_mode():
+        logits: NDArray[np.float32] = _by_batch(head, features, head).float().cpu().numpy()
+    return logits
+
+
+def predicted_classes(head: Head | Ensemble, rows: Rows) -> NDArray[np.int64]:
+    """Return the number of the predicted class of each row, (n,)."""
+    return predict_logits(head, rows.features).argmax(axis=1)
+
+
+def predict_parts(head: Head, features: Features) -> Tensor:
+    """Return the logits of each of the k MLPs of a head, (k, n, C), for n pairs."""
+    with torch.inference_mode():
+        parts = _by_batch(head, features, lambda batch: head.parts(head.standardised(batch)).transpose(0, 1))
+        return parts.transpose(0, 1)
+
+
+def _by_batch(head: Head | Ensemble, features: Features, compute: Callable[[Batch], Tensor]) -> Tensor:
+    """Return the results of ``compute`` for all rows, (n, ...), in the order of ``features``."""
+    device = str(next(head.parameters()).device)
+    if not head.tops:
+        features = replace(features, states={})
+    ordered, back = features.in_fast_order()
+    results, start = torch.empty(0), 0
+    for batch in batches(ordered, head.needs_tokens, device):
+        computed = compute(batch)
+        if start == 0:  # one allocation, because small results between large ones would fragment the memory
+            results = computed.new_empty((len(features), *computed.shape[1:]))
+        results[start : start + len(computed)] = computed
+        start += len(computed)
+    return results if back is None else results[torch.from_numpy(back).to(device)]
+
+
 def describe_fusions(sizes: Sizes, n_classes: int) -> list[dict[str, Any]]:
     """Return name, formula, source, need of token states, and numbers of parameters for each fusion.
 
     ``parameters`` is None where the fusion needs token states and ``sizes`` has none; ``parameters_linear`` is None
     also where the fusion has weights of its own, which a linear head cannot learn.
     """
+
+    def count(name: str, kind: str) -> int:
+        return Head(sizes, n_classes, Recipe(fusion=name, head=kind)).n_parameters()
+
     descriptions = []
     for name, fusion in FUSIONS.items():
         has_inputs = bool(sizes.image_tokens) or not fusion.needs_tokens
-        can_learn = {"mlp": has_inputs, "linear": has_inputs and not fusion.has_weights}
-        parameters = {
-            kind: Head(sizes, n_classes, Recipe(fusion=name, head=kind)).n_parameters() if possible else None
-            for kind, possible in can_learn.items()
-        }
         descriptions.append(
             {
                 "name": name,
                 "formula": fusion.formula,
                 "source": fusion.source,
                 "needs_tokens": fusion.needs_tokens,
-                "parameters": parameters["mlp"],
-                "parameters_linear": parameters["linear"],
+                "parameters": count(name, "mlp") if has_inputs else None,
+                "parameters_linear": count(name, "linear") if has_inputs and not fusion.has_weights else None,
             }
         )
     return descriptions

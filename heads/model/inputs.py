@@ -1,6 +1,6 @@
-"""Labelled rows, and batches of rows as tensors."""
+"""Inputs of a head: labelled rows, batches of rows as tensors, and their standardisation."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple
@@ -8,12 +8,17 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from ...cache.features import Features
 
 _POOLED_ROWS, _TOKEN_ROWS, _STATE_ROWS = 1024, 256, 64  # per batch in evaluation
 _STRETCH_ROWS = 1024
+
+_SMALLEST_VARIANCE = 1e-20  # float32 is too coarse for smaller variances, and for those above its inverse
+_SMALLEST_RATIO = 1e-2  # float32 is too coarse for a deviation that is smaller beside its mean
+_NOISE = 4 * torch.finfo(torch.float32).eps  # a deviation of this share of the mean is a rounding error
 
 
 class TokenBatch(NamedTuple):
@@ -133,3 +138,99 @@ def shuffled_blocks(features: Features, generator: torch.Generator) -> Iterator[
 def stretches_per_block(features: Features) -> int:
     """Return how many stretches of a file are in memory at once."""
     return max(1, features.at_once // _STRETCH_ROWS)
+
+
+def batch_starts(n_rows: int, size: int) -> range:
+    """Return where the batches of shuffled rows start; no batch is a single row, for which BatchNorm has no variance.
+
+    ``len`` of the range is the number of steps that the rows take.
+    """
+    return range(0, n_rows - 1, size)
+
+
+def steps_per_epoch(features: Features, size: int) -> int:
+    """Return how many batches the training rows have at most; rows left in a file have a smaller batch per block.
+
+    Only the last stretch of a file is short. Where it is drawn, in the last block or before, changes the number.
+    """
+    if features.places is None:
+        return len(batch_starts(len(features), size))
+    per_block, n_rows = stretches_per_block(features), len(features)
+    lengths = [min(_STRETCH_ROWS, n_rows - start) for start in range(0, n_rows, _STRETCH_ROWS)]
+    return max(
+        sum(len(batch_starts(sum(order[start : start + per_block]), size)) for start in range(0, len(order), per_block))
+        for order in (lengths, lengths[::-1])
+    )
+
+
+class Moments:
+    """Mean and variance of the columns of rows that come in blocks, (d,) float64 each.
+
+    As in Chan, Golub and LeVeque, Updating formulae and a pairwise algorithm for computing sample variances, 1979.
+    """
+
+    def __init__(self, width: int) -> None:
+        self.count = 0
+        self.mean, self.squares = torch.zeros(2, width, dtype=torch.float64)
+
+    def add(self, rows: Tensor) -> None:
+        """Take account of rows, (n, d).
+
+        Most columns of a block are computed in float32. Columns with a very small or very large variance, and columns
+        that hardly vary beside their mean, are computed in float64.
+        """
+        if not len(rows):
+            return
+        mean, variance = (moment.cpu().double() for moment in (rows.mean(dim=0), rows.var(dim=0, correction=0)))
+        common = _is_common(variance) & (variance.sqrt() > _SMALLEST_RATIO * mean.abs())
+        if not bool(common.all()):
+            exact = rows[:, (~common).to(rows.device)].cpu().double()
+            mean[~common], variance[~common] = exact.mean(dim=0), exact.var(dim=0, correction=0)
+        shift, total = mean - self.mean, self.count + len(rows)
+        self.squares = self.squares + variance * len(rows) + shift.square() * (self.count * len(rows) / total)
+        self.mean = self.mean + shift * (len(rows) / total)
+        self.count = total
+
+    def mean_and_scale(self) -> tuple[Tensor, Tensor]:
+        """Return mean and 1 / deviation; 0 for a constant column, which carries nothing and must not become noise.
+
+        A column is constant where its deviation is a rounding error of its mean, whatever its scale. scikit-learn's
+        ``StandardScaler`` has this rule for float64; these numbers were float32.
+        """
+        variance = self.squares / max(self.count, 1)
+        deviation = torch.where(_is_common(variance), variance.float().sqrt().double(), variance.sqrt())
+        return self.mean, torch.where(deviation > _NOISE * self.mean.abs(), 1 / deviation, torch.zeros_like(deviation))
+
+
+def _is_common(variance: Tensor) -> Tensor:
+    """Return which variances float32 can hold with room to spare."""
+    return (variance > _SMALLEST_VARIANCE) & (variance < 1 / _SMALLEST_VARIANCE)
+
+
+class Standardise(nn.Module):
+    """L2-normalise each row (if ``normalize``), subtract the mean and divide by the deviation of the training rows."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, size: int, normalize: bool = True) -> None:
+        super().__init__()
+        self.normalize = normalize
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("scale", torch.ones(size))
+
+    def _unit(self, rows: Tensor) -> Tensor:
+        rows = rows.to(self.mean.dtype)
+        return functional.normalize(rows) if self.normalize else rows
+
+    def learn(self, blocks: Iterable[Tensor]) -> None:
+        """Take mean and deviation from the training rows, which come in blocks of (n, d)."""
+        moments = Moments(len(self.mean))
+        for block in blocks:
+            moments.add(self._unit(block))
+        mean, scale = moments.mean_and_scale()
+        self.mean, self.scale = mean.to(self.mean), scale.to(self.scale)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Return standardised rows, (n, d) float32."""
+        return (self._unit(rows) - self.mean) * self.scale

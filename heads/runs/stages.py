@@ -9,11 +9,10 @@ from numpy.typing import NDArray
 
 from ..evaluation.metrics import Scores, interval, score
 from ..evaluation.statistics import paired_bootstrap
-from ..model.head import Ensemble
+from ..model.head import Ensemble, predicted_classes
 from ..model.inputs import Rows
 from ..recipe import FinetuneRecipe
 from ..training.loop import Fit
-from ..training.prediction import predicted_classes
 
 _RISE = 0.01  # a loss has risen if it ends more than this share above its lowest value
 

@@ -17,8 +17,7 @@ from ...featurize.pairs.hashing import Reject
 from ...featurize.pairs.pair import Pair
 from ...featurize.source import Source
 from ...featurize.state_store import StateStore, states_of_pairs
-from ..model.head import Head
-from ..training.prediction import predict_logits
+from ..model.head import Head, predict_logits
 from .checkpoint import Checkpoint, load_checkpoint
 
 _AT_ONCE = 256  # pairs, so that the states of 100,000 are never in memory together

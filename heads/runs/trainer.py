@@ -16,12 +16,11 @@ from ..evaluation.duplicates import duplicate_groups, group_numbers, groups_by_g
 from ..evaluation.metrics import Scores, quick_scores, score
 from ..evaluation.rare import relabel
 from ..evaluation.splits import Split
-from ..model.head import Ensemble
+from ..model.head import Ensemble, predict_logits, predicted_classes
 from ..model.inputs import Rows
 from ..model.losses import fit_offsets
 from ..recipe import Recipe
 from ..training.loop import Fit, FitOptions
-from ..training.prediction import predict_logits, predicted_classes
 from .checkpoint import Checkpoint, load_checkpoint, stage1_of
 from .fit_store import FitStore, FitTask, OnFit, data_key, fit_tasks, key_of, order_in_file
 from .folders import check_writable

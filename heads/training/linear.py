@@ -12,9 +12,8 @@ from ..evaluation.folds import group_folds, groups_per_class
 from ..model.fusions import refuse_weights
 from ..model.head import Head
 from ..model.inputs import Rows, batches
-from ..model.losses import class_weights, make_loss
+from ..model.losses import class_weights
 from ..recipe import Recipe
-from .prediction import predict_logits, scores_of_part
 
 _STRENGTHS = np.array([0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 1000.0])  # C times the number of rows, weakest penalty last
 _WITHOUT_FOLDS = 2  # index of the strength to use where a class is too small for inner folds
@@ -24,44 +23,13 @@ _WORSE_IN_A_ROW = 2  # the search stops after this many worse scores: weaker pen
 _MAX_ITERATIONS = 500
 
 
-def linear_record(
-    head: Head, recipe: Recipe, train: Rows, val: Rows | None, groups: NDArray[np.int64] | None
-) -> dict[str, float]:
-    """Fit a linear head, and return the only entry of its history: C, losses and scores (see ``fit_linear``)."""
-    chosen = fit_linear(head, recipe, train, groups)
-    head.eval()
-    record: dict[str, float] = {"epoch": 1, "C": chosen}
-    loss = make_loss(recipe, np.bincount(train.classes, minlength=head.n_classes), "cpu")
-    for name, rows in (("train", train), ("val", val)):
-        if rows is not None:
-            logits = torch.from_numpy(predict_logits(head, rows.features))
-            record[f"{name}_loss"] = float(loss(logits, torch.from_numpy(rows.classes)))
-            record |= scores_of_part(logits, rows.classes, head.n_classes, name)
-    return record
-
-
 def fit_linear(head: Head, recipe: Recipe, train: Rows, groups: NDArray[np.int64] | None) -> float:
-    """Set the linear layers of ``head`` to L2 logistic regressions on its standardised inputs.
+    """Set the linear layers of ``head`` to L2 logistic regressions on its standardised inputs, and return C.
 
-    C is chosen by macro-F1 over inner folds. Radford et al., Learning Transferable Visual Models From Natural Language
-    Supervision, 2021, appendix A.3, sweep it on validation rows instead.
-
-    Parameters
-    ----------
-    head
-        A head that has learned its inputs.
-    groups
-        Group of each row, (n,): the rows of a group stay on one side of the inner folds.
-
-    Returns
-    -------
-    float
-        The chosen C; late fusion has two, and this is the C of the text head.
-
-    Raises
-    ------
-    MmcliError
-        The fusion has weights, which a logistic regression cannot learn, or the rows are left in the file.
+    C is chosen by macro-F1 over inner folds, which keep the rows of a group, (n,), together. Radford et al., Learning
+    Transferable Visual Models From Natural Language Supervision, 2021, appendix A.3, sweep it on validation rows
+    instead. Late fusion has two C, and the result is the C of the text head. Raise an MmcliError if the fusion has
+    weights, which a logistic regression cannot learn, or if rows are left in the file.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression

@@ -191,7 +191,7 @@ def test_late_fusion_trains_each_side_as_a_head_of_its_own():
     heads[1].mlps[0].load_state_dict(heads[0].mlps[0].state_dict())
     for head, recipe in zip(heads, (late, alone), strict=True):
         head.learn_inputs(seen)
-        training = _Training(head, recipe, 3, rows, FitOptions())
+        training = _Training(head, recipe, rows, FitOptions())
         for epoch in (1, 2):
             training._epoch(epoch)
     states = [head.mlps[0].state_dict() for head in heads]

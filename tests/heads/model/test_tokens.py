@@ -169,14 +169,16 @@ def test_tokens_that_are_not_finite_are_said_to_be(tmp_path):
 
 
 def test_views_do_not_change_the_order_of_rows(tmp_path, monkeypatch):
-    from mmcli.heads.training import loop
+    from mmcli.heads.training import training_rows
 
     path, _ = cache_with_tokens(tmp_path, views=3)
     with FeatureCache.open(path) as cache:
         rows = Rows(cache.features([str(row) for row in range(N)], views=True), np.arange(N) % 3)
     seen = []
-    original = loop.token_batches
-    monkeypatch.setattr(loop, "token_batches", lambda *given: (seen.append(given[2].tolist()), original(*given))[1])
+    original = training_rows.token_batches
+    monkeypatch.setattr(
+        training_rows, "token_batches", lambda *given: (seen.append(given[2].tolist()), original(*given))[1]
+    )
     for modality in ("both", "text"):
         fit(Recipe(epochs=3, hidden=(8,), views=True, modality=modality), 3, rows, rows)
     assert seen[:3] == seen[3:]

@@ -4,15 +4,16 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-from mmcli.cache import Features, MmcliError
+from mmcli.cache import FeatureCache, Features, MmcliError
 from mmcli.heads import Ensemble, Head, Recipe, Rows, fit, predict_logits
+from mmcli.heads.model import inputs
 from mmcli.heads.model.head import sizes_of
-from mmcli.heads.model.inputs import Batch
-from mmcli.heads.model.standardise import Standardise
+from mmcli.heads.model.inputs import Batch, Standardise
 from mmcli.heads.recipe import Modality
 from mmcli.heads.training.loop import FitOptions
 from scipy.stats import chi2_contingency
 from sklearn.preprocessing import StandardScaler
+from small_finetune import Ready
 
 
 def rows(n=120, dim=8, seed=0):
@@ -224,16 +225,16 @@ def test_a_class_without_training_rows_and_a_loss_that_runs_away_are_errors():
 
 def test_the_order_of_rows_is_the_same_for_every_fusion(monkeypatch):
     """The heads of two fusions take other random numbers to begin with; the batches must not."""
-    from mmcli.heads.training import loop
+    from mmcli.heads.training import training_rows
 
     seen = []
-    original = loop.token_batches
+    original = training_rows.token_batches
 
     def spy(features, wanted, order, *rest):
         seen.append(order.tolist())
         return original(features, wanted, order, *rest)
 
-    monkeypatch.setattr(loop, "token_batches", spy)
+    monkeypatch.setattr(training_rows, "token_batches", spy)
     for fusion in ("concat", "film", "late"):
         fit(replace(QUICK, fusion=fusion, epochs=2), 3, rows(), rows(seed=1))
     assert seen[:2] == seen[2:4] == seen[4:]
@@ -255,16 +256,16 @@ def test_a_random_view_of_each_row_is_seen_in_training_and_none_in_evaluation():
 
 def test_the_view_of_a_row_says_nothing_about_its_place_in_the_epoch():
     """Over seeds: the place of the first of eight rows, and which of four views stands for it."""
-    from mmcli.heads.training.loop import _Training
+    from mmcli.heads.training.training_rows import TrainingRows
 
     few = rows(8)
     few = changed(few, views=np.repeat(few.features.image[:, None], 4, axis=1))
     table = np.zeros((8, 4))
     for seed in range(1200):
         recipe = replace(QUICK, views=True, seed=seed, class_weights="none")
-        training = _Training(Head(sizes_of(few.features), 3, recipe), recipe, 3, few, FitOptions())
-        order = torch.randperm(8, generator=training.order).tolist()
-        view = torch.randint(4, (8,), generator=training.which_view)
+        batches = TrainingRows(few, Head(sizes_of(few.features), 3, recipe), recipe, 8, "cpu")
+        order = torch.randperm(8, generator=batches.order).tolist()
+        view = torch.randint(4, (8,), generator=batches.which_view)
         table[order.index(0), int(view[0])] += 1
     assert chi2_contingency(table).pvalue > 0.001
 
@@ -273,15 +274,15 @@ def test_each_epoch_draws_its_views_anew(monkeypatch):
     train = rows(50)
     number = np.tile(np.arange(4, dtype=np.float32)[None, :, None], (50, 1, 8))
     seen = []
-    from mmcli.heads.training.loop import _Training
+    from mmcli.heads.training.training_rows import TrainingRows
 
-    original = _Training._batches
+    original = TrainingRows.batches
 
-    def spy(self, block):
-        seen.append(list(original(self, block)))
+    def spy(self):
+        seen.append(list(original(self)))
         return iter(seen[-1])
 
-    monkeypatch.setattr(_Training, "_batches", spy)
+    monkeypatch.setattr(TrainingRows, "batches", spy)
     text = np.repeat(np.arange(50, dtype=np.float32)[:, None], 8, axis=1)
     recipe = replace(QUICK, epochs=3, views=True, normalize=False)
     fit(recipe, 3, changed(train, views=number, text=text), rows(seed=1))
@@ -325,3 +326,20 @@ def test_an_ensemble_votes_with_the_mean_of_its_probabilities():
 def test_the_settings_that_matter(settings, change, matters):
     recipe = Recipe(**settings)
     assert (recipe.that_matter() != recipe.changed(**change).that_matter()) == matters
+
+
+@pytest.mark.parametrize("max_bytes", [1, 2000])
+def test_stage_2_takes_no_more_steps_than_its_plan_where_rows_are_left_in_the_file(stage1, monkeypatch, max_bytes):
+    """Each block of rows from the file ends with a smaller batch."""
+    monkeypatch.setattr(inputs, "_STRETCH_ROWS", 10)
+    ready = Ready(stage1(), batch_size=4, epochs=3)
+    with FeatureCache.open(ready.checkpoint.made_from["cache"]) as cache:
+        stored = cache.features(ready.checkpoint.split.train, max_bytes=max_bytes)
+        train = ready.rows["train"]
+        train = replace(train, features=replace(stored, states=train.features.states))
+        steps = []
+        options = FitOptions(on_step=lambda *done_and_most: steps.append(done_and_most))
+        fitted = fit(ready.recipe, 3, train, options=options, start=ready.model)
+    done, most = steps[-1]
+    assert 0 <= most - done <= 3
+    assert all(record["lr"] > 0 for record in fitted.history)
