@@ -146,8 +146,8 @@ def compare_all(
 
 def _sound_rows(cached: FeatureCache) -> NDArray[np.bool_]:
     """Return which rows `mmcli cache verify` would accept, (N,); the others are computed again."""
-    finite, zero = cached.soundness()
-    return finite & ~zero
+    not_finite, zero = cached.unsound()
+    return ~(not_finite | zero)
 
 
 def _reusable_rows(request: Request, comparison: Comparison) -> dict[str, NDArray[np.bool_]]:
