@@ -38,10 +38,7 @@ def export_npy(cache: FeatureCache, folder: str | Path) -> list[Path]:
 def export_parquet(cache: FeatureCache, path: str | Path) -> list[Path]:
     """Write one Parquet file with the columns ``guid``, ``image`` and ``text`` (fixed-size lists of float32).
 
-    Raises
-    ------
-    MmcliError
-        pyarrow is not installed, or ``path`` must not be overwritten.
+    A MmcliError says that pyarrow is not installed, or that ``path`` must not be overwritten.
     """
     try:
         import pyarrow as pa

@@ -78,14 +78,8 @@ class PaddedTokens(NamedTuple):
 class Tokens:
     """Last hidden states of n rows, in memory. Picking rows copies nothing.
 
-    Attributes
-    ----------
-    image
-        (N, P, w_i) float16, for all N rows in memory.
-    text, offsets
-        (sum L, w_t) float16 and (N + 1,) int64: text i is ``text[offsets[i]:offsets[i + 1]]``.
-    rows
-        Numbers of the n rows among the N, in order, (n,) int64.
+    Of the N rows in memory, ``image`` is (N, P, w_i) float16, and text i is ``text[offsets[i]:offsets[i + 1]]``, where
+    ``text`` is (sum L, w_t) float16 and ``offsets`` is (N + 1,) int64. ``rows``, (n,) int64, numbers n of the N.
     """
 
     image: NDArray[np.float16]

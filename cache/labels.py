@@ -5,16 +5,16 @@ import io
 import json
 import math
 import re
+import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from .errors import DataError
 
-# A manifest's texts can be long.
-_LONGEST_CELL = 10_000_000
+_LONGEST_CELL = 10_000_000  # characters, because the texts of a manifest can be long
 # Spellings of a missing label. Other spellings are labels, because there is a bread called Nan.
 UNLABELLED = ("", "null", "NULL", "nan", "NaN")
 _WHOLE = re.compile(r"[+-]?[0-9]+\.0")
@@ -23,16 +23,8 @@ _WHOLE = re.compile(r"[+-]?[0-9]+\.0")
 def read_table(path: Path) -> tuple[list[str], Iterator[tuple[int, dict[str, Any]]]]:
     """Read a table: .jsonl and .ndjson as JSON Lines, .parquet as Parquet, anything else as CSV.
 
-    Returns
-    -------
-    columns : list of str
-        The header (for JSON Lines: all keys).
-    rows : iterator of (line number, dict)
-
-    Raises
-    ------
-    DataError
-        No such file, empty, not UTF-8, a column given twice, or a line that cannot be parsed.
+    Return the header (for JSON Lines: all keys) and (line number, cells by column) of each row. A DataError says that
+    there is no such file, or that it is empty, not UTF-8, has a column twice, or a line that cannot be parsed.
     """
     if path.is_dir():
         raise DataError(f"{path} is a folder: give a table, such as a CSV file")
@@ -126,26 +118,15 @@ def is_missing(value: Any) -> bool:
 
 
 def plain_cell(path: Path, line: int, row: dict[str, Any], column: str) -> str:
-    """Return ``cell_text`` of a cell that must hold one value of valid Unicode.
-
-    Raises
-    ------
-    DataError
-        The cell holds a list, an object or half a character, which JSON allows.
-    """
+    """Return ``cell_text`` of a cell; raise a DataError for a list, an object or half a character, as JSON has them."""
     value = row.get(column)
     if isinstance(value, (list, dict)):
         kind = "a list" if isinstance(value, list) else "an object"
         raise DataError(f"{path} line {line}: {column} is {kind}, {str(value)[:40]}: give one value")
     text = cell_text(value)
-    if not is_unicode(text):
+    if any("\ud800" <= letter <= "\udfff" for letter in text):  # lone surrogates cannot be encoded
         raise DataError(f"{path} line {line}: {column} holds half a character, {ascii(text)[:60]}: correct it")
     return text
-
-
-def is_unicode(text: str) -> bool:
-    """Whether ``text`` can be encoded. File names and JSON can hold lone surrogates, which cannot."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def guid_of(name: str) -> str:
@@ -153,13 +134,24 @@ def guid_of(name: str) -> str:
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
+def _rows_by_guid(
+    path: Path, rows: Iterable[tuple[int, dict[str, Any]]], unlike: Container[str]
+) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    """Yield (line, guid, row); raise a DataError if the guid is empty, or among those in ``unlike`` by then."""
+    for line, row in rows:
+        guid = guid_of(plain_cell(path, line, row, "guid"))
+        if not guid:
+            raise DataError(f"{path} line {line}: the guid is empty: fill it in or remove the line")
+        if guid in unlike:
+            first = next(line for line, row in read_table(path)[1] if guid_of(cell_text(row.get("guid"))) == guid)
+            raise DataError(f"{path}: guid {guid!r} occurs twice, in lines {first} and {line}: keep one")
+        yield line, guid, row
+
+
 class Labels(dict[str, str | None]):
     """Label by guid, in the order of the file; None for an unlabelled pair.
 
-    Attributes
-    ----------
-    unlabelled
-        Number of unlabelled pairs by the content of the cell ("" for an empty cell).
+    ``unlabelled`` counts the unlabelled pairs by the content of the cell ("" for an empty cell).
     """
 
     def __init__(self) -> None:
@@ -191,16 +183,9 @@ def read_labels(path: str | Path) -> Labels:
         hint = ": save it with commas" if ";" in header[0] else ""
         raise DataError(f"{path}: expected the header guid,tag, found {','.join(header)[:80]}{hint}")
     labels = Labels()
-    names: dict[str, str] = {}  # to store equal labels once
-    may_repeat = header != ["guid", "tag"]
-    for line, row in rows:
-        guid, label = guid_of(plain_cell(path, line, row, "guid")), plain_cell(path, line, row, column)
-        if not guid:
-            raise DataError(f"{path} line {line}: the guid is empty: fill it in or remove the line")
+    for line, guid, row in _rows_by_guid(path, rows, labels if header == ["guid", "tag"] else ()):
+        label = plain_cell(path, line, row, column)
         if guid in labels:
-            if not may_repeat:
-                first = next(line for line, row in read_table(path)[1] if guid_of(cell_text(row.get("guid"))) == guid)
-                raise DataError(f"{path}: guid {guid!r} occurs twice, in lines {first} and {line}: keep one")
             if labels[guid] is not None:
                 labels[guid] = None
                 labels.unlabelled["guid given twice"] += 1
@@ -208,23 +193,17 @@ def read_labels(path: str | Path) -> Labels:
             labels[guid] = None
             labels.unlabelled[label] += 1
         else:
-            labels[guid] = names.setdefault(label, label)
+            labels[guid] = sys.intern(label)  # equal labels are stored once
     if not labels:
         raise DataError(f"{path} has a header, but no labels: add lines guid,tag")
+    names = {label for label in labels.values() if label is not None}
     if names and all(_WHOLE.fullmatch(name) for name in names):
-        whole = {name: name.removesuffix(".0") for name in names}
-        labels.update({guid: whole[label] for guid, label in labels.items() if label is not None})
+        labels.update({guid: sys.intern(label[:-2]) for guid, label in labels.items() if label is not None})
     return labels
 
 
 def label_column(path: Path, header: Sequence[str]) -> str | None:
-    """Return the name of the label column, ``label`` or ``tag``, or None if there is none.
-
-    Raises
-    ------
-    DataError
-        The table has both.
-    """
+    """Return the name of the label column, ``label`` or ``tag``, or None; raise a DataError if the table has both."""
     names = [name for name in ("label", "tag") if name in header]
     if len(names) > 1:
         raise DataError(f"{path} has the columns label and tag, which mean the same: keep one")
@@ -243,14 +222,9 @@ def read_ids(path: str | Path) -> list[str]:
     header, rows = read_table(path)
     if "guid" not in header:
         raise DataError(f"{path}: expected a header with the column guid, found {','.join(header)[:80]}")
-    lines: dict[str, int] = {}
-    for line, row in rows:
-        guid = guid_of(plain_cell(path, line, row, "guid"))
-        if not guid:
-            raise DataError(f"{path} line {line}: the guid is empty: fill it in or remove the line")
-        if guid in lines:
-            raise DataError(f"{path}: guid {guid!r} occurs twice, in lines {lines[guid]} and {line}: keep one")
-        lines[guid] = line
-    if not lines:
+    guids: dict[str, None] = {}
+    for _, guid, _ in _rows_by_guid(path, rows, guids):
+        guids[guid] = None
+    if not guids:
         raise DataError(f"{path} lists no guid: add a line per pair")
-    return list(lines)
+    return list(guids)

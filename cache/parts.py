@@ -33,6 +33,8 @@ _CHUNK_BYTES = 1 << 20
 _OPEN_FILES = 16
 _KEPT_DAYS = 30
 
+RowSource = tuple[str, Path, int]  # guid, cache file or part, row in that file
+
 
 @dataclass
 class Block:
@@ -139,34 +141,32 @@ class OpenCaches:
             self.open_files.popitem()[1].close()
 
 
-def merge(target: Path, rows: Sequence[tuple[str, Path, int]], header: Header) -> None:
+def merge(target: Path, rows: Sequence[RowSource], header: Header) -> None:
     """Write ``target`` from rows of other cache files, a chunk at a time.
 
-    ``rows`` lists (guid, file, row in that file), in the order of the new file. All files have the same layout.
-    ``target`` is replaced only when the new file is complete and on disk, so it may be one of the sources. A
-    DiskFullError leaves the parts and the former ``target``; a CacheError says that a source is damaged or was changed.
+    ``rows`` are in the order of the new file. All files have the same layout. ``target`` is replaced only when the new
+    file is complete and on disk, so it may be one of the sources. A DiskFullError leaves the parts and the former
+    ``target``; a CacheError says that a source is damaged or was changed.
     """
-    sources = OpenCaches()
-    try:
-        _check_room(target, {path for _, path, _ in rows})
-        with atomic_path(target) as temporary, new_hdf5(temporary) as (file, check):
-            file.attrs.update(header.to_attributes() | {"rows": len(rows)})
-            names = _create_datasets(file, sources.get(rows[0][1]), rows)
-            offset = 0
-            for span in slices(len(rows), _CHUNK_ROWS):
-                values = _read_chunk(sources, rows[span], {name: file[name] for name in names})
-                for name, column in values.items():
-                    file[name][span] = column
-                if "text_tokens" in file:
-                    offset = _append_text_tokens(file, sources, rows[span], span.start, offset)
-                check()
-            sources.close()  # before the replace: target may be one of them
-    finally:
-        sources.close()
+    _check_room(target, {path for _, path, _ in rows})
+    with (
+        contextlib.closing(OpenCaches()) as sources,
+        atomic_path(target) as temporary,
+        new_hdf5(temporary) as (file, check),
+    ):
+        file.attrs.update(header.to_attributes() | {"rows": len(rows)})
+        datasets = _create_datasets(file, sources.get(rows[0][1]), rows)
+        for span in slices(len(rows), _CHUNK_ROWS):
+            for name, values in _read_chunk(sources, rows[span], datasets).items():
+                datasets[name][span] = values
+            if "text_tokens" in file:
+                _append_text_tokens(file, sources, rows[span], span)
+            check()
+        sources.close()  # before the replace: target may be one of them
 
 
 def _read_chunk(
-    sources: OpenCaches, chunk: Sequence[tuple[str, Path, int]], like: dict[str, h5py.Dataset]
+    sources: OpenCaches, chunk: Sequence[RowSource], like: dict[str, h5py.Dataset]
 ) -> dict[str, NDArray[Any]]:
     """Return the columns of some rows, by name, with the dtypes and row shapes of ``like``."""
     columns = {name: np.empty((len(chunk), *dataset.shape[1:]), dataset.dtype) for name, dataset in like.items()}
@@ -193,19 +193,19 @@ def _check_room(target: Path, sources: set[Path]) -> None:
         )
 
 
-def _create_datasets(file: h5py.File, like: FeatureCache, rows: Sequence[tuple[str, Path, int]]) -> list[str]:
-    """Create the datasets of ``like`` for ``rows``, fill in the guids, and return the names of the other columns."""
+def _create_datasets(file: h5py.File, like: FeatureCache, rows: Sequence[RowSource]) -> dict[str, h5py.Dataset]:
+    """Create the datasets of ``like`` for ``rows``, fill in the guids, and return the columns that are still empty."""
     create, n = partial(file.create_dataset, fletcher32=True), len(rows)
     create("guid", data=_guid_column([guid for guid, _, _ in rows]), chunks=(min(4096, n),))
-    names = [*like.embedding_names(), *PER_ROW]
-    for name in names:
+    datasets = {}
+    for name in (*like.embedding_names(), *PER_ROW):
         source = like.file[name]
-        create(name, (n, *source.shape[1:]), source.dtype, chunks=_chunks(source, n))
+        datasets[name] = create(name, (n, *source.shape[1:]), source.dtype, chunks=_chunks(source, n))
     if like.has_tokens:
         width = like.file["text_tokens"].shape[1]
         create("text_offsets", (n + 1,), np.int64, chunks=(min(4096, n + 1),))
         create("text_tokens", (0, width), np.float16, maxshape=(None, width), chunks=(4096, width))
-    return names
+    return datasets
 
 
 def _chunks(like: h5py.Dataset | NDArray[Any], rows: int) -> tuple[int, ...]:
@@ -213,12 +213,10 @@ def _chunks(like: h5py.Dataset | NDArray[Any], rows: int) -> tuple[int, ...]:
     return max(1, min(_CHUNK_ROWS, rows, _CHUNK_BYTES // max(1, row_bytes(like)))), *like.shape[1:]
 
 
-def _append_text_tokens(
-    file: h5py.File, sources: OpenCaches, chunk: Sequence[tuple[str, Path, int]], start: int, offset: int
-) -> int:
+def _append_text_tokens(file: h5py.File, sources: OpenCaches, chunk: Sequence[RowSource], span: slice) -> None:
     tokens = [sources.get(path).text_tokens(row) for _, path, row in chunk]
-    ends = offset + np.cumsum([len(states) for states in tokens], dtype=np.int64)
+    first = len(file["text_tokens"])
+    ends = first + np.cumsum([len(states) for states in tokens], dtype=np.int64)
     file["text_tokens"].resize(int(ends[-1]), axis=0)
-    file["text_tokens"][offset:] = np.concatenate(tokens)
-    file["text_offsets"][start + 1 : start + 1 + len(chunk)] = ends
-    return int(ends[-1])
+    file["text_tokens"][first:] = np.concatenate(tokens)
+    file["text_offsets"][span.start + 1 : span.stop + 1] = ends

@@ -76,17 +76,11 @@ def _short(value: Any) -> str:
 class Header:
     """The attributes of a cache file.
 
-    Attributes
-    ----------
-    identity
-        Everything that changes an embedding: hashes of weights, processor and tokenizer files, image loading,
-        text decoding and cleaning, dtype. The fingerprint depends on nothing else.
-    backbone
-        ``{"name", "revision"}`` for loading the weights again. Not in the fingerprint, so that a folder may be moved.
-    dataset
-        ``{"data", "labels"}``: absolute paths of the raw pairs and of the labels file (or None).
-    versions
-        Library versions that computed the rows.
+    ``identity`` is everything that changes an embedding: hashes of weights, processor and tokenizer files, image
+    loading, text decoding and cleaning, dtype. The fingerprint depends on nothing else. ``backbone`` is ``{"name",
+    "revision"}`` for loading the weights again, and not in the fingerprint, so that a folder may be moved. ``dataset``
+    is ``{"data", "labels"}``: absolute paths of the raw pairs and of the labels file (or None). ``versions`` are those
+    of the libraries that computed the rows.
     """
 
     identity: dict[str, Any]

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import h5py
@@ -32,10 +31,10 @@ from .hdf5 import (
 from .labels import guid_of
 from .schema import EMBEDDINGS, Header, describe_difference, fingerprint_of, read_header
 
-_STRINGS_AT_ONCE = 1 << 16
-_VERIFIED_AT_ONCE = 4096
+_ROWS_AT_ONCE = 4096
 
 
+@dataclass(eq=False)
 class FeatureCache:
     """One HDF5 file of embeddings, rows matched by guid.
 
@@ -49,10 +48,9 @@ class FeatureCache:
     ((2, 512), dtype('float32'))
     """
 
-    def __init__(self, path: Path, file: h5py.File, header: Header) -> None:
-        self.path = path
-        self.file = file
-        self.header = header
+    path: Path
+    file: h5py.File
+    header: Header
 
     @classmethod
     def open(cls, path: str | Path) -> FeatureCache:
@@ -109,7 +107,7 @@ class FeatureCache:
     def __enter__(self) -> FeatureCache:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: object, trace: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def __len__(self) -> int:
@@ -187,8 +185,6 @@ class FeatureCache:
 
         Parameters
         ----------
-        guids
-            Guids of the rows.
         tokens, views
             Whether to return token states, and embeddings of augmented images.
         max_bytes
@@ -251,7 +247,7 @@ class FeatureCache:
     def _strings(self, name: str) -> list[str]:
         strings: list[str] = []
         with damage_is_clear(self.path, name):
-            for span in slices(len(self.file[name]), _STRINGS_AT_ONCE):
+            for span in slices(len(self.file[name]), _ROWS_AT_ONCE):
                 strings += [value.decode() for value in self.file[name][span].tolist()]
         return strings
 
@@ -261,7 +257,6 @@ class FeatureCache:
 
     def describe(self) -> dict[str, Any]:
         """Return a description of the file and its origin, as plain data."""
-        codecs = Counter(self.codecs())
         return {
             "cache": str(self.path),
             "rows": len(self),
@@ -273,7 +268,7 @@ class FeatureCache:
             "fingerprint": self.fingerprint,
             "backbone": self.header.backbone,
             "dataset": self.header.dataset,
-            "codecs": dict(sorted(codecs.items())),
+            "codecs": dict(sorted(Counter(self.codecs()).items())),
             "truncated": int(self.read("row/truncated", np.arange(len(self))).sum()),
             "identity": self.header.identity,
             "versions": self.header.versions,
@@ -288,56 +283,36 @@ class FeatureCache:
         """Return the names of the dense embedding datasets in this file."""
         return [name for name in EMBEDDINGS if name in self.file]
 
-    def soundness(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Return which rows have only finite numbers, and which have an embedding that is all zero, each (n,) bool.
+    def unsound(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Return which rows have a number that is not finite, and which an embedding that is all zero, each (n,) bool.
 
-        Raises
-        ------
-        CacheError
-            A checksum shows that the file is damaged.
+        A CacheError says that a checksum is wrong.
         """
-        finite, zero = np.ones(len(self), dtype=bool), np.zeros(len(self), dtype=bool)
+        not_finite, zero = np.zeros((2, len(self)), dtype=bool)
         for name in self.embedding_names():
             for span in slices(len(self), window_rows(self.file[name])):
                 values = self.read(name, np.arange(span.start, span.stop))
-                finite[span] &= finite_rows(values)
+                not_finite[span] |= ~finite_rows(values)
                 zero[span] |= ~values.reshape(len(values), -1).any(axis=1)
-        return finite, zero
+        return not_finite, zero
 
 
-@dataclass
-class VerifyReport:
-    """Guids of bad rows: source changed, source gone, embedding not finite, embedding all zero."""
-
-    rows: int
-    changed: list[str] = field(default_factory=list)
-    gone: list[str] = field(default_factory=list)
-    non_finite: list[str] = field(default_factory=list)
-    all_zero: list[str] = field(default_factory=list)
-
-    @property
-    def sound(self) -> bool:
-        """Whether there is no bad row."""
-        return not (self.changed or self.gone or self.non_finite or self.all_zero)
-
-
-def verify(cache: FeatureCache, digests_now: Callable[[str], tuple[bytes, bytes] | None]) -> VerifyReport:
-    """Compare each row of an open cache with its raw bytes, and find embeddings that cannot be right.
+def verify(cache: FeatureCache, digests_now: Callable[[str], tuple[bytes, bytes] | None]) -> dict[str, list[str]]:
+    """Return the guids of rows whose source ``changed`` or is ``gone``, or with ``non_finite`` or ``all_zero`` numbers.
 
     ``digests_now`` returns the current (sha256 of image bytes, sha256 of text bytes) of a guid, or None if a file is
     gone. It is called from several threads. A CacheError says that the cache file itself is damaged.
     """
-    report = VerifyReport(len(cache))
+    changed: list[str] = []
+    gone: list[str] = []
     digests = cache.digests()
     with ThreadPoolExecutor() as pool:
-        for span in slices(len(cache), _VERIFIED_AT_ONCE):  # in blocks, because a pool queues all its input
+        for span in slices(len(cache), _ROWS_AT_ONCE):  # in blocks, because a pool queues all its input
             guids = cache.guids[span]
             for guid, stored, now in zip(guids, digests[span], pool.map(digests_now, guids), strict=True):
                 if now is None:
-                    report.gone.append(guid)
+                    gone.append(guid)
                 elif now != stored:
-                    report.changed.append(guid)
-    finite, zero = cache.soundness()
-    report.non_finite = [cache.guids[row] for row in np.flatnonzero(~finite)]
-    report.all_zero = [cache.guids[row] for row in np.flatnonzero(zero)]
-    return report
+                    changed.append(guid)
+    not_finite, zero = ([cache.guids[row] for row in np.flatnonzero(rows)] for rows in cache.unsound())
+    return {"changed": changed, "gone": gone, "non_finite": not_finite, "all_zero": zero}

@@ -176,8 +176,8 @@ def _find_cached_rows(request: Request, cached: FeatureCache) -> CachedRows:
     is_complete = _has_right_columns(cached, request.encode)
     sound = np.ones(len(cached), dtype=bool)
     if is_complete:
-        finite, zero = cached.soundness()
-        sound = finite & ~zero  # `mmcli cache verify` refuses the others, so they are computed again
+        not_finite, zero = cached.unsound()
+        sound = ~(not_finite | zero)  # `mmcli cache verify` refuses the others, so they are computed again
     is_gone = numbers < 0
     usable = comparison.same & sound & is_complete
     is_unreadable = ~comparison.readable & sound & ~is_gone & (not prune)
