@@ -1,6 +1,6 @@
 """featurize, and cache info | verify | export."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
