@@ -55,7 +55,7 @@ OUTPUTS = [  # what is there already and must stay
 def place(tmp_path_factory, tiny_clip):
     """A folder with a cache, labels, a run, pairs, and one path of each kind."""
     from conftest import synthetic_block, write_cache, write_pair
-    from mmcli.heads import Recipe, train_head
+    from mmcli.heads import Recipe, RunOptions, train_head
 
     folder = tmp_path_factory.mktemp("place")
     write_cache(folder / "f.h5", synthetic_block([str(guid) for guid in range(60)]))
