@@ -64,6 +64,7 @@ def predicted_of(path, run, guids):
         return predict_logits(load_checkpoint(run.best_pt).head, cache.features(guids)).argmax(axis=1)
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_compare_scores_the_rows_that_a_fold_can_hold(rare, tmp_path):
     path, labels = rare
     setup = Setup(path, labels, out=tmp_path / "experiments", jobs=1)
