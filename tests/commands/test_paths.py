@@ -64,7 +64,7 @@ def place(tmp_path_factory, tiny_clip):
     write_pair(folder / "data", 1)
     run = train_head(
         folder / "f.h5", folder / "l.csv", Recipe(epochs=1, hidden=(4,)), options=RunOptions(folder / "runs")
-    )["run"]
+    ).run
     (folder / "run").symlink_to(run)
     (folder / "a_folder").mkdir()
     (folder / "text.txt").write_text("this is text")

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import h5py
@@ -27,7 +28,7 @@ def test_the_run_folder(tuned):
     assert json.loads((folder / "metrics.json").read_text()) == json.loads(json.dumps(result.to_dict()))
     assert (folder.parent / "latest").resolve() == folder
     config = json.loads((folder / "config.json").read_text())
-    assert config["recipe"]["finetune"] == FinetuneRecipe().changed(**LEARNS).to_dict()
+    assert config["recipe"]["finetune"] == asdict(FinetuneRecipe().changed(**LEARNS))
     with (folder / "history.csv").open() as file:
         history = list(csv.DictReader(file))
     assert [row["epoch"] for row in history] == ["1", "2"]
