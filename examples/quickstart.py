@@ -10,7 +10,7 @@ from pathlib import Path
 from mmcli.cache import FeatureCache
 from mmcli.featurize import FeaturizeOptions, featurize
 from mmcli.featurize.pairs.sample import make_sample
-from mmcli.heads import Recipe, predict, train_head
+from mmcli.heads import Recipe, RunOptions, predict, train_head
 
 
 def main(folder: Path, pairs: int = 240) -> None:
@@ -29,11 +29,11 @@ def main(folder: Path, pairs: int = 240) -> None:
     # As often as you like: train a head within seconds.
     for modality in ("text", "image", "both"):
         run = train_head(folder / "features.h5", recipe=Recipe(modality=modality), options=RunOptions(folder / "runs"))
-        low, high = run["test"]["macro_f1_ci"]
+        low, high = run.scores["test"].macro_f1_ci
         print(f"{modality}: test macro-F1 {run['test']['macro_f1']:.3f} [{low:.3f}, {high:.3f}]")
 
     # One new pair.
-    predictions = predict(run["best_pt"], pair=(data / "1.jpg", "what a wonderful day"))
+    predictions = predict(run.best_pt, pair=(data / "1.jpg", "what a wonderful day"))
     print(predictions.labels[0], dict(zip(predictions.classes, predictions.probs[0].round(3).tolist(), strict=True)))
 
 

@@ -268,12 +268,13 @@ def sixty(cached_sixty, tmp_path):
 @pytest.fixture
 def stage1(sixty, tmp_path):
     """Return a function that trains a head on it and returns its best.pt."""
-    from mmcli.heads import Recipe, train_head
+    from mmcli.heads import Recipe, RunOptions, train_head
+    from mmcli.heads.evaluation.division import SplitOptions
 
     def make(runs="runs", seeds=1, **settings):
         recipe = Recipe(epochs=3, hidden=(16,), lr=5e-3).changed(**settings)
-        where = {"runs": tmp_path / runs, "seeds": seeds, "jobs": 1, "group_duplicates": False}
-        return Path(train_head(sixty, recipe=recipe, **where)["best_pt"])
+        split, options = SplitOptions(group_duplicates=False), RunOptions(tmp_path / runs, seeds, jobs=1)
+        return Path(train_head(sixty, recipe=recipe, split=split, options=options).best_pt)
 
     return make
 
@@ -281,7 +282,7 @@ def stage1(sixty, tmp_path):
 @pytest.fixture
 def tuned(stage1, tmp_path):
     """Return a function that does both stages and returns the result of the second."""
-    from mmcli.finetune import finetune
+    from mmcli.finetune import FinetuneOptions, finetune
     from small_finetune import LEARNS
 
     def make(settings=None, seeds=None, of_stage1=1, **recipe):
@@ -294,9 +295,14 @@ def tuned(stage1, tmp_path):
 @pytest.fixture
 def decide(monkeypatch):
     """Return a function that says which stage is to be kept, whatever the scores."""
-    from mmcli.finetune.outcome import Outcome
+    from mmcli.heads.experiments import fits
+    from mmcli.heads.runs import stages
 
-    return lambda stage_2: monkeypatch.setattr(Outcome, "is_better", property(lambda outcome: stage_2))
+    def patch(stage_2):
+        for module in (stages, fits):
+            monkeypatch.setattr(module, "stage2_is_better", lambda *scores: stage_2)
+
+    return patch
 
 
 @pytest.fixture

@@ -159,10 +159,11 @@ def _scored(
     recall = (hits / np.maximum(confusions.sum(axis=2), 1)).mean(axis=0)
     per_class = {}
     for index, name in enumerate(data.classes):
+        if np.isnan(f1[index]):
+            per_class[name] = ClassResult(None, None, None, None)
+            continue
         f1_ci, recall_ci = (interval(scores[:, number, index]) for scores in (drawn.f1, drawn.recall))
-        is_scored = not np.isnan(f1[index])
-        scores = ClassResult(float(f1[index]), f1_ci, float(recall[index]), recall_ci)
-        per_class[name] = scores if is_scored else ClassResult(None, None, None, None)
+        per_class[name] = ClassResult(float(f1[index]), f1_ci, float(recall[index]), recall_ci)
     by_fold = [confusion_matrix(true[fit.fold.test], fit.logits.argmax(axis=1), n_classes) for fit in fits]
     return CandidateResult(
         name=fits[0].candidate,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import interrupt_at_third, rewrite
 from mmcli.heads.experiments import fits as fits_module
-from mmcli.heads.runs import fitting
+from mmcli.heads.runs import fit_store
 from small_experiments import POOLED
 
 
@@ -88,7 +88,7 @@ def test_interrupted_train_head_does_not_say_that_anything_was_kept(cli, learnab
     def interrupt(*task):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(fitting, "_fit_and_keep", interrupt)
+    monkeypatch.setattr(fit_store, "_fit_and_keep", interrupt)
     train = ("train-head", "--cache", learnable[0], "--labels", learnable[1])
     code, out, err = cli(*train)
     assert (code, out, err.splitlines()[-1]) == (130, "", "interrupted: nothing was written")

@@ -12,6 +12,7 @@ import sys
 
 import pytest
 from conftest import synthetic_block, write_cache
+from mmcli.heads.evaluation.metrics import ClassScores, Scores
 from mmcli.report import terminal
 from mmcli.report.tables import pairs_table, score_tables
 from mmcli.report.terminal import note, print_csv, print_json, print_parts, printable
@@ -60,16 +61,9 @@ def test_json_is_the_same_whatever_the_stream_can_hold(streams, encoding):
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_tables_lose_no_name(streams, encoding):
     out, _ = streams(encoding)
-    score = {"f1": 0.5, "f1_ci": [0.4, 0.6]}
-    whole = {
-        "n": 9,
-        "n_groups": 9,
-        "macro_f1": 0.5,
-        "macro_f1_ci": [0.4, 0.6],
-        "accuracy": 0.5,
-        "accuracy_ci": [0.4, 0.6],
-    }
-    print_parts(*score_tables({"test": whole | {"per_class": dict.fromkeys(CLASSES, score)}}, CLASSES))
+    per_class = dict.fromkeys(CLASSES, ClassScores(0.5, 0.5, 0.5, (0.4, 0.6), 9, 9))
+    scores = Scores(9, 9, 0.5, (0.4, 0.6), 0.5, (0.4, 0.6), per_class, [[9]])
+    print_parts(*score_tables({"test": scores}, CLASSES))
     written = text_of(out)
     assert all(escaped(name, encoding) in written for name in CLASSES)
     assert written.count("0.500 [0.400, 0.600]") == 2 + len(CLASSES)

@@ -55,7 +55,7 @@ OUTPUTS = [  # what is there already and must stay
 def place(tmp_path_factory, tiny_clip):
     """A folder with a cache, labels, a run, pairs, and one path of each kind."""
     from conftest import synthetic_block, write_cache, write_pair
-    from mmcli.heads import Recipe, train_head
+    from mmcli.heads import Recipe, RunOptions, train_head
 
     folder = tmp_path_factory.mktemp("place")
     write_cache(folder / "f.h5", synthetic_block([str(guid) for guid in range(60)]))
@@ -64,7 +64,7 @@ def place(tmp_path_factory, tiny_clip):
     write_pair(folder / "data", 1)
     run = train_head(
         folder / "f.h5", folder / "l.csv", Recipe(epochs=1, hidden=(4,)), options=RunOptions(folder / "runs")
-    )["run"]
+    ).run
     (folder / "run").symlink_to(run)
     (folder / "a_folder").mkdir()
     (folder / "text.txt").write_text("this is text")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from mmcli.featurize import FeaturizeOptions, featurize
-from mmcli.heads import Recipe, train_head
+from mmcli.heads import Recipe, RunOptions, train_head
 from small_finetune import Naive, Ready, whole_clip, whole_offline
 from tolerances import EXACT
 
@@ -65,7 +65,7 @@ def test_offline(raw_sixty, tmp_path, text, vision):
     labels.write_text("\n".join(every_label.read_text().splitlines()[:37]) + "\n")  # whole images cost
     featurize(data, labels, cache, FeaturizeOptions(backbone="offline", dtype="float32"))
     recipe = Recipe(epochs=3, hidden=(16,), lr=5e-3)
-    best_pt = train_head(cache, recipe=recipe, options=RunOptions(tmp_path / "runs"))["best_pt"]
+    best_pt = train_head(cache, recipe=recipe, options=RunOptions(tmp_path / "runs")).best_pt
     ready = Ready(best_pt, unfreeze_text_layers=text, unfreeze_vision_layers=vision, epochs=1, lr_backbone=5e-4)
     compare_with_naive(ready, whole_offline(ready.data, text, vision), steps=2)
 

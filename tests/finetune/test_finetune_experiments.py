@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from mmcli.cache import FeatureCache, MmcliError
 from mmcli.heads import Recipe
+from mmcli.heads.evaluation.division import SplitOptions
 from mmcli.heads.experiments import Protocol, Setup, candidates_of, compare, fits, grid_of, modalities_of, sweep
 from mmcli.heads.recipe import parse_setting
 from small_experiments import SMALL, out_of_fold
@@ -25,14 +26,14 @@ def both(setup, recipe=HEAD, **settings):
 
 def test_stage_2_is_scored_on_the_same_folds(setup, fitted):
     result = compare(setup, both(setup), SMALL)
-    entries = {entry["name"]: entry for entry in result["candidates"]}
+    entries = {entry.name: entry for entry in result.candidates}
     assert set(entries) == {"concat", "concat:finetune"}
-    rows = {name: [row for row in out_of_fold(result) if row["candidate"] == name] for name in entries}
+    rows = {name: [row for row in out_of_fold(result.folder) if row["candidate"] == name] for name in entries}
     of_fold = {name: [(row["repeat"], row["fold"], row["guid"]) for row in each] for name, each in rows.items()}
     assert of_fold["concat"] == of_fold["concat:finetune"]
-    assert entries["concat:finetune"]["parameters"] > entries["concat"]["parameters"]
-    difference = next(entry["difference"] for entry in result["candidates"] if entry["difference"])
-    assert difference["low"] <= difference["macro_f1"] <= difference["high"]
+    assert entries["concat:finetune"].parameters > entries["concat"].parameters
+    difference = next(entry.difference for entry in result.candidates if entry.difference)
+    assert difference.low <= difference.macro_f1 <= difference.high
     assert fitted == ["concat:finetune"] * 6 + ["concat"] * 6  # the long ones first
 
 
@@ -42,7 +43,7 @@ def test_finished_fits_of_stage_2_are_kept(setup, fitted, monkeypatch):
     monkeypatch.setattr(fits, "last_layers", lambda *_: pytest.fail("nothing is to be fitted"))
     again = compare(setup, both(setup), SMALL)
     assert fitted == []
-    assert [each["macro_f1"] for each in again["candidates"]] == [each["macro_f1"] for each in first["candidates"]]
+    assert [each.macro_f1 for each in again.candidates] == [each.macro_f1 for each in first.candidates]
 
 
 def test_other_settings_are_other_fits(setup, fitted):
@@ -56,9 +57,9 @@ def test_processes_give_what_one_gives(setup, tmp_path):
     alone = compare(setup, both(setup), Protocol(2, 1))
     spread = Setup(setup.cache, out=tmp_path / "spread", jobs=2)
     together = compare(spread, both(spread), Protocol(2, 1))
-    for one, other in zip(out_of_fold(alone), out_of_fold(together), strict=True):
+    for one, other in zip(out_of_fold(alone.folder), out_of_fold(together.folder), strict=True):
         assert one["guid"] == other["guid"]
-        for name in alone["classes"]:
+        for name in alone.data.classes:
             assert abs(float(one[name]) - float(other[name])) < 1e-3
 
 
@@ -67,14 +68,15 @@ def test_processes_give_what_one_gives(setup, tmp_path):
 )
 def test_heads_of_all_kinds_go_on(setup, recipe):
     result = compare(setup, both(setup, recipe), Protocol(2, 1))
-    assert all(np.isfinite(entry["macro_f1"]) for entry in result["candidates"])
+    assert all(np.isfinite(entry.macro_f1) for entry in result.candidates)
 
 
 def test_where_it_is_no_better_stage_1_is_kept(setup):
     """Ruined by its rates, stage 2 is not better on the rows to stop by, and every row is predicted by stage 1."""
     result = compare(setup, both(setup, lr_backbone=1.0, lr_head=1.0), Protocol(2, 1))
     rows = {
-        name: [row for row in out_of_fold(result) if row["candidate"] == name] for name in ("concat", "concat:finetune")
+        name: [row for row in out_of_fold(result.folder) if row["candidate"] == name]
+        for name in ("concat", "concat:finetune")
     }
     same = [
         one["positive"] == other["positive"] for one, other in zip(rows["concat"], rows["concat:finetune"], strict=True)
@@ -85,14 +87,14 @@ def test_where_it_is_no_better_stage_1_is_kept(setup):
 def test_a_sweep_over_rates_of_stage_2(setup):
     grid = grid_of(["finetune.lr_backbone=1e-4,1e-3"])
     result = sweep(setup, HEAD.with_finetune(QUICK), grid, protocol=Protocol(2, 1))
-    names = {entry["name"] for entry in result["candidates"]}
+    names = {entry.name for entry in result.candidates}
     # 1e-3 is what `QUICK` has, so it is the same candidate as stage 2 as it is.
-    assert names == {"as it is", "finetune", "finetune.lr_backbone=0.0001"}
-    assert result["against"] == "as it is"
-    assert result["without_test"]
-    winner = result["candidates"][0]["name"]
-    assert result["best_goes_on"] == (winner != "as it is")
-    assert result["best"] == ({"finetune.lr_backbone": 1e-4} if winner.endswith("0.0001") else {})
+    assert names == {"current settings", "finetune", "finetune.lr_backbone=0.0001"}
+    assert result.against == "current settings"
+    assert result.protocol.without_test
+    winner = result.candidates[0].name
+    assert result.best_goes_on == (winner != "current settings")
+    assert result.best == ({"finetune.lr_backbone": 1e-4} if winner.endswith("0.0001") else {})
 
 
 def test_the_test_rows_choose_nothing(setup, sixty, tmp_path, fitted):
@@ -112,16 +114,16 @@ def test_the_test_rows_choose_nothing(setup, sixty, tmp_path, fitted):
         for name, guids in split.named().items():
             rows = "".join(f"{guid},{chosen[guid]}\n" for guid in guids)
             (parts / f"{name}_split.csv").write_text("guid,tag\n" + rows)
-        own = Setup(sixty, path, parts, out=setup.out, jobs=1)
+        own = Setup(sixty, path, SplitOptions(parts), out=setup.out, jobs=1)
         return sweep(own, HEAD.with_finetune(QUICK), {}, protocol=Protocol(2, 1))
 
     first = run(labels)
-    assert sorted(fitted) == ["as it is"] * 2 + ["finetune"] * 2
+    assert sorted(fitted) == ["current settings"] * 2 + ["finetune"] * 2
     fitted.clear()
     turned = {"negative": "neutral", "neutral": "positive", "positive": "negative"}
     second = run(labels | {guid: turned[labels[guid]] for guid in split.test})
     assert fitted == []
-    assert [each["macro_f1"] for each in first["candidates"]] == [each["macro_f1"] for each in second["candidates"]]
+    assert [each.macro_f1 for each in first.candidates] == [each.macro_f1 for each in second.candidates]
 
 
 def test_settings_that_only_stage_2_of_a_linear_head_depends_on_are_other_fits(setup, fitted):
@@ -151,7 +153,7 @@ def test_an_ablation_goes_through_both_stages(setup, fitted):
     layers = {each.name: each.recipe.finetune.layers() for each in candidates if each.recipe.finetune is not None}
     assert layers == {"both:finetune": {"text": 2}, "text:finetune": {"text": 2}, "image:finetune": {"image": 1}}
     result = compare(setup, candidates, Protocol(2, 1))
-    assert {entry["name"] for entry in result["candidates"]} == {"both", "text", "image", *layers}
+    assert {entry.name for entry in result.candidates} == {"both", "text", "image", *layers}
     assert len(fitted) == 12
 
 

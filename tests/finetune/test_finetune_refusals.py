@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from mmcli.cache import BackboneError, CacheError, CheckpointError, DataError, MmcliError
-from mmcli.finetune import finetune
-from mmcli.heads import evaluate, open_best_pt
+from mmcli.finetune import FinetuneOptions, finetune
+from mmcli.heads import RunOptions, evaluate, open_best_pt
 from small_finetune import QUICK, read_best_pt
 
 
@@ -57,7 +57,7 @@ def test_a_head_of_all_rows_has_none_to_stop_by(stage1, tmp_path):
 
     full = train_full(stage1(), options=RunOptions(tmp_path / "full"))
     with pytest.raises(CheckpointError, match="was trained on all rows"):
-        finetune(full["best_pt"], options=FinetuneOptions(tmp_path / "runs"))
+        finetune(full.best_pt, options=FinetuneOptions(tmp_path / "runs"))
 
 
 def _tampered(best_pt, path, change):
@@ -105,7 +105,7 @@ def _other_layers(content, header):
 
 @pytest.mark.usefixtures("kept_whatever")
 def test_a_best_pt_from_a_stranger(tuned, cli, tmp_path):
-    best_pt = tuned()["best_pt"]
+    best_pt = tuned().best_pt
     ways = (_shape, _name, _nan, _text, _tensor, _too_few, _no_layers, _half_a_layer, _other_layers)
     for number, change in enumerate(ways):
         code, _, err = cli(
@@ -117,7 +117,7 @@ def test_a_best_pt_from_a_stranger(tuned, cli, tmp_path):
 @pytest.mark.usefixtures("kept_whatever")
 def test_layers_of_one_head_that_do_not_fit_are_an_error_every_time(tuned, tmp_path):
     """The first head's layers fit, and must not make a second try believe that all are attached."""
-    content = torch.load(tuned(seeds=2)["best_pt"], weights_only=True)
+    content = torch.load(tuned(seeds=2).best_pt, weights_only=True)
     content["changed"][1]["text_model.something"] = content["changed"][1].pop("text_model.final_layer_norm.bias")
     torch.save(content, tmp_path / "best.pt")
     model = open_best_pt(tmp_path / "best.pt")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmcli.featurize import featurize
-from mmcli.finetune import Watch, finetune
+from mmcli.finetune import FinetuneOptions, Watch, finetune
 from mmcli.heads import load_checkpoint
 from mmcli.heads.runs.checkpoint import FORMAT
 from small_finetune import LEARNS, interrupt_at, read_best_pt
@@ -36,10 +36,10 @@ def test_resumed_equals_uninterrupted(stage1, tmp_path, killed_in):
     assert seen[0] == 3 * (killed_in - 1) + 1
     assert not list((tmp_path / "runs").glob(".fits/*.pt"))
     for name in ("history.csv", "best.pt"):
-        assert (Path(result["run"]) / name).exists()
-    assert (Path(result["run"]) / "history.csv").read_text() == (Path(whole["run"]) / "history.csv").read_text()
-    assert result["test"] == whole["test"]
-    one, other = (read_best_pt(run["best_pt"])[0] for run in (whole, result))
+        assert (Path(result.run) / name).exists()
+    assert (Path(result.run) / "history.csv").read_text() == (Path(whole.run) / "history.csv").read_text()
+    assert result.scores["test"] == whole.scores["test"]
+    one, other = (read_best_pt(run.best_pt)[0] for run in (whole, result))
     assert one["format"] == other["format"] == FORMAT
     assert len(one["changed"]) == 2
     for name, tensor in one["tensors"].items():
@@ -63,7 +63,7 @@ def test_the_same_command_typed_again_goes_on_and_restart_begins_anew(interrupte
         interrupted, LEARNS, watch=Watch(on_note=notes.append), options=FinetuneOptions(tmp_path / "runs", restart=True)
     )
     assert not notes
-    assert len((Path(result["run"]) / "history.csv").read_text().splitlines()) == 3
+    assert len((Path(result.run) / "history.csv").read_text().splitlines()) == 3
 
 
 def test_a_damaged_record_of_progress_is_made_anew(interrupted, tmp_path):
@@ -75,7 +75,7 @@ def test_a_damaged_record_of_progress_is_made_anew(interrupted, tmp_path):
         interrupted, LEARNS, watch=Watch(on_note=notes.append), options=FinetuneOptions(tmp_path / "runs")
     )
     assert not notes
-    assert result["test"] == whole["test"]
+    assert result.scores["test"] == whole.scores["test"]
 
 
 def test_a_neighbour_that_ends_leaves_the_progress_of_others(interrupted, tmp_path):

@@ -7,6 +7,19 @@ from collections import Counter
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mmcli.heads.evaluation.metrics import ClassScores, Scores
+from mmcli.heads.experiments.results import (
+    CandidateResult,
+    ClassResult,
+    Comparison,
+    Difference,
+    SplitCandidate,
+    SplitComparison,
+)
+from mmcli.heads.experiments.setup import DataSummary, Protocol
+from mmcli.heads.runs.labelled import RowReport
+from mmcli.heads.runs.run_folder import RunResult, SeedScores
+from mmcli.heads.runs.stages import StageDifference, Stages
 from mmcli.report.comparison_tables import comparison_tables, focus_table, fusions_table, single_split_tables
 from mmcli.report.score_table import ScoreTable
 from mmcli.report.stage2_tables import stages_tables
@@ -24,37 +37,44 @@ CANDIDATES = ["concat", "cross_attn:finetune", "label_smoothing=0.1 lr=0.003 wei
 
 
 def part(classes):
-    score = {"f1": 0.5, "f1_ci": [0.4, 0.6], "recall": 0.5, "recall_ci": [0.4, 0.6]}
-    whole = {"n": 3600, "n_groups": 3437, "macro_f1": 0.5, "macro_f1_ci": [0.4, 0.6]}
-    whole |= {"accuracy": 0.5, "accuracy_ci": [0.4, 0.6], "per_class": dict.fromkeys(classes, score)}
-    return whole | {"confusion": [list(range(len(classes)))] * len(classes)}
+    n = len(classes)
+    per_class = dict.fromkeys(classes, ClassScores(0.5, 0.5, 0.5, (0.4, 0.6), 1200, 1100))
+    return Scores(3600, 3437, 0.5, (0.4, 0.6), 0.5, (0.4, 0.6), per_class, [list(range(n))] * n)
+
+
+def data(classes):
+    return DataSummary("features.h5", "labels.csv", 3600, 163, classes, [1] * len(classes), RowReport(0), split=None)
 
 
 def comparison(classes):
-    names = ("macro_f1", "low", "high", "p_bootstrap", "p_bootstrap_holm", "p_corrected_t_holm")
-    more = {"difference": dict.fromkeys(names, 0.1), "parameters": 12345678, "fit_seconds": 12.3}
-    about = {"folds": 5, "repeats": 2, "rows": 3600, "copies": 163, "without_test": False, "against": CANDIDATES[2]}
-    candidates = [part(classes) | more | {"name": name} for name in CANDIDATES]
-    return about | {"classes": classes, "focus_class": classes[0], "candidates": candidates}
+    n, per_class = len(classes), dict.fromkeys(classes, ClassResult(0.5, (0.4, 0.6), 0.5, (0.4, 0.6)))
+    scores = {"macro_f1": 0.5, "macro_f1_ci": (0.4, 0.6), "accuracy": 0.5, "accuracy_ci": (0.4, 0.6)}
+    scores |= {"per_class": per_class, "confusion": [list(range(n))] * n, "fold_macro_f1": [0.5] * 10}
+    size = {"parameters": 12345678, "fit_seconds": 12.3, "epochs": 7.5, "difference": Difference(*[0.1] * 8)}
+    candidates = [CandidateResult(name, **scores, **size) for name in CANDIDATES]
+    protocol = Protocol(folds=5, repeats=2)
+    return Comparison("f", "compare", data(classes), classes[0], protocol, CANDIDATES[2], 6, candidates, recipes={})
 
 
 def one_split(classes):
-    scores = {"val": part(classes), "test": part(classes), "gap": 0.01, "parameters": 12345678}
-    candidates = [scores | {"name": name} for name in CANDIDATES]
+    candidates = [SplitCandidate(name, part(classes), part(classes), 0.01, 12345678) for name in CANDIDATES]
     rows = {"train": 2880, "val": 354, "test": 366}
-    return {"classes": classes, "focus_class": classes[0], "rows": rows, "candidates": candidates}
+    return SplitComparison("folder", data(classes), rows, classes[0], False, candidates)
 
 
 def stages(classes):
-    scores = {"train": part(classes), "val": part(classes), "test": part(classes)}
-    difference = {"test": {"macro_f1": 0.1, "low": -0.1, "high": 0.2}}
-    return {"stage1": scores, "stage2": scores, "difference": difference, "classes": classes}
+    scores = {name: part(classes) for name in ("train", "val", "test")}
+    both, difference = {"stage1": scores, "stage2": scores}, {"test": StageDifference(0.1, -0.1, 0.2)}
+    return Stages("stage 2", both, "best.pt", difference, {"text": 1}, 1, ["weight"], {}, 1.0)
 
 
 def run(classes):
-    over_seeds = {name: {"mean": 0.5, "sd": 0.01} for name in ("macro_f1", "accuracy")}
-    parts = {"val": part(classes), "test": part(classes), "parameters": 12345678, "seconds": 12.3}
-    return parts | {"seeds": [{"seed": 42}, {"seed": 51}], "over_seeds": {"val": over_seeds, "test": over_seeds}}
+    parts = {name: part(classes) for name in ("val", "test")}
+    alone = {name: {"macro_f1": 0.5, "accuracy": 0.5} for name in parts}
+    seeds = [SeedScores(seed, epochs=9, best_epoch=7, scores=alone) for seed in (42, 51)]
+    about = {"classes": classes, "fusion": "concat", "modality": "both", "head": "mlp", "parameters": 12345678}
+    about |= {"best_epoch": 7, "epochs": 9, "scores": parts, "seeds": seeds, "seconds": 12.3, "rows": RowReport(0)}
+    return RunResult("run", "run/best.pt", **about, offsets=None, stages=None, full_of=None)
 
 
 FUSION = {
@@ -69,7 +89,7 @@ TABLES = {
     "focus": lambda classes: [focus_table(comparison(classes))],
     "single split, compare": lambda classes: single_split_tables(one_split(classes), "compare"),
     "single split, ablate": lambda classes: single_split_tables(one_split(classes), "ablate"),
-    "stages": lambda classes: stages_tables(stages(classes)),
+    "stages": lambda classes: stages_tables(stages(classes), classes),
     "runs": lambda classes: [runs_table({"both": run(classes)})],
     "seeds": lambda classes: [seeds_table(run(classes))],
     "fusions": lambda classes: [fusions_table(FUSIONS, {"image": 512, "text": 512}, len(classes))],

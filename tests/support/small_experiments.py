@@ -13,9 +13,9 @@ POOLED = [name for name, fusion in FUSIONS.items() if not fusion.needs_tokens]
 SMALL = Protocol(folds=3, repeats=2)
 
 
-def out_of_fold(result):
-    """Return the rows of ``out_of_fold.csv``."""
-    with (Path(result["folder"]) / "out_of_fold.csv").open(newline="") as file:
+def out_of_fold(folder):
+    """Return the rows of ``out_of_fold.csv`` in a result folder."""
+    with (Path(folder) / "out_of_fold.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 
 

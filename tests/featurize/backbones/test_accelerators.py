@@ -12,8 +12,18 @@ import pytest
 import torch
 from mmcli.cache import FeatureCache
 from mmcli.featurize import FeaturizeOptions, featurize
-from mmcli.finetune import finetune
-from mmcli.heads import FUSIONS, Recipe, evaluate, load_checkpoint, open_best_pt, predict, predict_logits, train_head
+from mmcli.finetune import FinetuneOptions, finetune
+from mmcli.heads import (
+    FUSIONS,
+    Predictor,
+    Recipe,
+    RunOptions,
+    evaluate,
+    load_checkpoint,
+    open_best_pt,
+    predict_logits,
+    train_head,
+)
 from small_finetune import LEARNS, Naive, Ready, whole_clip, whole_offline
 from tolerances import EXACT, HALF, close_rows, least_cosine_in_bfloat16
 
@@ -91,7 +101,7 @@ def test_a_head_is_the_one_that_the_cpu_trains(sixty, tmp_path, device, settings
     """Few steps of float32 from the same weights, in the same order."""
     recipe = Recipe(**PLAIN | settings)
     found, expected = (
-        load_checkpoint(train_head(sixty, recipe=recipe, options=RunOptions(tmp_path / name, device=where))["best_pt"])
+        load_checkpoint(train_head(sixty, recipe=recipe, options=RunOptions(tmp_path / name, device=where)).best_pt)
         for name, where in (("found", device), ("expected", "cpu"))
     )
     with FeatureCache.open(sixty) as cache:
@@ -112,12 +122,11 @@ def test_a_head_with_batch_norm_learns(sixty, raw_sixty, tiny_clip, tmp_path, de
     before = [each.get_rng_state() for each in generators]
     run = train_head(sixty, recipe=recipe, options=RunOptions(tmp_path / "runs", device=device, seeds=2))
     assert all(torch.equal(each.get_rng_state(), was) for each, was in zip(generators, before, strict=True))
-    with (Path(run["run"]) / "history.csv").open(newline="") as file:
+    with (Path(run.run) / "history.csv").open(newline="") as file:
         losses = [float(record["train_loss"]) for record in csv.DictReader(file) if record["seed"] == str(recipe.seed)]
     assert losses[-1] < 0.8 * losses[0]
-    assert evaluate(run["best_pt"], on="train", device=device)["train"]["n"] == len(
-        load_checkpoint(run["best_pt"]).split.train
-    )
+    scores = evaluate(open_best_pt(run.best_pt, device), on="train").scores["train"]
+    assert scores.n == len(load_checkpoint(run.best_pt).split.train)
 
 
 def test_predictions_are_those_of_the_whole_model(raw_sixty, sixty, tiny_clip, stage1, tmp_path, device):
@@ -126,7 +135,7 @@ def test_predictions_are_those_of_the_whole_model(raw_sixty, sixty, tiny_clip, s
     with torch.no_grad():
         logits = load_checkpoint(best_pt).head(whole_clip(tiny_clip, folder, 1, 1).embed(guids))
     sixty.unlink()
-    found = predict(best_pt, data=folder, device=device)
+    found = Predictor.open(best_pt, device=device).predict(data=folder)
     theirs = softmax(logits)[[guids.index(guid) for guid in found.guids]]
     np.testing.assert_allclose(found.probs, theirs, atol=1e-4)
 
@@ -154,7 +163,7 @@ def test_stage_2_is_the_one_that_the_cpu_trains(stage1, sixty, tmp_path, device,
     """A few steps of float32; its best.pt says the same of cached pairs wherever it is opened."""
     best_pt = stage1(fusion=fusion, **PLAIN)
     found, expected = (
-        finetune(best_pt, LEARNS | settings, options=FinetuneOptions(tmp_path / name, device=where))["best_pt"]
+        finetune(best_pt, LEARNS | settings, options=FinetuneOptions(tmp_path / name, device=where)).best_pt
         for name, where in (("found", device), ("expected", "cpu"))
     )
     with FeatureCache.open(sixty) as cache:

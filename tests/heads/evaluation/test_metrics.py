@@ -8,7 +8,9 @@ from mmcli.cache import MmcliError
 from mmcli.heads.evaluation.metrics import accuracy, f1_per_class, interval, macro_f1, score, softmax
 from mmcli.heads.evaluation.resampling import resampling_units
 from mmcli.heads.model.losses import class_weights
-from mmcli.report.notes import note_about
+from mmcli.heads.runs.labelled import RowReport
+from mmcli.heads.runs.scorer import Evaluation
+from mmcli.report.notes import note_about_run
 from scipy import stats
 from sklearn import metrics as witness
 
@@ -22,16 +24,16 @@ def test_scores_equal_scikit_learn(rows):
     true, predicted = (np.array(row, dtype=np.int64) for row in rows)
     found = score(true, predicted, ["a", "b", "c", "d"])
     known = {"labels": range(4), "zero_division": np.nan}
-    assert found["confusion"] == witness.confusion_matrix(true, predicted, labels=range(4)).tolist()
+    assert found.confusion == witness.confusion_matrix(true, predicted, labels=range(4)).tolist()
     with_rows = {"labels": np.unique(true), "zero_division": np.nan}
-    assert found["macro_f1"] == pytest.approx(witness.f1_score(true, predicted, average="macro", **with_rows))
-    assert found["accuracy"] == pytest.approx(witness.accuracy_score(true, predicted))
+    assert found.macro_f1 == pytest.approx(witness.f1_score(true, predicted, average="macro", **with_rows))
+    assert found.accuracy == pytest.approx(witness.accuracy_score(true, predicted))
     theirs = witness.precision_recall_fscore_support(true, predicted, **known)
-    for index, ours in enumerate(found["per_class"].values()):
+    for index, ours in enumerate(found.per_class.values()):
         for name, values in zip(("precision", "recall", "f1", "support"), theirs, strict=True):
             undefined = np.isnan(values[index]) or (name == "f1" and index not in true)
             expected = values[index] if not undefined else None if name == "f1" else 0
-            assert ours[name] == (expected if expected is None else pytest.approx(expected))
+            assert getattr(ours, name) == (expected if expected is None else pytest.approx(expected))
 
 
 def drawn(true, predicted, replicates, groups=None, n_classes=3):
@@ -76,11 +78,11 @@ def test_the_bootstrap_equals_drawing_groups_and_scoring_with_scikit_learn(group
         assert ours.std() == pytest.approx(naive[:, number].std(), rel=0.1)
         assert interval(ours) == pytest.approx(np.quantile(naive[:, number], [0.025, 0.975]), abs=0.02)
     found = score(true, predicted, ["a", "b", "c"], groups)
-    assert (found["n"], found["n_groups"]) == (len(true), len(group_sizes))
-    assert found["accuracy_ci"] == pytest.approx(np.quantile(naive[:, 1], [0.025, 0.975]), abs=0.02)
-    assert found["macro_f1_ci"] == pytest.approx(np.quantile(naive[:, 0], [0.025, 0.975]), abs=0.02)
+    assert (found.n, found.n_groups) == (len(true), len(group_sizes))
+    assert found.accuracy_ci == pytest.approx(np.quantile(naive[:, 1], [0.025, 0.975]), abs=0.02)
+    assert found.macro_f1_ci == pytest.approx(np.quantile(naive[:, 0], [0.025, 0.975]), abs=0.02)
     for number, name in enumerate("abc"):
-        assert found["per_class"][name]["groups"] == len(set(groups[true == number].tolist()))
+        assert found.per_class[name].groups == len(set(groups[true == number].tolist()))
 
 
 def test_without_copies_the_draws_are_one_multinomial_over_the_confusion_matrix():
@@ -89,7 +91,7 @@ def test_without_copies_the_draws_are_one_multinomial_over_the_confusion_matrix(
     expected = np.random.default_rng(0).multinomial(150, counts.ravel() / 150, size=2000).reshape(-1, 3, 3)
     for numbers in (None, groups):
         assert np.array_equal(drawn(true, predicted, 2000, numbers), expected)
-        assert score(true, predicted, ["a", "b", "c"], numbers)["macro_f1_ci"] == interval(macro_f1(expected))
+        assert score(true, predicted, ["a", "b", "c"], numbers).macro_f1_ci == interval(macro_f1(expected))
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9)), min_size=1, max_size=40))
@@ -116,7 +118,7 @@ def test_an_interval_covers_the_truth_about_as_often_as_it_says_with_copies_too(
     for _ in range(150):
         right = (random.random(360 // copies) < 0.7)[groups]
         true = random.integers(0, 3, 360 // copies)[groups]
-        low, high = score(true, np.where(right, true, (true + 1) % 3), ["a", "b", "c"], groups)["accuracy_ci"]
+        low, high = score(true, np.where(right, true, (true + 1) % 3), ["a", "b", "c"], groups).accuracy_ci
         covered.append(low <= 0.7 <= high)
     assert 0.90 <= np.mean(covered) <= 0.99
 
@@ -156,7 +158,7 @@ def test_no_row_is_no_score():
 def test_scores_that_rest_on_too_few_rows_are_said_so(capsys):
     def notes(true, predicted, groups=None):
         scores = score(np.array(true), np.array(predicted), ["a", "b", "c"], groups)
-        note_about({"labels_without_features": 0, "test": scores})
+        note_about_run(Evaluation("best.pt", ["a", "b", "c"], "concat", "both", {"test": scores}, RowReport(0)))
         return capsys.readouterr().err
 
     many = [0] * 20 + [1] * 20
@@ -171,7 +173,7 @@ def test_scores_that_rest_on_too_few_rows_are_said_so(capsys):
 
 def test_a_perfect_head_has_no_interval_below_one_though_resamples_miss_a_class():
     classes = np.array([0] * 5 + [1] * 4 + [2])
-    assert score(classes, classes, ["a", "b", "c"])["macro_f1_ci"] == [1, 1]
+    assert score(classes, classes, ["a", "b", "c"]).macro_f1_ci == (1, 1)
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 from conftest import rewrite
 from mmcli.cache import DataError, Features, MmcliError, read_labels
-from mmcli.heads import Recipe, Rows, evaluate, load_checkpoint, train_head
+from mmcli.heads import Recipe, Rows, RunOptions, evaluate, load_checkpoint, train_head
+from mmcli.heads.evaluation.division import SplitOptions
 from mmcli.heads.evaluation.folds import repeated_folds
 from mmcli.heads.experiments import Protocol, Setup, candidates_of, compare, modalities_of, single_split
 from mmcli.heads.experiments import fits as fits_module
 from mmcli.heads.experiments.comparison import out_of_fold as out_of_fold_logits
 from mmcli.heads.experiments.comparison import score_candidates
 from mmcli.heads.experiments.fits import Data, FoldFit
-from mmcli.heads.experiments.results import write_out_of_fold
+from mmcli.heads.experiments.results import Comparison, write_out_of_fold
 from mmcli.report.comparison_tables import comparison_tables, single_split_tables, verdict
 from mmcli.report.tables import score_tables
 from PIL import Image
@@ -26,17 +27,17 @@ from small_experiments import POOLED, QUICK, SMALL, out_of_fold
 
 def test_the_scores_are_those_of_scikit_learn_on_the_written_probabilities(setup):
     result = compare(setup, candidates_of(["concat", "late", "linear"], QUICK), SMALL)
-    rows = out_of_fold(result)
+    rows = out_of_fold(result.folder)
     assert len(rows) == 3 * 2 * 400
     tags = read_labels(setup.labels)
-    for entry in result["candidates"]:
+    for entry in result.candidates:
         scores = []
         for repeat in ("0", "1"):
-            of_repeat = [row for row in rows if (row["candidate"], row["repeat"]) == (entry["name"], repeat)]
+            of_repeat = [row for row in rows if (row["candidate"], row["repeat"]) == (entry.name, repeat)]
             assert [row["guid"] for row in of_repeat] == list(tags)
             true = [row["tag"] for row in of_repeat]
             assert true == list(tags.values())
-            said = [max(result["classes"], key=lambda name, row=row: float(row[name])) for row in of_repeat]
+            said = [max(result.data.classes, key=lambda name, row=row: float(row[name])) for row in of_repeat]
             scores.append(
                 (
                     f1_score(true, said, average="macro"),
@@ -50,31 +51,31 @@ def test_the_scores_are_those_of_scikit_learn_on_the_written_probabilities(setup
                               strict=True), average="macro")
                 for fold in ("0", "1", "2")
             ]  # fmt: skip
-            assert entry["fold_macro_f1"][3 * int(repeat) : 3 * int(repeat) + 3] == pytest.approx(folds)
+            assert entry.fold_macro_f1[3 * int(repeat) : 3 * int(repeat) + 3] == pytest.approx(folds)
         macro, accuracy, *by_class = np.mean(scores, axis=0)
-        assert entry["macro_f1"] == pytest.approx(macro)
-        assert entry["accuracy"] == pytest.approx(accuracy)
-        found = [entry["per_class"][name][what] for what in ("f1", "recall") for name in result["classes"]]
+        assert entry.macro_f1 == pytest.approx(macro)
+        assert entry.accuracy == pytest.approx(accuracy)
+        found = [getattr(entry.per_class[name], what) for what in ("f1", "recall") for name in result.data.classes]
         assert found == pytest.approx(by_class)
-        assert entry["macro_f1_ci"][0] < entry["macro_f1"] < entry["macro_f1_ci"][1]
-        if entry["difference"]:
-            best = result["candidates"][0]
-            assert entry["difference"]["macro_f1"] == pytest.approx(entry["macro_f1"] - best["macro_f1"])
+        assert entry.macro_f1_ci[0] < entry.macro_f1 < entry.macro_f1_ci[1]
+        if entry.difference:
+            best = result.candidates[0]
+            assert entry.difference.macro_f1 == pytest.approx(entry.macro_f1 - best.macro_f1)
 
 
 def test_a_result_folder_holds_everything(setup):
     result = compare(setup, candidates_of(["concat", "film"], QUICK), SMALL)
-    folder = Path(result["folder"])
+    folder = Path(result.folder)
     assert folder.name.endswith("-compare")
     assert (setup.out / "latest").resolve() == folder.resolve()
     assert {path.name for path in folder.iterdir()} == {
         "results.json", "results.csv", "results.png", "out_of_fold.csv",
     }  # fmt: skip
-    assert json.loads((folder / "results.json").read_text()) == json.loads(json.dumps(result))
+    assert json.loads((folder / "results.json").read_text()) == json.loads(json.dumps(result.to_dict()))
     with (folder / "results.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["candidate"] for row in rows] == [entry["name"] for entry in result["candidates"]]
-    assert float(rows[1]["difference"]) == pytest.approx(result["candidates"][1]["difference"]["macro_f1"], abs=1e-6)
+    assert [row["candidate"] for row in rows] == [entry.name for entry in result.candidates]
+    assert float(rows[1]["difference"]) == pytest.approx(result.candidates[1].difference.macro_f1, abs=1e-6)
     assert (rows[0]["difference"], rows[0]["against"], rows[1]["against"]) == ("", "", rows[0]["candidate"])
     with Image.open(folder / "results.png") as image:
         assert len(image.convert("RGB").getcolors(1 << 20)) > 20
@@ -83,12 +84,12 @@ def test_a_result_folder_holds_everything(setup):
 def test_both_modalities_are_better_than_either_where_both_are_needed(setup):
     recipe = Recipe(epochs=15, hidden=(16,), lr=5e-3)
     result = compare(setup, modalities_of(recipe), SMALL, against="both", what="ablate")
-    assert result["candidates"][0]["name"] == "both"
-    for entry in result["candidates"][1:]:
-        assert entry["difference"]["high"] < 0
-        assert entry["difference"]["p_bootstrap_holm"] < 0.05
-    assert result["focus_class"] == min(
-        result["classes"], key=lambda name: result["counts"][result["classes"].index(name)]
+    assert result.candidates[0].name == "both"
+    for entry in result.candidates[1:]:
+        assert entry.difference.high < 0
+        assert entry.difference.p_bootstrap_holm < 0.05
+    assert result.focus_class == min(
+        result.data.classes, key=lambda name: result.data.counts[result.data.classes.index(name)]
     )
 
 
@@ -107,17 +108,17 @@ def test_the_seed_differs_from_fold_to_fold_and_is_the_same_for_all_candidates(s
 
 def test_without_test_the_test_rows_are_left_out_of_compare(setup, learnable, tmp_path):
     run = train_head(*learnable, QUICK, split=SplitOptions(seed=5), options=RunOptions(tmp_path / "runs"))
-    split = load_checkpoint(run["best_pt"]).split
-    there = Setup(setup.cache, setup.labels, split_seed=5, out=setup.out, jobs=1)
+    split = load_checkpoint(run.best_pt).split
+    there = Setup(setup.cache, setup.labels, SplitOptions(seed=5), out=setup.out, jobs=1)
     result = compare(there, candidates_of(["concat"], QUICK), Protocol(3, 1, without_test=True))
-    assert {row["guid"] for row in out_of_fold(result)} == {*split.train, *split.val}
+    assert {row["guid"] for row in out_of_fold(result.folder)} == {*split.train, *split.val}
 
 
 @pytest.mark.parametrize("name", POOLED)
 def test_every_pooled_fusion_and_the_linear_heads_can_be_compared(setup, name):
     names = [name, f"{name}:linear"] if name in ("concat", "product", "late") else [name]
     result = compare(setup, candidates_of(names, QUICK), Protocol(2, 1))
-    assert all(entry["macro_f1"] > 0.3 for entry in result["candidates"])
+    assert all(entry.macro_f1 > 0.3 for entry in result.candidates)
 
 
 def test_decision_offsets_are_fitted_on_the_rows_to_stop_by(setup, monkeypatch):
@@ -179,13 +180,13 @@ def test_one_class_only(setup):
 def test_differences_from_the_best_allow_for_every_pair(setup):
     names = ["concat", "film", "late", "product"]
     best = compare(setup, candidates_of(names, QUICK), SMALL)
-    assert best["differences_tested"] == 6
-    fixed = compare(setup, candidates_of(names, QUICK), SMALL, against=best["against"])
-    assert fixed["differences_tested"] == 3
-    for one, other in zip(best["candidates"], fixed["candidates"], strict=True):
-        if one["difference"]:
-            assert one["difference"]["p_bootstrap"] == other["difference"]["p_bootstrap"]
-            assert one["difference"]["p_bootstrap_holm"] >= other["difference"]["p_bootstrap_holm"]
+    assert best.differences_tested == 6
+    fixed = compare(setup, candidates_of(names, QUICK), SMALL, against=best.against)
+    assert fixed.differences_tested == 3
+    for one, other in zip(best.candidates, fixed.candidates, strict=True):
+        if one.difference:
+            assert one.difference.p_bootstrap == other.difference.p_bootstrap
+            assert one.difference.p_bootstrap_holm >= other.difference.p_bootstrap_holm
 
 
 def made_up_fits(n_candidates, hits, n=300, seed=0):
@@ -207,18 +208,19 @@ def made_up_fits(n_candidates, hits, n=300, seed=0):
 def test_among_twenty_candidates_one_that_is_far_better_is_called_different():
     """With 190 pairs, 5,000 replicates alone could never do so: 190 times their smallest p is .076."""
     data, fits, _ = made_up_fits(20, [0.95, *[0.3] * 19])
-    scored = score_candidates(data, out_of_fold_logits(fits, 300, 3, 2), fits)
-    assert (scored["against"], scored["differences_tested"]) == ("0", 190)
-    adjusted = [entry["difference"]["p_bootstrap_holm"] for entry in scored["candidates"][1:]]
+    candidates, against, tested = score_candidates(data, out_of_fold_logits(fits, 300, 3, 2), fits)
+    assert (against, tested) == ("0", 190)
+    adjusted = [entry.difference.p_bootstrap_holm for entry in candidates[1:]]
     assert max(adjusted) < 0.01
-    assert "Different from 0 by both tests" in verdict({**scored, "folds": 5, "repeats": 2})
+    result = Comparison("folder", "compare", None, "a", Protocol(5, 2), against, tested, candidates, recipes={})
+    assert "Different from 0 by both tests" in verdict(result)
 
 
 def test_among_twenty_equal_candidates_none_is_called_different():
     for seed in range(3):
         data, fits, _ = made_up_fits(20, [0.5] * 20, seed=seed)
-        scored = score_candidates(data, out_of_fold_logits(fits, 300, 3, 2), fits)
-        assert min(entry["difference"]["p_bootstrap_holm"] for entry in scored["candidates"][1:]) > 0.05
+        candidates, _, _ = score_candidates(data, out_of_fold_logits(fits, 300, 3, 2), fits)
+        assert min(entry.difference.p_bootstrap_holm for entry in candidates[1:]) > 0.05
 
 
 def test_the_probabilities_are_written_in_bounded_memory(tmp_path):
@@ -255,28 +257,28 @@ def test_copies_are_drawn_together(setup, learnable):
     rewrite(learnable[0], repeat)
     setup.labels.write_text("guid,tag\n" + "".join(f"{row},{tags[row // 5]}\n" for row in range(400)))
     result = compare(setup, candidates_of(["linear"], QUICK), SMALL)
-    assert result["copies"] == 320
-    (entry,) = result["candidates"]
-    low, high = entry["accuracy_ci"]
-    error = np.sqrt(entry["accuracy"] * (1 - entry["accuracy"]) / 80)
+    assert result.data.copies == 320
+    (entry,) = result.candidates
+    low, high = entry.accuracy_ci
+    error = np.sqrt(entry.accuracy * (1 - entry.accuracy) / 80)
     assert high - low == pytest.approx(2 * 1.96 * error, rel=0.2)
     assert "400 rows in 80 groups of copies" in comparison_tables(result)[0].title
     run = train_head(
         *learnable, QUICK, split=SplitOptions(group_duplicates=True), options=RunOptions(setup.out / "runs")
     )
-    for scores in (run["test"], evaluate(run["best_pt"], on="test")["test"]):
-        assert (scores["n"], scores["n_groups"]) == (len(load_checkpoint(run["best_pt"]).split.test), scores["n"] // 5)
-        assert scores["accuracy_ci"] == run["test"]["accuracy_ci"]
+    for scores in (run.scores["test"], evaluate(run.best_pt, on="test").scores["test"]):
+        assert (scores.n, scores.n_groups) == (len(load_checkpoint(run.best_pt).split.test), scores.n // 5)
+        assert scores.accuracy_ci == run.scores["test"].accuracy_ci
     split = single_split(
-        Setup(*learnable, out=setup.out, jobs=1, group_duplicates=True), candidates_of(["concat"], QUICK)
+        Setup(*learnable, SplitOptions(group_duplicates=True), setup.out, jobs=1), candidates_of(["concat"], QUICK)
     )
-    assert split["candidates"][0]["test"]["n_groups"] == run["test"]["n_groups"]
+    assert split.candidates[0].test.n_groups == run.scores["test"].n_groups
     assert "copies drawn together" in single_split_tables(split, "compare")[0].title
-    overall = score_tables({"test": run["test"]}, result["classes"])[0]
+    overall = score_tables({"test": run.scores["test"]}, result.data.classes)[0]
     assert "copies drawn together" in overall.title
-    assert [row[1] for row in overall.rows] == [f"{run['test']['n']} in {run['test']['n_groups']} groups"]
+    assert [row[1] for row in overall.rows] == [f"{run.scores['test'].n} in {run.scores['test'].n_groups} groups"]
 
 
 def test_the_largest_seeds_there_are(setup):
     recipe = QUICK.changed(seed=2**32 - 1)
-    assert compare(setup, candidates_of(["concat"], recipe), Protocol(2, 2, seed=2**32 - 1))["repeats"] == 2
+    assert compare(setup, candidates_of(["concat"], recipe), Protocol(2, 2, seed=2**32 - 1)).protocol.repeats == 2

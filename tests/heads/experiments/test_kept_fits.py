@@ -28,7 +28,7 @@ def test_finished_fits_are_kept_and_shared(setup, fitted):
     assert len(fitted) == 12
     again = compare(setup, candidates_of(["concat", "film", "late"], QUICK), SMALL)
     assert fitted[12:] == ["late"] * 6
-    old, new = ({each["name"]: each["macro_f1"] for each in result["candidates"]} for result in (first, again))
+    old, new = ({each.name: each.macro_f1 for each in result.candidates} for result in (first, again))
     assert {name: new[name] for name in old} == old
     compare(setup, modalities_of(QUICK), SMALL, what="ablate")
     assert fitted[18:] == ["text"] * 6 + ["image"] * 6  # `both` is concat
@@ -71,7 +71,7 @@ def test_a_kept_fit_is_used_only_where_its_rows_were_read_in_the_same_order(setu
             beside = labelled._PROCESS_BYTES + labelled._BYTES_PER_ROW * len(cache)
         limit = None if for_features is None else beside + for_features
         result = compare(replace(setup, max_bytes=limit), candidates, protocol)
-        return [[row[name] for name in result["classes"]] for row in out_of_fold(result)]
+        return [[row[name] for name in result.data.classes] for row in out_of_fold(result.folder)]
 
     in_memory = probabilities(None)
     assert len(fitted) == 2
@@ -137,9 +137,9 @@ def test_the_result_does_not_depend_on_the_number_of_processes(setup, tmp_path):
     for jobs in (1, 2):
         there = Setup(setup.cache, setup.labels, out=tmp_path / f"jobs{jobs}", jobs=jobs)
         results.append(compare(there, candidates_of(["concat", "late"], QUICK), SMALL))
-    first, second = ([(each["name"], each["macro_f1"]) for each in result["candidates"]] for result in results)
+    first, second = ([(each.name, each.macro_f1) for each in result.candidates] for result in results)
     assert first == second
-    assert out_of_fold(results[0]) == out_of_fold(results[1])
+    assert out_of_fold(results[0].folder) == out_of_fold(results[1].folder)
 
 
 def test_killed_in_the_middle_an_experiment_goes_on_where_it_was(setup, fitted):

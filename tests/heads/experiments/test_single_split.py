@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from conftest import synthetic_block, write_cache
 from mmcli.cache import FeatureCache
-from mmcli.heads import load_checkpoint, train_head
+from mmcli.heads import RunOptions, load_checkpoint, train_head
+from mmcli.heads.evaluation.division import SplitOptions
 from mmcli.heads.experiments import Setup, candidates_of, single_split
 from small_experiments import QUICK
 
@@ -14,17 +15,17 @@ from small_experiments import QUICK
 def test_the_single_split_is_that_of_train_head(setup, learnable, tmp_path):
     run = train_head(*learnable, QUICK, options=RunOptions(tmp_path / "runs"))
     result = single_split(setup, candidates_of(["concat", "film"], QUICK))
-    entry = result["candidates"][0]
-    assert result["rows"] == {"train": 320, "val": 40, "test": 40}
+    entry = result.candidates[0]
+    assert result.n_rows == {"train": 320, "val": 40, "test": 40}
     for part in ("val", "test"):
-        assert entry[part]["macro_f1"] == pytest.approx(run[part]["macro_f1"])
-    assert entry["gap"] == pytest.approx(run["val"]["macro_f1"] - run["test"]["macro_f1"])
-    assert entry["parameters"] == run["parameters"]
+        assert getattr(entry, part).macro_f1 == pytest.approx(run.scores[part].macro_f1)
+    assert entry.gap == pytest.approx(run.scores["val"].macro_f1 - run.scores["test"].macro_f1)
+    assert entry.parameters == run.parameters
 
 
 def test_a_single_split_of_some_classes_only_and_its_notes(setup, learnable, tmp_path, cli):
     run = train_head(*learnable, QUICK, options=RunOptions(tmp_path / "runs"))
-    seen = load_checkpoint(run["best_pt"]).split
+    seen = load_checkpoint(run.best_pt).split
     path, labels = learnable
     with FeatureCache.open(path) as cache:
         image, text = cache.embeddings()
@@ -35,17 +36,17 @@ def test_a_single_split_of_some_classes_only_and_its_notes(setup, learnable, tmp
     ]
     write_cache(path, block)
     labels.write_text(labels.read_text() + "400,furious\n")
-    there = Setup(path, labels, split_dir=Path(run["run"]) / "splits", new="none", out=setup.out, jobs=1)
+    there = Setup(path, labels, SplitOptions(Path(run.run) / "splits", new="none"), setup.out, jobs=1)
     result = single_split(there, candidates_of(["concat"], QUICK.changed(offsets=True)))
-    assert result["classes"] == ["negative", "neutral", "positive"]
-    assert (result["duplicates_separated"], result["offsets"]) == (5, True)
+    assert result.data.classes == ["negative", "neutral", "positive"]
+    assert (result.data.rows.duplicates_separated, result.offsets) == (5, True)
     arguments = (
         "--cache",
         path,
         "--labels",
         labels,
         "--split-dir",
-        Path(run["run"]) / "splits",
+        Path(run.run) / "splits",
         "--epochs",
         "1",
         "--new",

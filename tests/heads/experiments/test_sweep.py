@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from conftest import rewrite
 from mmcli.cache import MmcliError, read_labels
-from mmcli.heads import load_checkpoint, train_head
+from mmcli.heads import RunOptions, load_checkpoint, train_head
+from mmcli.heads.evaluation.division import SplitOptions
 from mmcli.heads.experiments import Protocol, Setup, grid_of, sweep
 from mmcli.heads.experiments.tuning import settings_to_try
 from small_experiments import QUICK, out_of_fold
@@ -13,12 +14,12 @@ from small_experiments import QUICK, out_of_fold
 def test_a_sweep_never_sees_the_test_rows(setup, learnable, tmp_path, fitted):
     """Other labels and features of the test rows change nothing, not even which kept fits are used."""
     path, labels = learnable
-    split = load_checkpoint(train_head(path, labels, QUICK, options=RunOptions(tmp_path / "runs"))["best_pt"]).split
+    split = load_checkpoint(train_head(path, labels, QUICK, options=RunOptions(tmp_path / "runs")).best_pt).split
     grid = grid_of(["lr=1e-3,1e-2", "dropout=0.2"])
     first = sweep(setup, QUICK, grid, protocol=Protocol(3, 1))
     assert len(fitted) == 9
-    assert {row["guid"] for row in out_of_fold(first)} == {*split.train, *split.val}
-    assert first["candidates"][0]["name"] in ("as it is", "dropout=0.2 lr=0.001", "dropout=0.2 lr=0.01")
+    assert {row["guid"] for row in out_of_fold(first.folder)} == {*split.train, *split.val}
+    assert first.candidates[0].name in ("current settings", "dropout=0.2 lr=0.001", "dropout=0.2 lr=0.01")
     test = set(split.test)
     guids = list(read_labels(labels))
 
@@ -28,18 +29,18 @@ def test_a_sweep_never_sees_the_test_rows(setup, learnable, tmp_path, fitted):
     rewrite(path, spoil)
     again = sweep(setup, QUICK, grid, protocol=Protocol(3, 1))
     assert len(fitted) == 9
-    assert again["candidates"] == first["candidates"]
-    assert again["best"] == first["best"]
+    assert again.candidates == first.candidates
+    assert again.best == first.best
 
 
 def test_a_sweep_leaves_out_the_test_rows_of_a_grouped_split(setup, learnable, tmp_path):
     run = train_head(
         *learnable, QUICK, split=SplitOptions(group_duplicates=True), options=RunOptions(tmp_path / "runs")
     )
-    split = load_checkpoint(run["best_pt"]).split
-    there = Setup(setup.cache, setup.labels, group_duplicates=True, out=setup.out, jobs=1)
+    split = load_checkpoint(run.best_pt).split
+    there = Setup(setup.cache, setup.labels, SplitOptions(group_duplicates=True), setup.out, jobs=1)
     result = sweep(there, QUICK, grid_of(["lr=1e-3"]), protocol=Protocol(2, 1))
-    assert {row["guid"] for row in out_of_fold(result)} == {*split.train, *split.val}
+    assert {row["guid"] for row in out_of_fold(result.folder)} == {*split.train, *split.val}
 
 
 def test_settings_of_a_sweep():
@@ -88,6 +89,6 @@ def test_settings_without_effect_are_refused_and_equal_ones_tried_once(setup):
     with pytest.raises(MmcliError, match=r"lr_attn has no effect on this head \(concat, mlp\)"):
         sweep(setup, QUICK, grid_of(["lr_attn=1e-3,1e-2"]), protocol=Protocol(2, 1))
     result = sweep(setup, QUICK, grid_of(["loss=ce,focal", "focal_gamma=1,2"]), protocol=Protocol(2, 1))
-    assert sorted(entry["name"] for entry in result["candidates"]) == [
-        "as it is", "focal_gamma=1 loss=focal", "focal_gamma=2 loss=focal",
+    assert sorted(entry.name for entry in result.candidates) == [
+        "current settings", "focal_gamma=1 loss=focal", "focal_gamma=2 loss=focal",
     ]  # fmt: skip

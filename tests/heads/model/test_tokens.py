@@ -145,7 +145,7 @@ def test_damaged_tokens_are_said_to_be(tmp_path):
 
 
 def test_cross_attention_is_the_same_to_the_bit_in_processes_of_its_own(stored, tmp_path):
-    from mmcli.heads import train_head
+    from mmcli.heads import RunOptions, train_head
 
     labels = tmp_path / "labels.csv"
     labels.write_text("guid,tag\n" + "".join(f"{row},{'abc'[row % 3]}\n" for row in range(N)))
@@ -154,7 +154,7 @@ def test_cross_attention_is_the_same_to_the_bit_in_processes_of_its_own(stored, 
         train_head(stored[0], labels, recipe, options=RunOptions(tmp_path / f"jobs{jobs}", seeds=2, jobs=jobs))
         for jobs in (1, 2)
     ]
-    first, second = (Path(run["best_pt"]).read_bytes() for run in runs)
+    first, second = (Path(run.best_pt).read_bytes() for run in runs)
     assert first == second
 
 

@@ -9,7 +9,7 @@ from random import Random
 import pytest
 import torch
 from mmcli.cache import CheckpointError
-from mmcli.heads import Recipe, evaluate, load_checkpoint, predict, train_head
+from mmcli.heads import Recipe, RunOptions, evaluate, load_checkpoint, predict, train_head
 from mmcli.heads.runs.fit_store import FitStore
 from mmcli.heads.runs.tensor_file import TensorFileError, read_tensor_file, write_tensor_file
 
@@ -18,7 +18,7 @@ from mmcli.heads.runs.tensor_file import TensorFileError, read_tensor_file, writ
 def best_pt(learnable, tmp_path):
     path, labels = learnable
     recipe = Recipe(epochs=2, hidden=(8,))
-    return train_head(path, labels, recipe, options=RunOptions(tmp_path / "runs", seeds=2, jobs=1))["best_pt"]
+    return train_head(path, labels, recipe, options=RunOptions(tmp_path / "runs", seeds=2, jobs=1)).best_pt
 
 
 def same(one, other):

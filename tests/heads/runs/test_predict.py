@@ -12,7 +12,17 @@ from mmcli.cache import BackboneError, CacheError, CheckpointError, DataError, F
 from mmcli.featurize import FeaturizeOptions, featurize, source
 from mmcli.featurize.backbones.huggingface import HuggingFaceBackbone
 from mmcli.featurize.pairs.pair import Pair
-from mmcli.heads import FUSIONS, Predictor, Recipe, evaluate, load_checkpoint, predict, predict_logits, train_head
+from mmcli.heads import (
+    FUSIONS,
+    Predictor,
+    Recipe,
+    RunOptions,
+    evaluate,
+    load_checkpoint,
+    predict,
+    predict_logits,
+    train_head,
+)
 from small_experiments import QUICK
 from tolerances import close_rows
 
@@ -24,7 +34,7 @@ def trained(pairs, tiny_clip, tmp_path):
     cache = tmp_path / "f.h5"
     featurize(folder, labels, cache, FeaturizeOptions(backbone=str(tiny_clip), dtype="float32"))
     run = train_head(cache, recipe=Recipe(epochs=2, hidden=(8,)), options=RunOptions(tmp_path / "runs"))
-    return folder, cache, run["best_pt"]
+    return folder, cache, run.best_pt
 
 
 @pytest.fixture
@@ -61,8 +71,8 @@ def test_every_fusion_says_the_same_of_the_raw_pair_as_of_the_cache(pairs, tiny_
     options = FeaturizeOptions(backbone=str(tiny_clip), dtype="float32", tokens=True)
     featurize(folder, labels, cache_path, options)
     recipe = Recipe(fusion=fusion, epochs=3, hidden=(8,), lr=1e-2, lr_attn=1e-1)
-    best_pt = train_head(cache_path, recipe=recipe, options=RunOptions(tmp_path / "runs"))["best_pt"]
-    again = train_head(cache_path, recipe=recipe, options=RunOptions(tmp_path / "more"))["best_pt"]
+    best_pt = train_head(cache_path, recipe=recipe, options=RunOptions(tmp_path / "runs")).best_pt
+    again = train_head(cache_path, recipe=recipe, options=RunOptions(tmp_path / "more")).best_pt
     assert Path(best_pt).read_bytes() == Path(again).read_bytes()  # same seed, same bits
     checkpoint = load_checkpoint(best_pt)
     with FeatureCache.open(cache_path) as cache:
@@ -86,7 +96,7 @@ def test_cross_attention_and_a_cache_without_tokens(pairs, tiny_clip, tmp_path, 
         options = FeaturizeOptions(backbone=str(tiny_clip), dtype="float32", tokens=path == with_tokens)
         featurize(folder, labels, path, options)
     recipe = Recipe(fusion="cross_attn", epochs=1, hidden=(8,))
-    best_pt = train_head(with_tokens, recipe=recipe, options=RunOptions(tmp_path / "runs"))["best_pt"]
+    best_pt = train_head(with_tokens, recipe=recipe, options=RunOptions(tmp_path / "runs")).best_pt
     ids = tmp_path / "ids.csv"
     ids.write_text("guid\n7\n3\n")
     expected = predict(best_pt, ids=ids).probs
@@ -151,12 +161,14 @@ def test_a_backbone_that_was_moved_or_is_another(trained, tiny_clip, tmp_path):
     folder, _, best_pt = trained
     pair = (folder / "3.jpg", "a text")
     moved = shutil.copytree(tiny_clip, tmp_path / "moved")
-    assert predict(best_pt, pair=pair, backbone=str(moved)).labels == predict(best_pt, pair=pair).labels
+    assert (
+        Predictor.open(best_pt, backbone=str(moved)).predict(pairs=[pair]).labels == predict(best_pt, pair=pair).labels
+    )
     (moved / "merges.txt").write_text("#version: 0.2\na b\n")
     with pytest.raises(BackboneError, match=r"not the backbone.*merges.txt.*--backbone"):
-        predict(best_pt, pair=pair, backbone=str(moved))
+        Predictor.open(best_pt, backbone=str(moved)).predict(pairs=[pair])
     with pytest.raises(BackboneError, match="no such backbone folder"):
-        predict(best_pt, pair=pair, backbone="/nowhere/clip")
+        Predictor.open(best_pt, backbone="/nowhere/clip").predict(pairs=[pair])
 
 
 def test_without_a_cache_listed_pairs_need_a_folder(trained, tmp_path):
@@ -181,7 +193,7 @@ def test_cached_rows_that_are_not_finite_are_not_predicted(learnable, tmp_path):
     rewrite(path, spoil)
     (tmp_path / "ids.csv").write_text("guid\n3\n119\n")
     with pytest.raises(MmcliError, match="image embeddings that are not finite or all zero, the first is '119'"):
-        predict(run["best_pt"], ids=tmp_path / "ids.csv")
+        predict(run.best_pt, ids=tmp_path / "ids.csv")
 
 
 def manifest_of(folder, guids, path):
@@ -272,7 +284,7 @@ def test_a_predictor_loads_its_encoder_once(trained, tmp_path, monkeypatch, tiny
 def test_a_run_that_was_moved_together_with_its_cache(trained, tmp_path):
     _, cache, best_pt = trained
     expected = predict(best_pt, ids=["7", "3"]).probs
-    scores = evaluate(best_pt)["test"]
+    scores = evaluate(best_pt).scores["test"]
     run = Path(best_pt).parent
     moved = tmp_path / "moved"
     (moved / "runs").mkdir(parents=True)
@@ -280,7 +292,7 @@ def test_a_run_that_was_moved_together_with_its_cache(trained, tmp_path):
     cache.rename(moved / cache.name)
     here = moved / "runs" / run.name / "best.pt"
     assert np.array_equal(predict(here, ids=["7", "3"]).probs, expected)
-    assert evaluate(here)["test"] == scores
+    assert evaluate(here).scores["test"] == scores
     other = rewrite_as_another(moved / cache.name)
     with pytest.raises(CacheError, match=r"no feature cache at .*, and .*moved.*holds other features or other pairs"):
         evaluate(here)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from conftest import synthetic_block, write_cache
 from mmcli.cache import DataError, FeatureCache, MmcliError, read_labels
-from mmcli.heads import evaluate, load_checkpoint, train_full, train_head
+from mmcli.heads import RunOptions, evaluate, load_checkpoint, train_full, train_head
+from mmcli.heads.evaluation.division import SplitOptions
 from mmcli.heads.experiments import Protocol, Setup, candidates_of, compare
 from sklearn.metrics import f1_score
 from small_experiments import LEARNS, QUICK, out_of_fold, write_tags
@@ -29,17 +30,17 @@ def rare(tmp_path):
 def test_rare_classes_train_only_and_are_not_in_the_macro_f1(rare, tmp_path, cli):
     path, labels = rare
     run = train_head(path, labels, LEARNS, options=RunOptions(tmp_path / "runs"))
-    split, tags = load_checkpoint(run["best_pt"]).split, read_labels(labels)
-    assert run["classes"] == ["cat", "dog", "emu", "fox", "gnu"]
-    assert run["rare_classes"] == {"emu": 3, "fox": 4, "gnu": 6}
-    assert (run["rare_classes_need"], run["rare_train_only"]) == (10, ["emu", "fox", "gnu"])
+    split, tags = load_checkpoint(run.best_pt).split, read_labels(labels)
+    assert run.classes == ["cat", "dog", "emu", "fox", "gnu"]
+    assert run.rows.rare_classes == {"emu": 3, "fox": 4, "gnu": 6}
+    assert (run.rows.rare_classes_need, run.rows.rare_train_only) == (10, ["emu", "fox", "gnu"])
     assert {tags[guid] for guid in (*split.val, *split.test)} == {"cat", "dog"}
-    assert run["train"]["n"] + run["val"]["n"] + run["test"]["n"] == 283
-    said = [run["classes"][row] for row in predicted_of(path, run, split.test)]
+    assert run.scores["train"].n + run.scores["val"].n + run.scores["test"].n == 283
+    said = [run.classes[row] for row in predicted_of(path, run, split.test)]
     expected = f1_score([tags[g] for g in split.test], said, average="macro", labels=["cat", "dog"])
-    assert run["test"]["macro_f1"] == pytest.approx(expected)
-    assert run["test"]["per_class"]["emu"]["f1"] is None
-    assert run["train"]["per_class"]["emu"]["f1"] > 0.5
+    assert run.scores["test"].macro_f1 == pytest.approx(expected)
+    assert run.scores["test"].per_class["emu"].f1 is None
+    assert run.scores["train"].per_class["emu"].f1 > 0.5
     arguments = ("--cache", path, "--labels", labels, "--epochs", "2", "--jobs", "1")
     for command in (
         ("train-head", *arguments),
@@ -60,29 +61,30 @@ def predicted_of(path, run, guids):
     from mmcli.heads import predict_logits
 
     with FeatureCache.open(path) as cache:
-        return predict_logits(load_checkpoint(run["best_pt"]).head, cache.features(guids)).argmax(axis=1)
+        return predict_logits(load_checkpoint(run.best_pt).head, cache.features(guids)).argmax(axis=1)
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_compare_scores_the_rows_that_a_fold_can_hold(rare, tmp_path):
     path, labels = rare
     setup = Setup(path, labels, out=tmp_path / "experiments", jobs=1)
     result = compare(setup, candidates_of(["concat", "linear"], LEARNS), Protocol(5, 2))
     tags = read_labels(labels)
-    assert (result["classes_not_scored"], result["train_only_rows"]) == (["emu", "fox"], 7)
-    assert result["focus_class"] == "gnu"
-    rows = [row for row in out_of_fold(result) if row["candidate"] == "concat"]
+    assert (result.data.rows.classes_not_scored, result.data.rows.train_only_rows) == (["emu", "fox"], 7)
+    assert result.focus_class == "gnu"
+    rows = [row for row in out_of_fold(result.folder) if row["candidate"] == "concat"]
     assert {row["guid"] for row in rows} == {guid for guid, tag in tags.items() if tag not in ("emu", "fox")}
-    entry = next(each for each in result["candidates"] if each["name"] == "concat")
+    entry = next(each for each in result.candidates if each.name == "concat")
     scores = []
     for repeat in ("0", "1"):
         of_repeat = [row for row in rows if row["repeat"] == repeat]
-        said = [max(result["classes"], key=lambda name, row=row: float(row[name])) for row in of_repeat]
+        said = [max(result.data.classes, key=lambda name, row=row: float(row[name])) for row in of_repeat]
         kept = {"average": "macro", "labels": ["cat", "dog", "gnu"]}
         scores.append(f1_score([row["tag"] for row in of_repeat], said, **kept))
-    assert entry["macro_f1"] == pytest.approx(np.mean(scores))
-    assert entry["per_class"]["emu"]["f1"] is None
-    low, high = entry["macro_f1_ci"]
-    assert low <= entry["macro_f1"] <= high
+    assert entry.macro_f1 == pytest.approx(np.mean(scores))
+    assert entry.per_class["emu"].f1 is None
+    low, high = entry.macro_f1_ci
+    assert low <= entry.macro_f1 <= high
     with pytest.raises(MmcliError, match="class 'emu' has no row that is scored: choose among cat, dog, gnu"):
         compare(setup, candidates_of(["concat"], QUICK), Protocol(5, 1), focus_class="emu")
 
@@ -92,19 +94,19 @@ def test_rare_classes_are_merged_or_dropped(rare, tmp_path, how):
     path, labels = rare
     run = train_head(path, labels, LEARNS, split=SplitOptions(rare=how), options=RunOptions(tmp_path / "runs"))
     merged = how == "merge"
-    assert run["classes"] == (["cat", "dog", "other"] if merged else ["cat", "dog"])
-    assert run["rare_left_out"] == (0 if merged else 13)
-    assert run["rare_merged"] == (["emu", "fox", "gnu"] if merged else [])
-    assert sum(run[part]["n"] for part in ("train", "val", "test")) == (283 if merged else 270)
-    again = evaluate(run["best_pt"], on=("train", "val", "test"))
-    assert all(again[part] == run[part] for part in ("train", "val", "test"))
+    assert run.classes == (["cat", "dog", "other"] if merged else ["cat", "dog"])
+    assert run.rows.rare_left_out == (0 if merged else 13)
+    assert run.rows.rare_merged == (["emu", "fox", "gnu"] if merged else [])
+    assert sum(run.scores[part].n for part in ("train", "val", "test")) == (283 if merged else 270)
+    again = evaluate(run.best_pt, on=("train", "val", "test"))
+    assert all(again.scores[part] == run.scores[part] for part in ("train", "val", "test"))
     why = "no new row to be scored on" if merged else "none of the 13 new rows has a label that the head knows"
     with pytest.raises(DataError, match=why):
-        evaluate(run["best_pt"], on="new")
-    assert train_full(run["best_pt"], options=RunOptions(tmp_path / "runs"))["train"]["n"] == (283 if merged else 270)
-    setup = Setup(path, labels, out=tmp_path / "experiments", jobs=1, rare=how)
+        evaluate(run.best_pt, on="new")
+    assert train_full(run.best_pt, options=RunOptions(tmp_path / "runs")).scores["train"].n == (283 if merged else 270)
+    setup = Setup(path, labels, SplitOptions(rare=how), tmp_path / "experiments", jobs=1)
     result = compare(setup, candidates_of(["concat"], QUICK), Protocol(5, 1))
-    assert result["classes"] == (["cat", "dog", "gnu", "other"] if merged else ["cat", "dog", "gnu"])
+    assert result.data.classes == (["cat", "dog", "gnu", "other"] if merged else ["cat", "dog", "gnu"])
 
 
 def test_merges_that_cannot_be(rare, tmp_path):
@@ -123,10 +125,10 @@ def test_merges_that_cannot_be(rare, tmp_path):
 def test_own_parts_with_a_class_that_only_trains_or_only_tests(rare, tmp_path):
     path, labels = rare
     run = train_head(path, labels, QUICK, options=RunOptions(tmp_path / "runs"))
-    splits, tags = Path(run["run"]) / "splits", read_labels(labels)
+    splits, tags = Path(run.run) / "splits", read_labels(labels)
     again = train_head(path, labels, QUICK, split=SplitOptions(splits), options=RunOptions(tmp_path / "runs"))
-    assert again["rare_train_only"] == ["emu", "fox", "gnu"]
-    assert again["classes"] == run["classes"]
+    assert again.rows.rare_train_only == ["emu", "fox", "gnu"]
+    assert again.classes == run.classes
     train = read_labels(splits / "train_split.csv")
     moved = {guid: tag for guid, tag in train.items() if tag == "emu"}
     one = dict([next(iter(moved.items()))])
@@ -134,8 +136,8 @@ def test_own_parts_with_a_class_that_only_trains_or_only_tests(rare, tmp_path):
     write_tags(splits / "train_split.csv", {guid: tag for guid, tag in train.items() if guid not in one})
     write_tags(splits / "val_split.csv", parts["val"] | one)
     held_out = train_head(path, labels, QUICK, split=SplitOptions(splits), options=RunOptions(tmp_path / "runs"))
-    assert held_out["rare_train_only"] == ["fox", "gnu"]
-    assert held_out["val"]["per_class"]["emu"]["support"] == 1
+    assert held_out.rows.rare_train_only == ["fox", "gnu"]
+    assert held_out.scores["val"].per_class["emu"].support == 1
     for name, tags_of_part in parts.items():
         write_tags(splits / f"{name}_split.csv", tags_of_part)
     write_tags(splits / "train_split.csv", {guid: tag for guid, tag in train.items() if guid not in moved})
@@ -145,8 +147,8 @@ def test_own_parts_with_a_class_that_only_trains_or_only_tests(rare, tmp_path):
     dropped = train_head(
         path, labels, QUICK, split=SplitOptions(splits, rare="drop"), options=RunOptions(tmp_path / "runs")
     )
-    assert dropped["classes"] == ["cat", "dog"]
-    assert dropped["rare_left_out"] == sum(tag in ("emu", "fox", "gnu") for tag in tags.values())
+    assert dropped.classes == ["cat", "dog"]
+    assert dropped.rows.rare_left_out == sum(tag in ("emu", "fox", "gnu") for tag in tags.values())
 
 
 def test_finetune_of_a_head_without_test_rows_with_rare_classes_and_pairs_that_are_gone(
@@ -155,16 +157,16 @@ def test_finetune_of_a_head_without_test_rows_with_rare_classes_and_pairs_that_a
     tags = {guid: "emu" if guid in ("0", "1", "2") else tag for guid, tag in read_labels(raw_sixty[1]).items()}
     labels = write_tags(tmp_path / "labels.csv", tags)
     drawn = train_head(sixty, labels, QUICK, options=RunOptions(tmp_path / "runs"))
-    assert drawn["rare_train_only"] == ["emu"]
-    splits = Path(drawn["run"]) / "splits"
+    assert drawn.rows.rare_train_only == ["emu"]
+    splits = Path(drawn.run) / "splits"
     (splits / "test_split.csv").unlink()
     run = train_head(
         sixty, labels, QUICK, split=SplitOptions(splits, new="none"), options=RunOptions(tmp_path / "runs")
     )
-    split = load_checkpoint(run["best_pt"]).split
+    split = load_checkpoint(run.best_pt).split
     gone = next(guid for guid in split.train if tags[guid] != "emu")
     write_tags(labels, {guid: tag for guid, tag in tags.items() if guid != gone})
-    code, out, err = cli("finetune", "--from", run["best_pt"], "--epochs", "1", "--runs", tmp_path / "runs")
+    code, out, err = cli("finetune", "--from", run.best_pt, "--epochs", "1", "--runs", tmp_path / "runs")
     assert code == 0, err
     assert f"1 training rows of the split have no label or no features any more; {len(split.train) - 1} of" in err
     assert "on the validation rows" in out

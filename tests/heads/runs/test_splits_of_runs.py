@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from conftest import rewrite, synthetic_block, write_cache
 from mmcli.cache import DataError, FeatureCache, MmcliError, read_labels
-from mmcli.heads import evaluate, load_checkpoint, predict, train_full, train_head
+from mmcli.heads import RunOptions, evaluate, load_checkpoint, predict, train_full, train_head
+from mmcli.heads.evaluation.division import SplitOptions
 from mmcli.heads.experiments import Protocol, Setup, candidates_of, compare, grid_of, single_split, sweep
 from mmcli.heads.experiments.setup import with_split_of_latest
 from sklearn.metrics import f1_score
@@ -31,13 +32,13 @@ def noise(tmp_path):
 
 def test_copies_are_kept_together_by_default_and_noise_is_not_learned(noise, tmp_path, cli):
     run = train_head(*noise, LEARNS, options=RunOptions(tmp_path / "runs"))
-    assert (run["duplicates_together"], run["duplicates_separated"]) == (504, 0)
-    assert run["test"]["macro_f1"] < 0.75
+    assert (run.rows.duplicates_together, run.rows.duplicates_separated) == (504, 0)
+    assert run.scores["test"].macro_f1 < 0.75
     plain = train_head(
         *noise, LEARNS, split=SplitOptions(group_duplicates=False), options=RunOptions(tmp_path / "runs")
     )
-    assert plain["duplicates_separated"] > 80
-    assert plain["test"]["macro_f1"] > 0.9  # what copies across parts do to a score
+    assert plain.rows.duplicates_separated > 80
+    assert plain.scores["test"].macro_f1 > 0.9  # what copies across parts do to a score
     arguments = ("train-head", "--cache", noise[0], "--labels", noise[1], "--epochs", "1")
     for more, said in (
         ((), "504 copies (same image or same cleaned text) are kept in one part"),
@@ -49,7 +50,7 @@ def test_copies_are_kept_together_by_default_and_noise_is_not_learned(noise, tmp
         assert (code, said in err) == (0, True), (more, err)
     config = json.loads(Path("artifacts/runs/latest/config.json").read_text())
     assert (config["group_duplicates"], config["rare"]) == (True, "train-only")
-    splits = Path(run["run"]) / "splits"
+    splits = Path(run.run) / "splits"
     code, _, err = cli(*arguments, "--split-dir", splits, "--group-duplicates")
     assert (code, "give one of them" in err) == (2, True)
     code, _, err = cli(*arguments, "--new", "none")
@@ -62,21 +63,21 @@ def test_without_copies_the_default_split_is_that_of_scikit_learn(learnable, tmp
     guids, tags = list(labels), list(labels.values())
     train, rest, _, rest_tags = train_test_split(guids, tags, train_size=0.8, random_state=42, stratify=tags)
     val, test = train_test_split(rest, test_size=0.5, random_state=42, stratify=rest_tags)
-    split = load_checkpoint(run["best_pt"]).split
+    split = load_checkpoint(run.best_pt).split
     assert (split.train, split.val, split.test) == (train, val, test)
-    assert run["duplicates_together"] == 0
+    assert run.rows.duplicates_together == 0
 
 
 def test_train_head_compare_and_sweep_make_one_split(noise, tmp_path):
     run = train_head(*noise, QUICK, options=RunOptions(tmp_path / "runs"))
-    split = load_checkpoint(run["best_pt"]).split
+    split = load_checkpoint(run.best_pt).split
     setup = Setup(*noise, out=tmp_path / "experiments", jobs=1)
     for result in (
         compare(setup, candidates_of(["concat"], QUICK), Protocol(2, 1, without_test=True)),
         sweep(setup, QUICK, grid_of(["lr=1e-3"]), protocol=Protocol(2, 1)),
     ):
-        assert {row["guid"] for row in out_of_fold(result)} == {*split.train, *split.val}
-    assert single_split(setup, candidates_of(["concat"], QUICK))["rows"] == {
+        assert {row["guid"] for row in out_of_fold(result.folder)} == {*split.train, *split.val}
+    assert single_split(setup, candidates_of(["concat"], QUICK)).n_rows == {
         name: len(guids) for name, guids in split.named().items()
     }
 
@@ -87,25 +88,25 @@ def test_new_rows_that_are_copies_of_training_rows_are_left_out(noise, tmp_path,
     first = {guid: tag for guid, tag in tags.items() if int(guid) < 400 or int(guid) >= 480}
     early = {guid: tag for guid, tag in first.items() if int(guid) % 8}
     run = train_head(path, write_tags(tmp_path / "early.csv", early), LEARNS, options=RunOptions(tmp_path / "runs"))
-    found = evaluate(run["best_pt"], labels_path=labels, on="new")
-    split = load_checkpoint(run["best_pt"]).split
+    found = evaluate(run.best_pt, labels_path=labels, on="new")
+    split = load_checkpoint(run.best_pt).split
     learned = {int(guid) // 8 for guid in (*split.train, *split.val)}
     new = [guid for guid in tags if guid not in early]
     kept = [guid for guid in new if int(guid) // 8 not in learned]
-    assert found["new"]["n"] == len(kept) >= 80
-    assert found["duplicates_left_out"] == len(new) - len(kept) > 0
-    assert found["new"]["macro_f1"] < 0.75
-    code, _, err = cli("evaluate", "--from", run["best_pt"], "--on", "new", "--labels", labels)
+    assert found.scores["new"].n == len(kept) >= 80
+    assert found.rows.duplicates_left_out == len(new) - len(kept) > 0
+    assert found.scores["new"].macro_f1 < 0.75
+    code, _, err = cli("evaluate", "--from", run.best_pt, "--on", "new", "--labels", labels)
     assert (code, f"{len(new) - len(kept)} new pairs are copies" in err) == (0, True)
     only_copies = write_tags(tmp_path / "copies.csv", early | {guid: tags[guid] for guid in new if guid not in kept})
     with pytest.raises(DataError, match="new rows are copies of rows that the head learned from"):
-        evaluate(run["best_pt"], labels_path=only_copies, on="new")
+        evaluate(run.best_pt, labels_path=only_copies, on="new")
 
 
 def test_evaluate_says_that_copies_are_in_another_part(noise, tmp_path):
     run = train_head(*noise, QUICK, split=SplitOptions(group_duplicates=False), options=RunOptions(tmp_path / "runs"))
-    assert evaluate(run["best_pt"])["duplicates_separated"] == run["duplicates_separated"]
-    assert evaluate(run["best_pt"], on="train")["duplicates_separated"] == 0
+    assert evaluate(run.best_pt).rows.duplicates_separated == run.rows.duplicates_separated
+    assert evaluate(run.best_pt, on="train").rows.duplicates_separated == 0
 
 
 @pytest.fixture
@@ -115,7 +116,7 @@ def week(learnable, tmp_path):
     tags = read_labels(labels)
     early = dict(list(tags.items())[:350])
     run = train_head(path, write_tags(tmp_path / "early.csv", early), QUICK, options=RunOptions(tmp_path / "runs"))
-    split = load_checkpoint(run["best_pt"]).split
+    split = load_checkpoint(run.best_pt).split
     gone = [*split.test[:3], split.train[0]]
     other = {"negative": "neutral", "neutral": "positive", "positive": "negative"}
     changed = {guid: other[tags[guid]] for guid in (split.test[3], split.train[1])}
@@ -126,18 +127,18 @@ def week(learnable, tmp_path):
 @pytest.mark.parametrize("new", ["train", "none"])
 def test_a_split_is_carried_forward_to_data_that_has_changed(week, tmp_path, new, cli):
     path, labels, run, split, gone = week
-    splits = Path(run["run"]) / "splits"
+    splits = Path(run.run) / "splits"
     later = train_head(path, labels, QUICK, split=SplitOptions(splits, new=new), options=RunOptions(tmp_path / "later"))
-    now = load_checkpoint(later["best_pt"]).split
+    now = load_checkpoint(later.best_pt).split
     fresh = [str(guid) for guid in range(350, 400)]
     assert now.train == [guid for guid in split.train if guid not in gone] + (fresh if new == "train" else [])
     assert (now.val, now.test) == (split.val, split.test[3:])
-    assert (later["new_rows"], later["new_rows_go_to"]) == (50, new)
-    assert later["rows_gone"] == {"train": 1, "val": 0, "test": 3}
-    assert later["labels_changed"] == {"train": 1, "val": 0, "test": 1}
-    assert json.loads((Path(later["run"]) / "config.json").read_text())["split"]["new_rows"] == 50
+    assert (later.rows.new_rows, later.rows.new_rows_go_to) == (50, new)
+    assert later.rows.rows_gone == {"train": 1, "val": 0, "test": 3}
+    assert later.rows.labels_changed == {"train": 1, "val": 0, "test": 1}
+    assert json.loads((Path(later.run) / "config.json").read_text())["split"]["new_rows"] == 50
     today = read_labels(labels)
-    with (Path(later["run"]) / "splits" / "test_split.csv").open(newline="") as file:
+    with (Path(later.run) / "splits" / "test_split.csv").open(newline="") as file:
         assert [(row["guid"], row["tag"]) for row in csv.DictReader(file)] == [(g, today[g]) for g in now.test]
     code, _, err = cli(
         "train-head", "--cache", path, "--labels", labels, "--split-dir", splits, "--new", new, "--epochs", "1"
@@ -153,16 +154,16 @@ def test_a_split_is_carried_forward_to_data_that_has_changed(week, tmp_path, new
 
 def test_evaluate_scores_what_is_left_of_a_part_and_says_so(week, cli):
     path, labels, run, split, _ = week
-    found = evaluate(run["best_pt"], labels_path=labels)
-    assert (found["test"]["n"], found["rows_gone"]) == (32, {"val": 0, "test": 3})
-    assert found["labels_changed"] == {"val": 0, "test": 1}
-    tags, checkpoint = read_labels(labels), load_checkpoint(run["best_pt"])
+    found = evaluate(run.best_pt, labels_path=labels)
+    assert (found.scores["test"].n, found.rows.rows_gone) == (32, {"val": 0, "test": 3})
+    assert found.rows.labels_changed == {"val": 0, "test": 1}
+    tags, checkpoint = read_labels(labels), load_checkpoint(run.best_pt)
     with FeatureCache.open(path) as cache:
         logits = [checkpoint.head(batch) for batch in batches_of(cache, split.test[3:])]
     said = [checkpoint.classes[int(row.argmax())] for each in logits for row in each]
     expected = f1_score([tags[guid] for guid in split.test[3:]], said, average="macro")
-    assert found["test"]["macro_f1"] == pytest.approx(expected)
-    code, _, err = cli("evaluate", "--from", run["best_pt"], "--labels", labels, "--on", "test")
+    assert found.scores["test"].macro_f1 == pytest.approx(expected)
+    code, _, err = cli("evaluate", "--from", run.best_pt, "--labels", labels, "--on", "test")
     assert code == 0
     assert "3 test rows of the split have no label or no features any more; 32 of 35 are used" in err
 
@@ -189,27 +190,27 @@ def test_a_run_without_a_labelled_test_part(learnable, tmp_path, kind, cli):
     run = train_head(
         path, labels, QUICK, split=SplitOptions(splits), options=RunOptions(tmp_path / "runs", seeds=2, jobs=1)
     )
-    assert "test" not in run
-    assert set(run["over_seeds"]) == {"val"}
-    written = Path(run["run"]) / "splits" / "test_split.csv"
-    assert {name.name for name in Path(run["run"]).glob("*.png")} == {"curves.png", "confusion.png"}
+    assert "test" not in run.scores
+    assert set(run.over_seeds) == {"val"}
+    written = Path(run.run) / "splits" / "test_split.csv"
+    assert {name.name for name in Path(run.run).glob("*.png")} == {"curves.png", "confusion.png"}
     if kind == "unlabelled":
-        assert run["test_rows_unlabelled"] == 40
-        assert predict(run["best_pt"], ids=written, cache_path=path).guids == guids[360:]
-    result = evaluate(run["best_pt"])
-    assert (set(result) & {"val", "test"}, result["parts_without_rows"]) == ({"val"}, ["test"])
+        assert run.rows.test_rows_unlabelled == 40
+        assert predict(run.best_pt, ids=written, cache_path=path).guids == guids[360:]
+    result = evaluate(run.best_pt)
+    assert (set(result.scores), result.rows.parts_without_rows) == ({"val"}, ["test"])
     with pytest.raises(DataError, match="no test row to be scored on: its split has no labelled test part"):
-        evaluate(run["best_pt"], on="test")
-    code, out, err = cli("evaluate", "--from", run["best_pt"])
+        evaluate(run.best_pt, on="test")
+    code, out, err = cli("evaluate", "--from", run.best_pt)
     assert (code, "the split has no labelled test row: not scored" in err, "val" in out) == (0, True, True)
-    setup = Setup(path, labels, split_dir=splits, out=tmp_path / "experiments", jobs=1)
-    assert sweep(setup, QUICK, grid_of(["lr=1e-3"]), protocol=Protocol(2, 1))["rows"] == 360
+    setup = Setup(path, labels, SplitOptions(splits), tmp_path / "experiments", jobs=1)
+    assert sweep(setup, QUICK, grid_of(["lr=1e-3"]), protocol=Protocol(2, 1)).data.n_rows == 360
     with pytest.raises(MmcliError, match="has no labelled test row: take --without-test"):
         single_split(setup, candidates_of(["concat"], QUICK))
-    assert train_full(run["best_pt"], options=RunOptions(tmp_path / "runs", jobs=1))["train"]["n"] == 360
+    assert train_full(run.best_pt, options=RunOptions(tmp_path / "runs", jobs=1)).scores["train"].n == 360
     if kind == "unlabelled":  # labels that arrive later are of rows that the run has not seen
         write_tags(labels, tags)
-        assert evaluate(run["best_pt"], on="new")["new"]["n"] == 40
+        assert evaluate(run.best_pt, on="new").scores["new"].n == 40
 
 
 def test_one_group_of_copies_only_names_the_way_out(learnable, tmp_path):
@@ -220,7 +221,9 @@ def test_one_group_of_copies_only_names_the_way_out(learnable, tmp_path):
     assert (
         train_head(
             path, labels, QUICK, split=SplitOptions(group_duplicates=False), options=RunOptions(tmp_path / "runs")
-        )["test"]["n"]
+        )
+        .scores["test"]
+        .n
         == 40
     )
 
@@ -238,10 +241,10 @@ def test_a_sweep_leaves_out_the_test_rows_of_the_latest_run(noise, tmp_path, cli
         code, out, err = cli(*command, *arguments, "--jobs", "1", "--json")
         assert code == 0, err
         result = json.loads(out)
-        assert {row["guid"] for row in out_of_fold(result)} == {*split.train, *split.val}
+        assert {row["guid"] for row in out_of_fold(result["folder"])} == {*split.train, *split.val}
         assert "the test rows that are left out are those of artifacts/runs/" in err
     code, out, err = cli("sweep", "--grid", "dropout=0.2", *arguments, "--jobs", "1", "--split-seed", "7", "--json")
-    assert {row["guid"] for row in out_of_fold(json.loads(out))} != {*split.train, *split.val}
+    assert {row["guid"] for row in out_of_fold(json.loads(out)["folder"])} != {*split.train, *split.val}
     assert "a split drawn with --split-seed 7" in err
     code, _, err = cli("compare", "--fusions", "concat", "--folds", "2", *arguments, "--jobs", "1")
     assert "add --without-test" in err
@@ -253,10 +256,10 @@ def test_the_split_of_a_run_of_other_labels_is_not_taken(learnable, tmp_path):
     assert with_split_of_latest(setup, tmp_path / "runs") == setup
     run = train_head(path, labels, QUICK, options=RunOptions(tmp_path / "runs"))
     taken = with_split_of_latest(setup, tmp_path / "runs")
-    assert Path(taken.split_dir) == Path(run["run"]) / "splits"
+    assert Path(taken.split.split_dir) == Path(run.run) / "splits"
     other = tmp_path / "other.csv"
     other.write_text(labels.read_text())
-    assert with_split_of_latest(Setup(path, other), tmp_path / "runs").split_dir is None
+    assert with_split_of_latest(Setup(path, other), tmp_path / "runs").split.split_dir is None
 
 
 def test_new_rows_that_are_copies_of_held_out_rows_do_not_train(learnable, tmp_path):
@@ -268,7 +271,7 @@ def test_new_rows_that_are_copies_of_held_out_rows_do_not_train(learnable, tmp_p
 
     rewrite(path, same_picture)
     run = train_head(path, labels, QUICK, options=RunOptions(tmp_path / "runs"))
-    splits = Path(run["run"]) / "splits"
+    splits = Path(run.run) / "splits"
     parts = {name: read_labels(splits / f"{name}_split.csv") for name in ("train", "val", "test")}
     tags = read_labels(labels)
     for name, part in parts.items():
@@ -276,6 +279,6 @@ def test_new_rows_that_are_copies_of_held_out_rows_do_not_train(learnable, tmp_p
     test = {guid: tag for guid, tag in parts["test"].items() if guid not in ("0", "399")} | {"0": tags["0"]}
     write_tags(splits / "test_split.csv", test)
     again = train_head(path, labels, QUICK, split=SplitOptions(splits), options=RunOptions(tmp_path / "runs"))
-    assert (again["new_rows"], again["new_copies"]) == (1, 1)
-    assert again["train"]["n"] + again["val"]["n"] + again["test"]["n"] == 399
-    assert again["duplicates_separated"] == 0
+    assert (again.rows.new_rows, again.rows.new_copies) == (1, 1)
+    assert again.scores["train"].n + again.scores["val"].n + again.scores["test"].n == 399
+    assert again.rows.duplicates_separated == 0

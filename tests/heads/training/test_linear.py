@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from mmcli.cache import FeatureCache, read_labels
-from mmcli.heads import Recipe, load_checkpoint, predict_logits, train_head
+from mmcli.heads import Recipe, RunOptions, load_checkpoint, predict_logits, train_head
 from mmcli.heads.model.losses import class_weights
 from sklearn.linear_model import LogisticRegression
 
@@ -14,8 +14,8 @@ def test_a_linear_head_is_the_logistic_regression_of_scikit_learn(learnable, tmp
 
     path, labels = learnable
     run = train_head(path, labels, Recipe(head="linear"), options=RunOptions(tmp_path / "runs"))
-    checkpoint, tags = load_checkpoint(run["best_pt"]), read_labels(labels)
-    with open(Path(run["run"]) / "history.csv", newline="") as file:
+    checkpoint, tags = load_checkpoint(run.best_pt), read_labels(labels)
+    with open(Path(run.run) / "history.csv", newline="") as file:
         chosen = float(next(csv.DictReader(file))["C"])
 
     def inputs(cache, guids):
@@ -35,12 +35,12 @@ def test_a_linear_head_is_the_logistic_regression_of_scikit_learn(learnable, tmp
         logits = predict_logits(checkpoint.head, cache.features(checkpoint.split.test)).astype(np.float64)
     ours = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     assert np.allclose(ours, theirs, atol=0.02)  # ours stops at a tolerance of 1e-4
-    assert run["test"]["macro_f1"] > 0.6
+    assert run.scores["test"].macro_f1 > 0.6
 
 
 def test_a_linear_head_of_two_classes(learnable, tmp_path):
     path, labels = learnable
     labels.write_text(labels.read_text().replace("neutral", "negative"))
     run = train_head(path, labels, Recipe(head="linear"), options=RunOptions(tmp_path / "runs"))
-    assert run["classes"] == ["negative", "positive"]
-    assert run["test"]["macro_f1"] > 0.8
+    assert run.classes == ["negative", "positive"]
+    assert run.scores["test"].macro_f1 > 0.8
