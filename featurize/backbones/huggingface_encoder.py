@@ -148,10 +148,7 @@ class _HuggingFaceTop(Top):
         super().__init__(without_other_tower(model, side, cut_tower), unfrozen, pad_id)
         self.side = side
         self.pools_one_position = tower.pools_one_position
-
-    @property
-    def is_small(self) -> bool:
-        return self.pools_one_position and len(layers_of(self.tower, self.side)) == 1
+        self.is_small = tower.pools_one_position and layers == 1
 
     def forward(self, states: Tensor, ids: Tensor | None = None, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         model: Any = self.tower

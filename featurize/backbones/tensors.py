@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ...cache.errors import BackboneError, MmcliError
-from .base import MAX_TOKENS, Encoder, clip_to_range
+from .base import MAX_TOKENS, Encoder
 from .towers import entering
 
 LONGEST_TEXT = 10_000  # characters
@@ -98,15 +98,17 @@ class TorchEncoder(Encoder):
         return ids, truncated
 
     @in_turn
-    def images_below(self, pixels: NDArray[np.float32], layers: int) -> NDArray[np.float32]:
+    def images_below(self, pixels: NDArray[np.float32], layers: int) -> NDArray[Any]:
         """Return the states that enter the last ``layers`` layers, (B, P, w), or feature maps, (B, channels, H, W)."""
-        return to_float(entering(self.vision_layers()[-layers], lambda: self._run_images(pixels)))
+        states = entering(self.vision_layers()[-layers], lambda: self._run_images(pixels))
+        return to_half(states) if self.dtype == "bfloat16" else to_float(states)
 
     @in_turn
-    def texts_below(self, ids: Sequence[Sequence[int]], layers: int) -> list[NDArray[np.float32]]:
+    def texts_below(self, ids: Sequence[Sequence[int]], layers: int) -> list[NDArray[Any]]:
         """Return the states that enter the last ``layers`` layers for B token lists, (L, w) each."""
         padded = self._pad(ids)
-        return self._own(to_float(entering(self.text_layers()[-layers], lambda: self._run_texts(*padded))), ids)
+        states = entering(self.text_layers()[-layers], lambda: self._run_texts(*padded))
+        return self._own(to_half(states) if self.dtype == "bfloat16" else to_float(states), ids)
 
     @abstractmethod
     def _run_images(self, pixels: NDArray[np.float32]) -> Any:
@@ -167,7 +169,10 @@ def to_float(tensor: Tensor) -> NDArray[np.float32]:
 
 def to_half(tensor: Tensor) -> NDArray[np.float16]:
     """Return ``tensor`` as a float16 array in main memory. Finite numbers out of range become its limits."""
-    return clip_to_range(to_float(tensor), np.float16)
+    limits = torch.finfo(torch.float16)
+    clamped = torch.where(tensor.isinf(), tensor, tensor.clamp(limits.min, limits.max))
+    array: NDArray[np.float16] = clamped.half().cpu().numpy()
+    return array
 
 
 @dataclass(frozen=True)

@@ -156,17 +156,14 @@ class Top(nn.Module, ABC):
     ``unfrozen`` are its modules to train: the layers and the last norm. ``pad_id`` pads the token ids of texts.
     """
 
+    is_small = False  # whether ``pooled`` is too little work for a second thread to help
+
     def __init__(self, tower: nn.Module, unfrozen: Sequence[nn.Module], pad_id: int = 0) -> None:
         super().__init__()
         self.tower = tower.eval().requires_grad_(False)
         self.pad_id = pad_id
         for module in unfrozen:
             module.requires_grad_(True)
-
-    @property
-    def is_small(self) -> bool:
-        """Whether ``pooled`` is too little work for a second thread to help."""
-        return False
 
     def train(self, mode: bool = True) -> Top:
         """Stay in evaluation mode: the states that enter the layers were computed without dropout."""
