@@ -78,13 +78,13 @@ def featurize(
             options = complete_options(options or FeaturizeOptions(), cached)
             backbone = open_backbone(options.backbone or DEFAULT_BACKBONE, options.revision)
             plan = make_plan(make_request(out, dataset, backbone, options), cached)
-        computed, rejects = _encode(plan, on_progress)
+        computed, rejects = _encode_parts(plan, on_progress)
         contents = _choose_contents(plan, computed, rejects)
         _write_cache(plan, contents)
         return _summarize(plan, contents, started)
 
 
-def _encode(plan: Plan, on_progress: OnProgress | None) -> tuple[list[FileRows], list[Reject]]:
+def _encode_parts(plan: Plan, on_progress: OnProgress | None) -> tuple[list[FileRows], list[Reject]]:
     """Encode the blocks of the plan and write each as a part. Nothing is loaded if nothing must be computed.
 
     Return the rows of each part, and all rejected pairs.

@@ -124,11 +124,10 @@ def entering(layer: nn.Module, run: Callable[[], object]) -> Tensor:
     Several threads may call this at once: the hook stays on the layer, but it stops only threads that asked for it.
     Raise a BackboneError if the model does not run ``layer``.
     """
-    if not getattr(layer, "_can_stop", False):
-        with _HOOKING:
-            if not getattr(layer, "_can_stop", False):
-                layer.register_forward_pre_hook(_stop, with_kwargs=True)
-                layer._can_stop = True  # type: ignore[assignment]
+    with _HOOKING:
+        if not getattr(layer, "_can_stop", False):
+            layer.register_forward_pre_hook(_stop, with_kwargs=True)
+            layer._can_stop = True  # type: ignore[assignment]
     _stopping.at = layer
     try:
         run()
