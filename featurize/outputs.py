@@ -1,7 +1,7 @@
 """What a tower gives for an image or a text: computed for a batch in the thread that calls, or found on disk."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ def encode_images(encoder: Encoder, options: EncodeOptions, requests: Sequence[I
     If a view fails, the pair is rejected, but the output of its image is still returned: copies use it.
     """
     prepared = [_prepare(encoder, options, request) for request in requests]
-    outputs = _encode_pixels(encoder, options, [image for pixels, _ in prepared for image in pixels])
+    outputs = iter(_encode_pixels(encoder, options, [image for pixels, _ in prepared for image in pixels]))
     encoded = []
     for request, (pixels, reject) in zip(requests, prepared, strict=True):
         own = [next(outputs) for _ in pixels]
@@ -82,18 +82,17 @@ def _prepare(
 
 def _encode_pixels(
     encoder: Encoder, options: EncodeOptions, pixels: Sequence[NDArray[np.float32]]
-) -> Iterator[TowerOutput]:
+) -> list[TowerOutput]:
     if not pixels:
-        return
+        return []
     batch = np.stack(pixels)
     if options.below:
-        yield from ({"image_tokens": states} for states in encoder.images_below(batch, options.below))
-        return
+        return [{"image_tokens": states} for states in encoder.images_below(batch, options.below)]
     encoded = encoder.encode_images(batch, options.tokens)
     outputs: list[TowerOutput] = [{"image": embedding} for embedding in encoded.pooled.astype(options.dtype)]
     for output, states in zip(outputs, encoded.tokens or [], strict=options.tokens):
         output["image_tokens"] = states
-    yield from outputs
+    return outputs
 
 
 def encode_texts(
