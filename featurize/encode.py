@@ -181,8 +181,6 @@ class _Run:
             block.outputs["text"] |= zip(positions, texts.result(), strict=True)
             if "image" not in self.options.towers:
                 self.advance(len(positions))
-        block.image_batches.clear()
-        block.text_batches.clear()
         for tower in self.options.towers:
             _reject_unsound(block, tower)
             _resolve_copies(block, tower)

@@ -68,8 +68,8 @@ class EncodeOptions:
     """What the encoder computes for each pair.
 
     ``batch_size`` counts images, including views; text batches hold at most ``batch_size * 77 / 4`` tokens. If
-    ``below`` is positive, that many layers at the top of each tower are skipped, and the states that enter them are kept
-    instead of embeddings (``image_tokens`` and ``text_tokens`` in ``dtype``, and ``text_ids``).
+    ``below`` is positive, that many layers at the top of each tower are skipped, and the states that enter them are
+    kept instead of embeddings (``image_tokens``, ``text_tokens`` and ``text_ids``).
     """
 
     clean: bool = True

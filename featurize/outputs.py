@@ -1,10 +1,9 @@
 """What a tower gives for an image or a text: computed for a batch in the thread that calls, or found on disk."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..cache.errors import DataError
 from ..cache.parts import OpenCaches
-from .backbones.base import Encoder, clip_to_range
+from .backbones.base import Encoder
 from .identity import VIEW_SEED, EncodeOptions
 from .pairs.hashing import SIDES, Reject, digest_column, reject_pair
 from .pairs.image import augment, decode_image
@@ -50,55 +49,50 @@ def encode_images(encoder: Encoder, options: EncodeOptions, requests: Sequence[I
 
     If a view fails, the pair is rejected, but the output of its image is still returned: copies use it.
     """
-    pixels: list[list[NDArray[np.float32]]] = []  # of each request: the image first (unless views_only), then views
-    rejects: list[Reject | None] = []
-    for request in requests:
-        pixels.append([])
-        reject = None
-        try:
-            for image in _prepare(encoder, options, request):
-                pixels[-1].append(image)
-        except DataError as error:
-            reject = reject_pair(request.pair, str(error))
-        except Exception as error:  # one odd image must not end the work on 100,000
-            reject = reject_pair(request.pair, f"image cannot be prepared: {error}")
-        rejects.append(reject)
-    outputs = _encode_pixels(encoder, options, [image for prepared in pixels for image in prepared])
+    prepared = [_prepare(encoder, options, request) for request in requests]
+    outputs = iter(_encode_pixels(encoder, options, [image for pixels, _ in prepared for image in pixels]))
     encoded = []
-    for request, prepared, reject in zip(requests, pixels, rejects, strict=True):
-        own = [next(outputs) for _ in prepared]
+    for request, (pixels, reject) in zip(requests, prepared, strict=True):
+        own = [next(outputs) for _ in pixels]
         output = own.pop(0) if own and not request.views_only else None
         encoded.append(EncodedImage(output, [view["image"] for view in own], reject))
     return encoded
 
 
-def _prepare(encoder: Encoder, options: EncodeOptions, request: ImageRequest) -> Iterator[NDArray[np.float32]]:
-    """Yield the pixels of an image (unless ``views_only``), then of its views."""
-    raw = request.pair.read_image()
-    if hashlib.sha256(raw).digest() != request.digest:  # its copies would get the embedding of another image
-        raise DataError("the image changed while it was read: run the same command again")
-    image = decode_image(raw)
-    if not request.views_only:
-        yield encoder.prepare_image(image)
-    for view in range(options.views):
-        yield encoder.prepare_image(augment(image, VIEW_SEED, request.pair.guid, view))
+def _prepare(
+    encoder: Encoder, options: EncodeOptions, request: ImageRequest
+) -> tuple[list[NDArray[np.float32]], Reject | None]:
+    """Return the pixels of an image (unless ``views_only``) and of its views, as far as they can be prepared."""
+    pixels: list[NDArray[np.float32]] = []
+    try:
+        raw = request.pair.read_image()
+        if hashlib.sha256(raw).digest() != request.digest:  # its copies would get the embedding of another image
+            raise DataError("the image changed while it was read: run the same command again")
+        image = decode_image(raw)
+        if not request.views_only:
+            pixels.append(encoder.prepare_image(image))
+        for view in range(options.views):
+            pixels.append(encoder.prepare_image(augment(image, VIEW_SEED, request.pair.guid, view)))
+    except DataError as error:
+        return pixels, reject_pair(request.pair, str(error))
+    except Exception as error:  # one odd image must not end the work on 100,000
+        return pixels, reject_pair(request.pair, f"image cannot be prepared: {error}")
+    return pixels, None
 
 
 def _encode_pixels(
     encoder: Encoder, options: EncodeOptions, pixels: Sequence[NDArray[np.float32]]
-) -> Iterator[TowerOutput]:
+) -> list[TowerOutput]:
     if not pixels:
-        return
+        return []
     batch = np.stack(pixels)
     if options.below:
-        for states in clip_to_range(encoder.images_below(batch, options.below), options.dtype):
-            yield {"image_tokens": states}
-        return
+        return [{"image_tokens": states} for states in encoder.images_below(batch, options.below)]
     encoded = encoder.encode_images(batch, options.tokens)
     outputs: list[TowerOutput] = [{"image": embedding} for embedding in encoded.pooled.astype(options.dtype)]
     for output, states in zip(outputs, encoded.tokens or [], strict=options.tokens):
         output["image_tokens"] = states
-    yield from outputs
+    return outputs
 
 
 def encode_texts(
@@ -108,7 +102,7 @@ def encode_texts(
     outputs: list[TowerOutput] = [{"row/truncated": was_cut} for was_cut in truncated]
     if options.below:
         for output, text_ids, states in zip(outputs, ids, encoder.texts_below(ids, options.below), strict=True):
-            output["text_tokens"] = clip_to_range(states, options.dtype)
+            output["text_tokens"] = states
             # SigLIP attends to padding too, so it has more states than ids. Repeat the end token for these.
             padding = [text_ids[-1]] * (len(states) - len(text_ids))
             output["text_ids"] = np.array([*text_ids, *padding], dtype=np.int32)
@@ -140,10 +134,8 @@ class EmbeddingIndex:
         self._paths: list[Path] = []
         self._open = OpenCaches()
 
-    def __enter__(self) -> "EmbeddingIndex":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: object, trace: TracebackType | None) -> None:
+    def close(self) -> None:
+        """Close the files."""
         self._open.close()
 
     def add(self, path: Path, usable: Mapping[str, NDArray[np.bool_]] | None = None) -> None:

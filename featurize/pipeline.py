@@ -3,7 +3,7 @@
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from ..cache.schema import Header
 from ..cache.store import FeatureCache
 from .backbones.base import DEFAULT_BACKBONE
 from .backbones.opening import choose_device, open_backbone
-from .encode import EncodedBlocks, OnProgress, encode_blocks
+from .encode import OnProgress, encode_blocks
 from .identity import FeaturizeOptions, complete_options
 from .outputs import EmbeddingIndex
 from .pairs.dataset import Dataset, LazySequence
@@ -77,60 +77,57 @@ def featurize(
             options = complete_options(options or FeaturizeOptions(), cached)
             backbone = open_backbone(options.backbone or DEFAULT_BACKBONE, options.revision)
             plan = make_plan(make_request(out, dataset, backbone, options), cached)
-        with _open_index(plan) as index:
-            computed, rejects = _write_parts(plan, _encode(plan, index, on_progress), index)
+        computed, rejects = _encode_parts(plan, on_progress)
         contents = _choose_contents(plan, computed, rejects)
         _write_cache(plan, contents)
         return _summarize(plan, contents, started)
 
 
-@contextlib.contextmanager
-def _open_index(plan: Plan) -> Iterator[EmbeddingIndex]:
-    """Give an index of all embeddings that are on disk; it is empty if nothing must be computed."""
-    out, options = plan.request.out, plan.request.encode
-    with EmbeddingIndex(options.clean) as index:
-        for path in [out, *plan.parts] if plan.blocks else ():
-            if path.exists():
-                with FeatureCache.open(path) as cache:
-                    # Files without views are welcome: views belong to a pair, so they are computed anyway.
-                    is_usable = cache.has_cleaned and (cache.has_tokens or not options.tokens)
-                if is_usable:
-                    index.add(path, plan.cached.reusable if path == out else None)
-        yield index
+def _encode_parts(plan: Plan, on_progress: OnProgress | None) -> tuple[list[FileRows], list[Reject]]:
+    """Encode the blocks of the plan and write each as a part. Nothing is loaded if nothing must be computed.
 
-
-def _encode(plan: Plan, index: EmbeddingIndex, on_progress: OnProgress | None) -> EncodedBlocks:
-    """Load the backbone and encode the blocks of the plan, in order. Nothing is loaded if nothing must be computed."""
+    Return the rows of each part, and all rejected pairs.
+    """
+    request, options, pairs = plan.request, plan.request.options, plan.request.dataset.pairs
+    parts: list[FileRows] = []
+    rejects = [*plan.rejects]
+    _refuse_too_many(plan, rejects)
     if not plan.blocks:
-        return
-    request, options = plan.request, plan.request.options
+        return parts, rejects
     encoder = request.backbone.load(choose_device(options.device), request.header.identity["dtype"], options.resize)
     total = sum(map(len, plan.blocks))
     if on_progress is not None:
         on_progress(0, total)
-    blocks = ([request.dataset.pairs[number] for number in numbers.tolist()] for numbers in plan.blocks)
-    yield from encode_blocks(blocks, encoder, request.encode, on_progress, index, total)
-
-
-def _write_parts(plan: Plan, blocks: EncodedBlocks, index: EmbeddingIndex) -> tuple[list[FileRows], list[Reject]]:
-    """Write each block as a part and add it to the index. Return the rows of each part, and all rejected pairs."""
-    pairs, header = plan.request.dataset.pairs, plan.request.header
-    folder = parts_folder(plan.request.out, header.fingerprint)
+    folder = parts_folder(request.out, request.header.fingerprint)
     first = 1 + max((int(path.stem.removeprefix("part-")) for path in folder.glob("part-*.h5")), default=-1)
-    parts: list[FileRows] = []
-    rejects = [*plan.rejects]
-    _refuse_too_many(plan, rejects)
-    with contextlib.closing(blocks):
-        for numbers, (block, rejects_of_block) in zip(plan.blocks, blocks, strict=True):
+    blocks = ([pairs[number] for number in numbers.tolist()] for numbers in plan.blocks)
+    with (
+        contextlib.closing(_index_of_disk(plan)) as index,
+        contextlib.closing(encode_blocks(blocks, encoder, request.encode, on_progress, index, total)) as encoded,
+    ):
+        for numbers, (block, rejects_of_block) in zip(plan.blocks, encoded, strict=True):
             rejects += rejects_of_block
             if block.guids:
-                path = write_part(folder, first + len(parts), block, header)
+                path = write_part(folder, first + len(parts), block, request.header)
                 index.add(path)
                 number_of = {pairs[number].guid: number for number in numbers.tolist()}
                 numbers_of_rows = np.array([number_of[guid] for guid in block.guids], dtype=np.int64)
                 parts.append(FileRows(path, numbers_of_rows, np.arange(len(block.guids))))
             _refuse_too_many(plan, rejects)
     return parts, rejects
+
+
+def _index_of_disk(plan: Plan) -> EmbeddingIndex:
+    """Return an index of all embeddings that are on disk."""
+    out, options = plan.request.out, plan.request.encode
+    index = EmbeddingIndex(options.clean)
+    for path in [out, *plan.parts] if plan.cached.header else plan.parts:
+        with FeatureCache.open(path) as cache:
+            # Files without views are welcome: views belong to a pair, so they are computed anyway.
+            is_usable = cache.has_cleaned and (cache.has_tokens or not options.tokens)
+        if is_usable:
+            index.add(path, plan.cached.reusable if path == out else None)
+    return index
 
 
 def _refuse_too_many(plan: Plan, rejects: Sequence[Reject]) -> None:

@@ -163,9 +163,9 @@ def _find_cached_rows(request: Request, cached: FeatureCache) -> CachedRows:
     if not is_upgrade:
         cached.check(identity, request.header.backbone["name"])
     number_of: dict[str, int] = {}
-    absent: dict[str, int] = {}  # pairs that only a label names
+    absent = np.zeros(len(dataset.pairs), dtype=bool)
     for number, pair in enumerate(dataset.pairs):
-        (absent if pair.absent else number_of)[pair.guid] = number
+        number_of[pair.guid], absent[number] = number, pair.absent
     numbers, comparison = _compare_all(cached, dataset.pairs, number_of, is_upgrade and cached.has_cleaned)
     same = int(comparison.same_bytes.sum())
     if cached.header.dataset["data"] != str(dataset.data) and 2 * same < len(cached):
@@ -178,7 +178,9 @@ def _find_cached_rows(request: Request, cached: FeatureCache) -> CachedRows:
     if is_complete:
         not_finite, zero = cached.unsound()
         sound = ~(not_finite | zero)  # `mmcli cache verify` refuses the others, so they are computed again
-    is_gone = numbers < 0
+    has_pair = numbers >= 0
+    is_absent = has_pair & absent[numbers]
+    is_gone = is_absent | ~has_pair
     usable = comparison.same & sound & is_complete
     is_unreadable = ~comparison.readable & sound & ~is_gone & (not prune)
     is_stale = sound & ~(usable | is_unreadable | is_gone) & (not prune and is_complete and not is_upgrade)
@@ -190,15 +192,7 @@ def _find_cached_rows(request: Request, cached: FeatureCache) -> CachedRows:
             f"{request.out} must be upgraded ({why}), but {lost} of its pairs are no longer in {dataset.data} "
             "or cannot be read: bring them back, drop them with --prune, or give another --out"
         )
-    stale = {cached.guids[row]: (int(numbers[row]), row) for row in np.flatnonzero(is_stale).tolist()}
-    is_kept = usable | is_unreadable
-    orphans: list[tuple[str, int]] = []
-    for row in [] if prune else np.flatnonzero(is_gone).tolist():
-        guid = cached.guids[row]
-        if guid in absent:
-            numbers[row], is_kept[row] = absent[guid], True
-        else:
-            orphans.append((guid, row))
+    is_kept = usable | is_unreadable | (is_absent & (not prune))
     reusable = None
     if is_upgrade:
         # Cleaned texts are looked up by the digest of the new cleaning, which old rows match only if nothing changed.
@@ -206,10 +200,10 @@ def _find_cached_rows(request: Request, cached: FeatureCache) -> CachedRows:
         reusable = {"image": comparison.image, "text": text}
     return CachedRows(
         FileRows(request.out, numbers[is_kept], np.flatnonzero(is_kept)),
-        orphans,
-        stale,
-        unreadable_pairs,
-        reusable,
+        orphans=[(cached.guids[row], row) for row in np.flatnonzero(~has_pair & (not prune)).tolist()],
+        stale={cached.guids[row]: (int(numbers[row]), row) for row in np.flatnonzero(is_stale).tolist()},
+        unreadable=unreadable_pairs,
+        reusable=reusable,
         unchanged=int(usable.sum()),
         gone=gone,
         pruned=gone if prune else 0,

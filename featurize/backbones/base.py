@@ -91,11 +91,14 @@ class Encoder(ABC):
         """Return the layers of the image tower, first to last."""
 
     @abstractmethod
-    def images_below(self, pixels: NDArray[np.float32], layers: int) -> NDArray[np.float32]:
-        """Return the states, (B, ...), that enter the last ``layers`` layers for prepared images, (B, 3, H, W)."""
+    def images_below(self, pixels: NDArray[np.float32], layers: int) -> NDArray[Any]:
+        """Return the states, (B, ...), that enter the last ``layers`` layers for prepared images, (B, 3, H, W).
+
+        They are float16 if the backbone computes in bfloat16, else float32.
+        """
 
     @abstractmethod
-    def texts_below(self, ids: Sequence[Sequence[int]], layers: int) -> list[NDArray[np.float32]]:
+    def texts_below(self, ids: Sequence[Sequence[int]], layers: int) -> list[NDArray[Any]]:
         """Return the states, (L, w) each, that enter the last ``layers`` layers for B token lists."""
 
     @abstractmethod
@@ -148,9 +151,3 @@ def sha256_of_file(path: Path) -> str:
     """Return the sha256 (hex) of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def clip_to_range(states: NDArray[np.float32], dtype: Any) -> NDArray[Any]:
-    """Convert ``states`` to ``dtype``. Finite numbers beyond its range become its largest or smallest number."""
-    limits = np.finfo(dtype)
-    return np.where(np.isinf(states), states, np.clip(states, limits.min, limits.max)).astype(dtype)

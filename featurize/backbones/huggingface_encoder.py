@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .base import MAX_TOKENS, Encoded
-from .tensors import TorchEncoder, in_turn, to_float, to_half
+from .tensors import TorchEncoder, to_float, to_half
 from .towers import Top, architecture_of, check_layers, cut, entering, freeze_unused, layers_of, without_other_tower
 
 
@@ -26,26 +26,26 @@ class HuggingFaceEncoder(TorchEncoder):
         self.architecture = architecture_of(model)
         self.pads_texts = self.architecture.pads_texts
 
-    @in_turn
     def encode_images(self, pixels: NDArray[np.float32], tokens: bool = False) -> Encoded:
         """Encode prepared images, (B, 3, H, W) float32."""
-        if not tokens and self.architecture.image.pools_one_position:
-            states = entering(self.vision_layers()[-1], lambda: self._run_images(pixels))
-            with self._computing():
-                return Encoded(to_float(image_at_first(self.model, states)))
-        pooled, states = embeddings_and_states(self.model, self._run_images(pixels))
-        return Encoded(to_float(pooled), list(to_half(states)) if tokens else None)
+        with self._turn(len(pixels)):
+            if not tokens and self.architecture.image.pools_one_position:
+                states = entering(self.vision_layers()[-1], lambda: self._run_images(pixels))
+                with self._computing():
+                    return Encoded(to_float(image_at_first(self.model, states)))
+            pooled, states = embeddings_and_states(self.model, self._run_images(pixels))
+            return Encoded(to_float(pooled), list(to_half(states)) if tokens else None)
 
-    @in_turn
     def encode_texts(self, ids: Sequence[Sequence[int]], tokens: bool = False) -> Encoded:
         """Encode B token lists, padded to the longest of them (SigLIP: to the full length)."""
-        padded, mask = self._pad(ids)
-        if not tokens and self.architecture.text.pools_one_position:
-            states = entering(self.text_layers()[-1], lambda: self._run_texts(padded, mask))
-            with self._computing():
-                return Encoded(to_float(text_at_end(self.model, states, padded)))
-        pooled, states = embeddings_and_states(self.model, self._run_texts(padded, mask))
-        return Encoded(to_float(pooled), self._own(to_half(states), ids) if tokens else None)
+        with self._turn(len(ids)):
+            padded, mask = self._pad(ids)
+            if not tokens and self.architecture.text.pools_one_position:
+                states = entering(self.text_layers()[-1], lambda: self._run_texts(padded, mask))
+                with self._computing():
+                    return Encoded(to_float(text_at_end(self.model, states, padded)))
+            pooled, states = embeddings_and_states(self.model, self._run_texts(padded, mask))
+            return Encoded(to_float(pooled), self._own(to_half(states), ids) if tokens else None)
 
     def _run_images(self, pixels: NDArray[np.float32]) -> Any:
         with self._computing():
@@ -148,10 +148,7 @@ class _HuggingFaceTop(Top):
         super().__init__(without_other_tower(model, side, cut_tower), unfrozen, pad_id)
         self.side = side
         self.pools_one_position = tower.pools_one_position
-
-    @property
-    def is_small(self) -> bool:
-        return self.pools_one_position and len(layers_of(self.tower, self.side)) == 1
+        self.is_small = tower.pools_one_position and layers == 1
 
     def forward(self, states: Tensor, ids: Tensor | None = None, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         model: Any = self.tower

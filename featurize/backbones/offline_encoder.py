@@ -15,7 +15,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from .base import Encoded
 from .offline import DIM, PROJECTION_SEED
-from .tensors import Preparer, TorchEncoder, in_turn, make_preparer, to_float, to_half
+from .tensors import Preparer, TorchEncoder, make_preparer, to_float, to_half
 from .towers import Top, Tower, check_layers, cut, upper, with_children
 
 IMAGE_SIZE = 224
@@ -67,20 +67,18 @@ class OfflineEncoder(TorchEncoder):
         self.image_model = self._ready(image_model).to(memory_format=torch.channels_last)
         self.text_projection, self.image_projection = (torch.from_numpy(each).to(device) for each in projections)
 
-    @in_turn
     def encode_images(self, pixels: NDArray[np.float32], tokens: bool = False) -> Encoded:
         """Encode prepared images. Tokens are the 7 x 7 positions of the last feature map, (49, 1280)."""
-        features = self._feature_maps(self.folded_image_model, pixels)
-        with torch.inference_mode():
+        with self._turn(len(pixels)), torch.inference_mode():
+            features = self._feature_maps(self.folded_image_model, pixels)
             pooled, states = pool_map(features, self.image_projection)
             return Encoded(to_float(pooled), list(to_half(states)) if tokens else None)
 
-    @in_turn
     def encode_texts(self, ids: Sequence[Sequence[int]], tokens: bool = False) -> Encoded:
         """Encode B token lists, padded to the longest of them. Tokens are (L, 384)."""
-        padded, mask = self._pad(ids)
-        states = self._run_texts(padded, mask)
-        with torch.inference_mode():
+        with self._turn(len(ids)), torch.inference_mode():
+            padded, mask = self._pad(ids)
+            states = self._run_texts(padded, mask)
             pooled = pool_tokens(states, mask, self.text_projection)
             return Encoded(to_float(pooled), self._own(to_half(states), ids) if tokens else None)
 

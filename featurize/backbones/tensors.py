@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import re
 import threading
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,28 +18,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ...cache.errors import BackboneError, MmcliError
-from .base import MAX_TOKENS, Encoder, clip_to_range
+from .base import MAX_TOKENS, Encoder
 from .towers import entering
 
 LONGEST_TEXT = 10_000  # characters
 _MOST_THREADS = 8  # to prepare batches for an accelerator
 _TURN = threading.Lock()
-
-P = ParamSpec("P")
-Result = TypeVar("Result")
-
-
-def in_turn(method: Callable[Concatenate[Any, P], Result]) -> Callable[Concatenate[Any, P], Result]:
-    """Let one thread at a time use an accelerator. Decorates methods of ``TorchEncoder`` that take a batch first."""
-
-    @functools.wraps(method)
-    def run(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> Result:
-        batch: Any = next(iter((*args, *kwargs.values())))
-        turn = contextlib.nullcontext() if self.device == "cpu" else _TURN
-        with turn, enough_memory(self.device, len(batch)):
-            return method(self, *args, **kwargs)
-
-    return run
 
 
 @contextlib.contextmanager
@@ -97,16 +80,18 @@ class TorchEncoder(Encoder):
             ids[index] = list(self.tokenizer(texts[index], truncation=True, max_length=self.max_tokens)["input_ids"])
         return ids, truncated
 
-    @in_turn
-    def images_below(self, pixels: NDArray[np.float32], layers: int) -> NDArray[np.float32]:
+    def images_below(self, pixels: NDArray[np.float32], layers: int) -> NDArray[Any]:
         """Return the states that enter the last ``layers`` layers, (B, P, w), or feature maps, (B, channels, H, W)."""
-        return to_float(entering(self.vision_layers()[-layers], lambda: self._run_images(pixels)))
+        with self._turn(len(pixels)):
+            states = entering(self.vision_layers()[-layers], lambda: self._run_images(pixels))
+            return to_half(states) if self.dtype == "bfloat16" else to_float(states)
 
-    @in_turn
-    def texts_below(self, ids: Sequence[Sequence[int]], layers: int) -> list[NDArray[np.float32]]:
+    def texts_below(self, ids: Sequence[Sequence[int]], layers: int) -> list[NDArray[Any]]:
         """Return the states that enter the last ``layers`` layers for B token lists, (L, w) each."""
-        padded = self._pad(ids)
-        return self._own(to_float(entering(self.text_layers()[-layers], lambda: self._run_texts(*padded))), ids)
+        with self._turn(len(ids)):
+            padded = self._pad(ids)
+            states = entering(self.text_layers()[-layers], lambda: self._run_texts(*padded))
+            return self._own(to_half(states) if self.dtype == "bfloat16" else to_float(states), ids)
 
     @abstractmethod
     def _run_images(self, pixels: NDArray[np.float32]) -> Any:
@@ -115,6 +100,12 @@ class TorchEncoder(Encoder):
     @abstractmethod
     def _run_texts(self, padded: Tensor, mask: Tensor) -> Any:
         """Return the output of the text tower for padded token ids and their mask, each (B, L)."""
+
+    @contextlib.contextmanager
+    def _turn(self, batch_size: int) -> Iterator[None]:
+        """Let one thread at a time use an accelerator."""
+        with contextlib.nullcontext() if self.device == "cpu" else _TURN, enough_memory(self.device, batch_size):
+            yield
 
     @contextlib.contextmanager
     def _computing(self) -> Iterator[None]:
@@ -167,7 +158,10 @@ def to_float(tensor: Tensor) -> NDArray[np.float32]:
 
 def to_half(tensor: Tensor) -> NDArray[np.float16]:
     """Return ``tensor`` as a float16 array in main memory. Finite numbers out of range become its limits."""
-    return clip_to_range(to_float(tensor), np.float16)
+    limits = torch.finfo(torch.float16)
+    clamped = torch.where(tensor.isinf(), tensor, tensor.clamp(limits.min, limits.max))
+    array: NDArray[np.float16] = clamped.half().cpu().numpy()
+    return array
 
 
 @dataclass(frozen=True)

@@ -124,11 +124,10 @@ def entering(layer: nn.Module, run: Callable[[], object]) -> Tensor:
     Several threads may call this at once: the hook stays on the layer, but it stops only threads that asked for it.
     Raise a BackboneError if the model does not run ``layer``.
     """
-    if not getattr(layer, "_can_stop", False):
-        with _HOOKING:
-            if not getattr(layer, "_can_stop", False):
-                layer.register_forward_pre_hook(_stop, with_kwargs=True)
-                layer._can_stop = True  # type: ignore[assignment]
+    with _HOOKING:
+        if not getattr(layer, "_can_stop", False):
+            layer.register_forward_pre_hook(_stop, with_kwargs=True)
+            layer._can_stop = True  # type: ignore[assignment]
     _stopping.at = layer
     try:
         run()
@@ -156,17 +155,14 @@ class Top(nn.Module, ABC):
     ``unfrozen`` are its modules to train: the layers and the last norm. ``pad_id`` pads the token ids of texts.
     """
 
+    is_small = False  # whether ``pooled`` is too little work for a second thread to help
+
     def __init__(self, tower: nn.Module, unfrozen: Sequence[nn.Module], pad_id: int = 0) -> None:
         super().__init__()
         self.tower = tower.eval().requires_grad_(False)
         self.pad_id = pad_id
         for module in unfrozen:
             module.requires_grad_(True)
-
-    @property
-    def is_small(self) -> bool:
-        """Whether ``pooled`` is too little work for a second thread to help."""
-        return False
 
     def train(self, mode: bool = True) -> Top:
         """Stay in evaluation mode: the states that enter the layers were computed without dropout."""

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar
 
 from ...cache.errors import DataError
 from ...cache.labels import Labels, cell_text, guid_of, is_missing, label_column, plain_cell, read_labels, read_table
@@ -72,7 +72,7 @@ class Dataset:
         if not source:
             raise DataError(
                 f"no pairs in {data}: expected files <guid>.jpg (or {', '.join(IMAGE_SUFFIXES[1:])}) and <guid>.txt"
-                + _in_subfolders(data)
+                + (_in_subfolders(data) if data.is_dir() else "")
             )
         by_guid = Labels() if labels_path is None else read_labels(labels_path)
         join = join_of(by_guid, source)
@@ -94,8 +94,6 @@ class Dataset:
 
 def _in_subfolders(folder: Path) -> str:
     """Return a hint if there are images in a subfolder, else an empty string."""
-    if not folder.is_dir():
-        return ""
     for below in sorted(path for path in folder.iterdir() if path.is_dir()):
         if any(path.suffix.lower() in IMAGE_SUFFIXES for path in below.iterdir()):
             return f"; there are images in {below.name}/: give that folder, or a manifest that names the files"
@@ -111,13 +109,7 @@ class LazySequence(Sequence[Item]):
     def __len__(self) -> int:
         return len(self._numbers)
 
-    @overload
-    def __getitem__(self, index: int) -> Item: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Item]: ...
-
-    def __getitem__(self, index: int | slice) -> Item | list[Item]:
+    def __getitem__(self, index: Any) -> Any:
         chosen = self._numbers[index]
         return self._make(chosen) if isinstance(chosen, int) else [self._make(number) for number in chosen]
 

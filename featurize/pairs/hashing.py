@@ -145,7 +145,7 @@ def compare_rows(
     flags = np.zeros((4, len(rows)), dtype=bool)
     compared = _compare_results(cached, rows, pairs) if is_earlier else compare_bytes(cached, rows, pairs)
     for index, same in enumerate(compared):
-        if not isinstance(same, DataError):
+        if not isinstance(same, DataError):  # the first two are about bytes, the last two about embeddings
             flags[:, index] = True, all(same[:2]), *same[-2:]
     return Comparison(*flags)
 
