@@ -237,8 +237,8 @@ class CrossAttn(Fusion):
         text, image = Moments(len(query.mean)), Moments(len(key.mean))
         for batch in batches(features, True, "cpu"):
             assert batch.tokens is not None
-            text.add(batch.tokens.text[batch.tokens.mask].float())
-            image.add(batch.tokens.image.flatten(0, 1).float())
+            text.add(batch.tokens.text[batch.tokens.mask].double())
+            image.add(batch.tokens.image.flatten(0, 1).double())
         for projection, moments in ((query, text), (key, image), (value, image)):
             for buffer, learned in zip((projection.mean, projection.scale), moments.mean_and_scale(), strict=True):
                 buffer.copy_(learned)
