@@ -14,9 +14,8 @@ from ..cache.store import FeatureCache
 from ..featurize.backbones.opening import moved_to
 from ..featurize.encode import OnProgress
 from ..featurize.frozen.source import Source
-from ..heads.evaluation.duplicates import group_numbers, groups_by_guid, separated
-from ..heads.evaluation.rare import renamed
-from ..heads.evaluation.splits import Split
+from ..heads.evaluation.folds import groups_by_guid
+from ..heads.evaluation.splits import Split, group_numbers, relabel, separated
 from ..heads.model.head import Head
 from ..heads.runs.assembly import checkpoint_of, learn_offsets, seed_scores
 from ..heads.runs.best_pt import load_checkpoint, stage1_of
@@ -126,7 +125,7 @@ def finetune(
     with FeatureCache.open(stage1.cache_path(cache_path)) as cache:
         stage1.check_cache(cache)
         labels_file, labels, absent = labels_of(cache, stage1.labels_path(labels_path))
-        known = renamed(labels, stage1.relabelled)
+        known = relabel(labels, stage1.relabelled, keep_dropped=True)
         usable = {
             name: usable_rows(name, guids, known, stage1.classes)
             for name, guids in stage1.split.named().items()

@@ -8,10 +8,9 @@ import numpy as np
 
 from ...cache.atomic import write_json
 from ...cache.errors import MmcliError
-from ..evaluation.duplicates import separated
 from ..evaluation.folds import Fold
 from ..evaluation.metrics import score
-from ..evaluation.splits import SPLITS
+from ..evaluation.splits import SPLITS, separated
 from ..runs.folders import check_writable, new_folder
 from .candidates import Candidate
 from .fits import fit_all

@@ -9,10 +9,9 @@ from numpy.typing import NDArray
 
 from ...cache.errors import DataError
 from ...cache.store import FeatureCache
-from ..evaluation.duplicates import group_numbers, groups_by_guid, separated, without_copies
+from ..evaluation.folds import groups_by_guid
 from ..evaluation.metrics import score
-from ..evaluation.rare import renamed
-from ..evaluation.splits import Split
+from ..evaluation.splits import Split, group_numbers, relabel, separated, without_copies
 from .checkpoint import Checkpoint
 from .labelled import changed_labels, class_numbers, counts_of_unusable, labels_of, left_for_features, usable_rows
 from .trained import OnProgress, Trained, open_best_pt
@@ -66,7 +65,7 @@ def evaluate(
         result: dict[str, Any] = {"best_pt": str(checkpoint.path), "classes": checkpoint.classes}
         result |= {"fusion": checkpoint.recipe.fusion, "modality": checkpoint.recipe.modality}
         result["labels_without_features"] = absent
-        known = renamed(labels, checkpoint.relabelled)
+        known = relabel(labels, checkpoint.relabelled, keep_dropped=True)
         parts, copies, counts = _rows_to_score(checkpoint, cache, known, [on] if isinstance(on, str) else on)
         result |= counts
         result["labels_changed"] = changed_labels(checkpoint.path, parts, labels)

@@ -8,10 +8,8 @@ from typing import Any
 from ...cache.errors import CheckpointError, DataError, MmcliError
 from ...cache.store import FeatureCache
 from ...featurize.frozen.source import Source
-from ..evaluation.division import SplitOptions, divide
-from ..evaluation.duplicates import duplicate_groups, group_numbers, groups_by_guid, separated
-from ..evaluation.rare import relabel
-from ..evaluation.splits import Split
+from ..evaluation.folds import duplicate_groups, groups_by_guid
+from ..evaluation.splits import Split, SplitOptions, divide, group_numbers, relabel, separated
 from ..model.inputs import Rows
 from ..recipe import Recipe
 from ..training.loop import FitOptions
