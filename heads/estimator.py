@@ -1,7 +1,7 @@
 """``FusionClassifier``: a head as a scikit-learn estimator."""
 
 import numbers
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,8 @@ from .training.loop import FitOptions, fit
 _NOT_RECIPE = ("validation_fraction", "random_state", "image_columns")
 
 
+# scikit-learn reads the parameters from __init__, which dataclass writes. It compares no estimators.
+@dataclass(eq=False, repr=False)
 class FusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """A head over X = [image | text], for ``clone``, ``cross_val_score``, ``GridSearchCV`` and pipelines.
 
@@ -68,49 +70,26 @@ class FusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     >>> cross_val_score(FusionClassifier(normalize=True), X, tags, scoring="f1_macro")  # doctest: +SKIP
     """
 
-    def __init__(
-        self,
-        fusion: str = "concat",
-        modality: str = "both",
-        head: str = "mlp",
-        hidden: tuple[int, ...] = (256, 64),
-        dropout: float = 0.5,
-        lr: float = 3e-4,
-        weight_decay: float = 0.05,
-        batch_size: int = 64,
-        epochs: int = 60,
-        patience: int = 8,
-        class_weights: str = "sqrt",
-        loss: str = "ce",
-        focal_gamma: float = 2.0,
-        label_smoothing: float = 0.0,
-        logit_adjustment: float = 0.0,
-        offsets: bool = False,
-        normalize: bool = False,
-        validation_fraction: float = 0.1,
-        random_state: Any = None,
-        image_columns: int | None = None,
-    ) -> None:
-        self.fusion = fusion
-        self.modality = modality
-        self.head = head
-        self.hidden = hidden
-        self.dropout = dropout
-        self.lr = lr
-        self.weight_decay = weight_decay
-        self.batch_size = batch_size
-        self.epochs = epochs
-        self.patience = patience
-        self.class_weights = class_weights
-        self.loss = loss
-        self.focal_gamma = focal_gamma
-        self.label_smoothing = label_smoothing
-        self.logit_adjustment = logit_adjustment
-        self.offsets = offsets
-        self.normalize = normalize
-        self.validation_fraction = validation_fraction
-        self.random_state = random_state
-        self.image_columns = image_columns
+    fusion: str = "concat"
+    modality: str = "both"
+    head: str = "mlp"
+    hidden: tuple[int, ...] = (256, 64)
+    dropout: float = 0.5
+    lr: float = 3e-4
+    weight_decay: float = 0.05
+    batch_size: int = 64
+    epochs: int = 60
+    patience: int = 8
+    class_weights: str = "sqrt"
+    loss: str = "ce"
+    focal_gamma: float = 2.0
+    label_smoothing: float = 0.0
+    logit_adjustment: float = 0.0
+    offsets: bool = False
+    normalize: bool = False
+    validation_fraction: float = 0.1
+    random_state: Any = None
+    image_columns: int | None = None
 
     def fit(self, X: Any, y: Any) -> "FusionClassifier":
         """Train on X, (n, columns), and y, (n,).
