@@ -30,17 +30,9 @@ def f1_from_counts(hits: NDArray[Any], total: NDArray[Any]) -> NDArray[np.float6
 class ResamplingUnits:
     """The units that a bootstrap draws: whole groups of copies, because copies are not independent of each other.
 
-    Each row is of one of P kinds; groups that hold the same kinds are counted together.
-
-    Attributes
-    ----------
-    counts
-        (P + M,) int64: how many groups are a single row, for each of the P kinds; then how many groups of several rows
-        there are, for each of M different contents.
-    contents
-        (P, M): rows of each kind in a group of several rows; None where every group is a single row.
-    n_kinds
-        P.
+    Each row is of one of P kinds; groups that hold the same kinds are counted together. ``counts``, (P + M,) int64, says
+    how many groups are a single row, for each kind, then how many groups of several rows there are, for each of M
+    different contents. ``contents``, (P, M), are the rows of each kind in such a group; None where there is none.
     """
 
     counts: NDArray[np.int64]

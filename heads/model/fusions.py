@@ -28,28 +28,14 @@ class Sizes(NamedTuple):
 
 
 class Fusion(nn.Module):
-    """Map a batch to the inputs of the MLPs; MLP k sees (n, out_sizes[k]).
-
-    Attributes
-    ----------
-    formula, source
-        What ``mmcli fusions`` shows.
-    equal_halves
-        Whether image and text embedding must have the same length.
-    needs_tokens
-        Whether the fusion reads token states.
-    has_weights
-        Whether the fusion has weights of its own, which a linear head cannot learn.
-    rate
-        The setting of the recipe with the learning rate of these weights.
-    """
+    """Map a batch to the inputs of the MLPs; MLP k sees (n, out_sizes[k])."""
 
     formula: ClassVar[str]
     source: ClassVar[str] = ""
-    equal_halves: ClassVar[bool] = False
+    equal_halves: ClassVar[bool] = False  # whether image and text embedding must have the same length
     needs_tokens: ClassVar[bool] = False
-    has_weights: ClassVar[bool] = False
-    rate: ClassVar[str] = "lr"
+    has_weights: ClassVar[bool] = False  # of its own, which a linear head cannot learn
+    rate: ClassVar[str] = "lr"  # the setting with the learning rate of these weights
     out_sizes: tuple[int, ...]
 
     def __init__(self, sizes: Sizes) -> None:
