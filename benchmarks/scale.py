@@ -75,8 +75,8 @@ def step(name, cache, max_memory):
         with FeatureCache.open(cache) as opened:
             print(len(opened.guids))
     elif name == "split":
-        from mmcli.heads.evaluation.division import SplitOptions, divide
-        from mmcli.heads.evaluation.duplicates import groups_by_guid
+        from mmcli.heads.evaluation.folds import groups_by_guid
+        from mmcli.heads.evaluation.splits import SplitOptions, divide
         from mmcli.heads.runs.labelled import labels_of
 
         with FeatureCache.open(cache) as opened:

@@ -11,7 +11,7 @@ from ..heads.recipe import PRESETS, SETTINGS, ClassWeights, HeadKind, Loss, Moda
 from .command import DataOption, HeadOption, MachineOption, Options, RecipeOption, SplitOption
 
 if TYPE_CHECKING:
-    from ..heads.evaluation.division import SplitOptions
+    from ..heads.evaluation.splits import SplitOptions
 
 CACHE = Path("artifacts/features.h5")
 RUNS = Path("artifacts/runs")
@@ -139,7 +139,7 @@ class TrainingOptions(RecipeOptions):
 
     def split_options(self) -> "SplitOptions":
         """Return the split as typed; --group-duplicates is on by default, but off with --preset report."""
-        from ..heads.evaluation.division import SplitOptions
+        from ..heads.evaluation.splits import SplitOptions
 
         together = self.group_duplicates if self.typed("group_duplicates") else self.preset != "report"
         return SplitOptions(self.split_dir, self.split_seed, together, self.new, self.rare)

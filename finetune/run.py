@@ -14,9 +14,8 @@ from ..cache.store import FeatureCache
 from ..featurize.backbones.opening import moved_to
 from ..featurize.encode import OnProgress
 from ..featurize.source import Source
-from ..heads.evaluation.duplicates import group_numbers, groups_by_guid, separated
-from ..heads.evaluation.rare import renamed
-from ..heads.evaluation.splits import Split
+from ..heads.evaluation.folds import groups_by_guid
+from ..heads.evaluation.splits import Split, group_numbers, relabel, separated
 from ..heads.model.head import Head
 from ..heads.runs.checkpoint import Checkpoint, load_checkpoint, stage1_of
 from ..heads.runs.fit_store import FitStore, FitTask, data_key, epochs_behind, fit_tasks
@@ -114,7 +113,7 @@ def finetune(
     with FeatureCache.open(stage1.cache_path(cache_path)) as cache:
         stage1.check_cache(cache)
         labels_file, labels, absent = labels_of(cache, stage1.labels_path(labels_path))
-        known, split = renamed(labels, stage1.relabelled), stage1.split.named()
+        known, split = relabel(labels, stage1.relabelled, keep_dropped=True), stage1.split.named()
         split = {part: guids for part, guids in split.items() if guids}
         parts, gone, unknown = usable_rows(split, known, stage1.classes)
         stage1 = replace(stage1, backbone=moved_to(stage1.backbone, options.backbone))

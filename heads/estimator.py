@@ -1,6 +1,7 @@
 """``FusionClassifier``: a head as a scikit-learn estimator."""
 
 import numbers
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from ..cache.errors import MmcliError
 from ..cache.features import Features
 from .evaluation.metrics import softmax
-from .model.fusions import Fusion, Gated, fusion_class
+from .model.fusions import Fusion, fusion_class
 from .model.inputs import Batch, Rows
 from .model.losses import fit_offsets
 from .recipe import Recipe
@@ -24,6 +25,8 @@ from .training.loop import FitOptions, fit
 _NOT_RECIPE = ("validation_fraction", "random_state", "image_columns")
 
 
+# scikit-learn reads the parameters from __init__, which dataclass writes. It compares no estimators.
+@dataclass(eq=False, repr=False)
 class FusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """A head over X = [image | text], for ``clone``, ``cross_val_score``, ``GridSearchCV`` and pipelines.
 
@@ -67,49 +70,26 @@ class FusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     >>> cross_val_score(FusionClassifier(normalize=True), X, tags, scoring="f1_macro")  # doctest: +SKIP
     """
 
-    def __init__(
-        self,
-        fusion: str = "concat",
-        modality: str = "both",
-        head: str = "mlp",
-        hidden: tuple[int, ...] = (256, 64),
-        dropout: float = 0.5,
-        lr: float = 3e-4,
-        weight_decay: float = 0.05,
-        batch_size: int = 64,
-        epochs: int = 60,
-        patience: int = 8,
-        class_weights: str = "sqrt",
-        loss: str = "ce",
-        focal_gamma: float = 2.0,
-        label_smoothing: float = 0.0,
-        logit_adjustment: float = 0.0,
-        offsets: bool = False,
-        normalize: bool = False,
-        validation_fraction: float = 0.1,
-        random_state: Any = None,
-        image_columns: int | None = None,
-    ) -> None:
-        self.fusion = fusion
-        self.modality = modality
-        self.head = head
-        self.hidden = hidden
-        self.dropout = dropout
-        self.lr = lr
-        self.weight_decay = weight_decay
-        self.batch_size = batch_size
-        self.epochs = epochs
-        self.patience = patience
-        self.class_weights = class_weights
-        self.loss = loss
-        self.focal_gamma = focal_gamma
-        self.label_smoothing = label_smoothing
-        self.logit_adjustment = logit_adjustment
-        self.offsets = offsets
-        self.normalize = normalize
-        self.validation_fraction = validation_fraction
-        self.random_state = random_state
-        self.image_columns = image_columns
+    fusion: str = "concat"
+    modality: str = "both"
+    head: str = "mlp"
+    hidden: tuple[int, ...] = (256, 64)
+    dropout: float = 0.5
+    lr: float = 3e-4
+    weight_decay: float = 0.05
+    batch_size: int = 64
+    epochs: int = 60
+    patience: int = 8
+    class_weights: str = "sqrt"
+    loss: str = "ce"
+    focal_gamma: float = 2.0
+    label_smoothing: float = 0.0
+    logit_adjustment: float = 0.0
+    offsets: bool = False
+    normalize: bool = False
+    validation_fraction: float = 0.1
+    random_state: Any = None
+    image_columns: int | None = None
 
     def fit(self, X: Any, y: Any) -> "FusionClassifier":
         """Train on X, (n, columns), and y, (n,).
@@ -124,29 +104,31 @@ class FusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.classes_, classes = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(f"FusionClassifier needs two classes, found one class: {self.classes_[0]!r}")
-        self.image_columns_ = self._checked_image_columns(X.shape[1])
-        random = check_random_state(self.random_state)
-        rows = Rows(self._features(X), classes.astype(np.int64))
-        train, stop = self._held_out(classes, random)
         try:
-            settings = {name: value for name, value in self.get_params().items() if name not in _NOT_RECIPE}
-            settings["hidden"] = tuple(self.hidden)
-            recipe = Recipe(**settings, seed=int(random.randint(2**31)))
-            val = None if stop is None else rows.take(stop)
-            done = fit(recipe, len(self.classes_), rows.take(train), val, FitOptions(score_train=False))
+            self._train(X, classes.astype(np.int64))
         except MmcliError as error:
             raise ValueError(str(error)) from error
+        return self
+
+    def _train(self, X: NDArray[np.float64], classes: NDArray[np.int64]) -> None:
+        settings = {name: value for name, value in self.get_params().items() if name not in _NOT_RECIPE}
+        recipe = Recipe(**settings | {"hidden": tuple(self.hidden)})
+        fusion = fusion_class(recipe.fusion, recipe.modality)
+        self.image_columns_ = self._checked_image_columns(X.shape[1], fusion)
+        rows, random = Rows(self._features(X), classes), check_random_state(self.random_state)
+        train, stop = self._held_out(classes, random)
+        recipe = replace(recipe, seed=int(random.randint(2**31)))
+        val = None if stop is None else rows.take(stop)
+        trained = fit(recipe, len(self.classes_), rows.take(train), val, FitOptions(score_train=False))
         # In float64, so that results do not depend on the batch.
-        self.head_, self.n_iter_ = done.head.double(), len(done.history)
+        self.head_, self.n_iter_ = trained.head.double(), len(trained.history)
         self.offsets_ = np.zeros(len(self.classes_), dtype=np.float32)
         if self.offsets and val is not None:
             self.offsets_ = fit_offsets(self._raw_logits(val.features), val.classes)
-        return self
 
-    def _checked_image_columns(self, columns: int) -> int:
+    def _checked_image_columns(self, columns: int, fusion: type[Fusion]) -> int:
         """Return the number of image columns; raise a ValueError where X cannot be divided so."""
-        chosen = _fusion_of(self)
-        if chosen is not None and chosen.needs_tokens:
+        if fusion.needs_tokens:
             raise ValueError(
                 f"fusion {self.fusion!r} needs token states, which X does not hold: use `mmcli train-head --fusion "
                 f"{self.fusion}`, or another fusion"
@@ -163,7 +145,7 @@ class FusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 f"image_columns must be a whole number from {least} to {most} with modality {self.modality!r} and "
                 f"{columns} feature(s), found {cut!r}"
             )
-        if chosen is not None and chosen.equal_halves and 2 * cut != columns:
+        if fusion.equal_halves and 2 * cut != columns:
             raise ValueError(
                 f"fusion {self.fusion!r} combines image and text elementwise, so both must have the same number of "
                 f"columns; found {cut} image columns of {columns} feature(s): take another fusion"
@@ -222,46 +204,3 @@ class FusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             image, text = (torch.from_numpy(side).double() for side in (features.image, features.text))
             logits: NDArray[np.float64] = self.head_(Batch(image, text)).numpy()
         return logits
-
-
-_ODD = "the check has an odd number of columns, which cannot be halved"
-_CHECKS_WITH_ODD_COLUMNS = (
-    "check_dict_unchanged",
-    "check_dont_overwrite_parameters",
-    "check_estimators_dtypes",
-    "check_estimators_nan_inf",
-    "check_estimators_pickle",
-    "check_f_contiguous_array_estimator",
-    "check_fit2d_predict1d",
-    "check_fit_score_takes_y",
-    "check_methods_sample_order_invariance",
-    "check_methods_subset_invariance",
-    "check_pipeline_consistency",
-    "check_supervised_y_2d",
-)
-_BLOBS = "the check needs both of its two columns to separate three blobs, and "
-
-
-def expected_failed_checks(estimator: FusionClassifier) -> dict[str, str]:
-    """Return the checks of scikit-learn that an estimator cannot pass because of its settings, each with its reason.
-
-    For ``parametrize_with_checks(..., expected_failed_checks=expected_failed_checks)``. Empty for concat, film and
-    late with ``image_columns=1``, with an MLP or a linear head.
-    """
-    chosen = _fusion_of(estimator)
-    impossible = {}
-    if estimator.image_columns is None or (chosen is not None and chosen.equal_halves):
-        impossible = dict.fromkeys(_CHECKS_WITH_ODD_COLUMNS, _ODD)
-    if chosen is Gated:
-        impossible["check_classifiers_train"] = _BLOBS + "a scalar gate leaves a single mixture of them"
-    elif estimator.modality != "both":
-        impossible["check_classifiers_train"] = _BLOBS + "a single modality sees one of them"
-    return impossible
-
-
-def _fusion_of(estimator: FusionClassifier) -> type[Fusion] | None:
-    """Return the class of an estimator's fusion; None if its settings name no fusion that exists."""
-    try:
-        return fusion_class(estimator.fusion, estimator.modality)
-    except (MmcliError, KeyError):
-        return None

@@ -269,7 +269,7 @@ def sixty(cached_sixty, tmp_path):
 def stage1(sixty, tmp_path):
     """Return a function that trains a head on it and returns its best.pt."""
     from mmcli.heads import Recipe, RunOptions, train_head
-    from mmcli.heads.evaluation.division import SplitOptions
+    from mmcli.heads.evaluation.splits import SplitOptions
 
     def make(runs="runs", seeds=1, **settings):
         recipe = Recipe(epochs=3, hidden=(16,), lr=5e-3).changed(**settings)

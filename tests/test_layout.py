@@ -154,7 +154,7 @@ def test_every_setting_is_an_option_with_its_default():
 
 def test_defaults_of_the_command_line_are_those_of_the_code():
     from mmcli.featurize.backbones.base import DEFAULT_BACKBONE
-    from mmcli.heads.evaluation.division import New, Rare, SplitOptions
+    from mmcli.heads.evaluation.splits import New, Rare, SplitOptions
     from mmcli.heads.experiments import Protocol, Setup
 
     typed = defaults_of("compare")

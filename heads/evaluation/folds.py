@@ -1,4 +1,4 @@
-"""Folds that keep copies on one side."""
+"""Copies of pairs, and folds and parts of rows that keep them on one side."""
 
 import warnings
 from collections.abc import Sequence
@@ -8,51 +8,43 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...cache.errors import DataError, MmcliError
+from ...cache.schema import EMPTY_SHA256
+from ...cache.store import FeatureCache
 
 Indices = NDArray[np.int64]
 
-
-@dataclass(frozen=True)
-class Fold:
-    """Row numbers for one fit: rows to learn from, rows that decide when to stop, and rows to score."""
-
-    repeat: int
-    fold: int
-    train: Indices
-    stop: Indices
-    test: Indices
+NEEDED = 10  # groups of a class in a split 8:1:1: a tenth of them is at least one
+_NOTHING = np.array([EMPTY_SHA256, bytes(32)], dtype="V32")  # digests of an empty side and of a missing side
 
 
-def group_folds(classes: Indices, groups: Indices, folds: int, seed: int) -> list[tuple[Indices, Indices]]:
-    """Return (inside, outside) row numbers of stratified folds that keep every group on one side.
+def duplicate_groups(cache: FeatureCache, guids: Sequence[str]) -> NDArray[np.int64]:
+    """Return the group number of each pair, (n,) int64, from 0; copies of each other have the same number.
 
-    scikit-learn's ``StratifiedKFold`` deals out the groups, each with the class of its first row.
-    ``StratifiedGroupKFold`` does the same with a loop over groups that takes minutes for a million pairs. A class with
-    fewer groups than folds is missing from some folds.
-
-    Parameters
-    ----------
-    classes, groups
-        Class number and group number of each row, (n,) each.
-    folds
-        At least 2, and at most the number of groups.
-    seed
-        Seed for shuffling.
+    Groups are closed: a pair that shares its image with a second pair and its text with a third joins all three.
+    Missing images, and texts that are empty after cleaning, are not copies of each other. A cache without digests of
+    cleaned texts is compared by its raw texts.
     """
-    from sklearn.model_selection import StratifiedKFold
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
 
-    _, first, group_of = np.unique(groups, return_index=True, return_inverse=True)
-    strata = classes[first]
-    if np.bincount(strata).max() < folds:  # scikit-learn needs one stratum with as many groups as folds
-        strata = np.zeros_like(strata)
-    fold_of_group = np.zeros(len(first), dtype=np.int64)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # scikit-learn warns about classes with fewer groups than folds
-        dealer = StratifiedKFold(folds, shuffle=True, random_state=seed % 2**32)
-        for number, (_, outside) in enumerate(dealer.split(np.zeros(len(first)), strata)):
-            fold_of_group[outside] = number
-    fold_of = fold_of_group[group_of]
-    return [(np.flatnonzero(fold_of != number), np.flatnonzero(fold_of == number)) for number in range(folds)]
+    rows, n = cache.rows(guids), len(guids)
+    text = "row/cleaned_sha256" if cache.has_cleaned else "row/text_sha256"
+    pairs, first_copies = [], []
+    for name in ("row/image_sha256", text):
+        digests = np.ascontiguousarray(cache.read(name, rows)).view("V32").reshape(n)
+        there = np.flatnonzero((digests != _NOTHING[0]) & (digests != _NOTHING[1]))
+        _, first, inverse = np.unique(digests[there], return_index=True, return_inverse=True)
+        pairs.append(there)
+        first_copies.append(there[first[inverse]])
+    edges = (np.concatenate(pairs), np.concatenate(first_copies))
+    graph = coo_array((np.ones(len(edges[0]), dtype=np.bool_), edges), shape=(n, n))
+    numbers: NDArray[np.int64] = connected_components(graph, directed=False)[1].astype(np.int64)
+    return numbers
+
+
+def groups_by_guid(cache: FeatureCache, guids: Sequence[str]) -> dict[str, int]:
+    """Return the number of each pair's group of copies, by guid; see ``duplicate_groups``."""
+    return dict(zip(guids, duplicate_groups(cache, guids).tolist(), strict=True))
 
 
 def groups_per_class(classes: Indices, groups: Indices, n_classes: int) -> Indices:
@@ -87,18 +79,9 @@ def train_only(classes: Indices, groups: Indices, rare: Indices) -> NDArray[np.b
 def check_classes_left(
     classes: Indices, groups: Indices, names: Sequence[str], rare: Indices, needed: int, remedy: str
 ) -> None:
-    """Raise a DataError where fewer than two classes have enough rows to be scored.
+    """Raise a DataError where fewer than two classes are left to be scored, because ``rare`` have too few groups.
 
-    Parameters
-    ----------
-    names
-        Names of the classes.
-    rare
-        Numbers of the classes that have too few groups.
-    needed
-        How many groups a class needs.
-    remedy
-        What the user can do, other than label more.
+    ``remedy`` is what the user can do, other than label more.
     """
     present = np.unique(classes)
     if len(present) < 2:
@@ -114,30 +97,49 @@ def check_classes_left(
     )
 
 
+@dataclass(frozen=True)
+class Fold:
+    """Row numbers for one fit: rows to learn from, rows that decide when to stop, and rows to score."""
+
+    repeat: int
+    fold: int
+    train: Indices
+    stop: Indices
+    test: Indices
+
+
+def group_folds(classes: Indices, groups: Indices, folds: int, seed: int) -> list[tuple[Indices, Indices]]:
+    """Return (inside, outside) row numbers of stratified folds that keep every group on one side.
+
+    ``classes`` and ``groups`` are (n,), and there are at least 2 folds and at most as many as groups. scikit-learn's
+    ``StratifiedKFold`` deals out the groups, each with the class of its first row. ``StratifiedGroupKFold`` does the
+    same with a loop over groups that takes minutes for a million pairs. A class with fewer groups than folds is missing
+    from some folds.
+    """
+    from sklearn.model_selection import StratifiedKFold
+
+    _, first, group_of = np.unique(groups, return_index=True, return_inverse=True)
+    strata = classes[first]
+    if np.bincount(strata).max() < folds:  # scikit-learn needs one stratum with as many groups as folds
+        strata = np.zeros_like(strata)
+    fold_of_group = np.zeros(len(first), dtype=np.int64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scikit-learn warns about classes with fewer groups than folds
+        dealer = StratifiedKFold(folds, shuffle=True, random_state=seed % 2**32)
+        for number, (_, outside) in enumerate(dealer.split(np.zeros(len(first)), strata)):
+            fold_of_group[outside] = number
+    fold_of = fold_of_group[group_of]
+    return [(np.flatnonzero(fold_of != number), np.flatnonzero(fold_of == number)) for number in range(folds)]
+
+
 def repeated_folds(
     classes: Indices, groups: Indices, names: Sequence[str], folds: int, repeats: int, seed: int
 ) -> list[Fold]:
     """Return repeated stratified group k-fold, with a tenth of each training part set aside as rows to stop by.
 
-    A class with fewer groups than folds trains only: its rows, and their copies, are in every training part.
-
-    Parameters
-    ----------
-    classes, groups
-        Class number and group number of each row, (n,) each.
-    names
-        Names of the classes.
-    folds, repeats
-        At least 2 folds and 1 repeat.
-    seed
-        Repeat r is shuffled with ``seed + r``.
-
-    Raises
-    ------
-    DataError
-        Fewer than two classes have as many groups as there are folds.
-    MmcliError
-        Too few folds or repeats.
+    ``classes`` and ``groups`` are (n,), and repeat r is shuffled with ``seed + r``. A class with fewer groups than
+    folds trains only: its rows, and their copies, are in every training part. Raise a DataError where fewer than two
+    classes have as many groups as there are folds, and an MmcliError for too few folds or repeats.
     """
     if folds < 2 or repeats < 1:
         raise MmcliError(f"at least 2 folds and 1 repeat are needed, found {folds} and {repeats}")
@@ -191,3 +193,92 @@ def folds_of(folds: Sequence[Fold], n: int) -> Indices:
     for fold in folds:
         fold_of[fold.repeat, fold.test] = fold.fold
     return fold_of
+
+
+def split_rows(
+    classes: Indices, groups: Indices, names: Sequence[str], seed: int, remedy: str = ""
+) -> tuple[tuple[Indices, Indices, Indices], Indices]:
+    """Split rows 8:1:1, stratified by class, and keep all rows of a group in one part.
+
+    The first row of each group stands for the group in the draw. Where every group is a single row and no class is too
+    rare, the parts are exactly scikit-learn's (see ``stratified_split``). If the draw leaves a class with fewer than
+    ``NEEDED`` groups without a row in some part, then this class trains only, and so does every class with as few
+    groups. Copies of their rows in other classes train only, too.
+
+    ``classes`` and ``groups`` are (n,), ``seed`` is for both draws, and ``remedy`` is what the user can do, other than
+    label more. Return the row numbers of the three parts, and the numbers of the classes that train only. Raise a
+    DataError where fewer than two classes have enough rows.
+    """
+    _, first, group_of = np.unique(groups, return_index=True, return_inverse=True)
+    strata, rare = classes[first], np.zeros(0, dtype=np.int64)
+    while True:
+        trains_only = train_only(classes, groups, rare)
+        check_classes_left(classes, groups, names, rare, NEEDED, remedy)
+        first_rows = np.sort(first[~trains_only[first]])  # one row for each group, in the order of the rows
+        parts, too_small = _draw_parts(first_rows, strata[group_of[first_rows]], seed)
+        parts = [_members(group_of, group_of[rows]) for rows in parts]
+        counts = groups_per_class(classes[~trains_only], groups[~trains_only], len(names))
+        too_rare = _classes_too_rare(parts, too_small, classes, np.setdiff1d(classes, rare), counts)
+        if len(too_rare):
+            rare = np.union1d(rare, too_rare)
+        elif parts:
+            return (np.concatenate([parts[0], np.flatnonzero(trains_only)]), parts[1], parts[2]), rare
+        else:
+            strata = _merged_strata(strata, group_of[first_rows], too_small, remedy)
+
+
+def _draw_parts(rows: Indices, strata: Indices, seed: int) -> tuple[list[Indices], Indices]:
+    """Divide ``rows`` 8:1:1; return the three parts, or no part and the smallest strata, too small to be drawn from."""
+    from sklearn.model_selection import train_test_split
+
+    parts: list[Indices] = []
+    present, numbers = np.unique(strata, return_inverse=True)
+    for share in (0.8, 0.5):
+        count = int(share * len(rows))
+        sizes = np.bincount(numbers, minlength=len(present))
+        drawable = sizes[sizes > 0]
+        # What scikit-learn refuses: a stratum of one row, or more strata than rows on a side.
+        if not len(rows) or drawable.min() < 2 or min(count, len(rows) - count) < len(drawable):
+            return [], present[sizes == sizes.min(initial=len(rows))]
+        part, rows, _, numbers = train_test_split(rows, numbers, train_size=count, stratify=numbers, random_state=seed)
+        parts.append(part)
+    return [*parts, rows], np.zeros(0, dtype=np.int64)
+
+
+def _members(group_of: Indices, chosen: Indices) -> Indices:
+    """Return the rows of the groups ``chosen``, group by group in that order."""
+    rank = np.full(int(group_of.max()) + 1, len(chosen))
+    rank[chosen] = np.arange(len(chosen))
+    rows = np.flatnonzero(rank[group_of] < len(chosen))
+    return rows[np.argsort(rank[group_of[rows]], kind="stable")]
+
+
+def _classes_too_rare(
+    parts: Sequence[Indices], too_small: Indices, classes: Indices, scored: Indices, counts: Indices
+) -> Indices:
+    """Return the classes that must train only, because the draw failed on them or left them out of a part.
+
+    ``parts`` are drawn, or empty with the strata ``too_small``; ``counts``, (C,), are the groups of each class. Among
+    the classes that are ``scored`` so far, all with as few groups as those that failed are too rare.
+    """
+    missing = [np.setdiff1d(scored, classes[rows]) for rows in parts]
+    suspects = np.unique(np.concatenate(missing)) if parts else too_small
+    too_few = suspects[counts[suspects] < NEEDED]
+    if parts and not len(too_few):
+        too_few = missing[0]  # no head can be scored on a class that it does not learn
+    return scored[counts[scored] <= counts[too_few].max()] if len(too_few) else too_few
+
+
+def _merged_strata(strata: Indices, divided: Indices, too_small: Indices, remedy: str) -> Indices:
+    """Return the stratum of each group, after strata too small to be drawn from have joined the largest.
+
+    A class with enough rows can still be too small a stratum, where its rows are mostly copies of rows of other
+    classes. If joining leaves as many strata as before among the groups to be ``divided``, all become one stratum.
+    """
+    largest = np.bincount(strata[divided], minlength=1).argmax()
+    merged = np.where(np.isin(strata, too_small), largest, strata)
+    if len(np.unique(merged[divided])) < len(np.unique(strata[divided])):
+        return merged
+    if not len(divided) or not strata.any():
+        raise DataError(f"{len(divided)} rows, copies counted once, are too few for an 8:1:1 split: label more{remedy}")
+    return np.zeros_like(strata)

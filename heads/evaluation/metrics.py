@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 
 from ...cache.errors import MmcliError
 from .folds import groups_per_class
-from .resampling import ResamplingUnits, resampling_units
+from .statistics import ResamplingUnits, f1_from_counts, resampling_units
 
 REPLICATES = 2000
 LEVEL = 0.95
-_CELLS_AT_ONCE = 4_000_000  # bounds the memory of the matrices that are drawn together
 
 
 def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
@@ -32,14 +31,6 @@ def confusion_matrix(true: NDArray[np.int64], predicted: NDArray[np.int64], n_cl
     """Count pairs of classes: (C, C) int64, rows true, columns predicted. Both inputs are (n,) class numbers."""
     counts = np.bincount(true * n_classes + predicted, minlength=n_classes * n_classes)
     return counts.reshape(n_classes, n_classes).astype(np.int64)
-
-
-def f1_from_counts(hits: NDArray[Any], total: NDArray[Any]) -> NDArray[np.float64]:
-    """Return F1 = 2 hits / total, NaN where the total is 0.
-
-    The total is how often a class occurs plus how often it is predicted.
-    """
-    return np.where(total > 0, 2 * hits / np.maximum(total, 1), np.nan)
 
 
 def f1_per_class(confusion: NDArray[Any]) -> NDArray[np.float64]:
@@ -81,11 +72,10 @@ def bootstrap_scores(
 
     The kinds of rows in ``units`` are the C x C cells of the confusion matrix.
     """
-    at_once = max(1, min(REPLICATES, _CELLS_AT_ONCE // len(units.counts)))
     f1, accuracies = [], []
-    for start in range(0, REPLICATES, at_once):
-        generator = np.random.default_rng(seed + start)
-        confusions = units.draw(generator, min(at_once, REPLICATES - start)).reshape(-1, n_classes, n_classes)
+    for block in units.blocks(REPLICATES):
+        drawn = units.draw(np.random.default_rng(seed + block.start), len(block))
+        confusions = drawn.reshape(-1, n_classes, n_classes)
         f1.append(f1_per_class(confusions))
         accuracies.append(accuracy(confusions))
     return np.concatenate(f1), np.concatenate(accuracies)

@@ -1,18 +1,23 @@
-"""Training, validation and test rows: drawn once per run and written as CSV."""
+"""Training, validation and test rows of a run, drawn or read from a folder; and what becomes of rare classes."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...cache.atomic import write_text
-from ...cache.errors import DataError
+from ...cache.errors import DataError, MmcliError
 from ...cache.labels import read_labels, read_table, table_text
-from .folds import Indices, check_classes_left, groups_per_class, train_only
+from .folds import NEEDED, groups_per_class, rare_classes, split_rows
 
+Rare = Literal["train-only", "merge", "drop"]
+New = Literal["train", "none"]
 SPLITS = ("train", "val", "test")
-NEEDED = 10  # groups of a class: a tenth of them is at least one
+OTHER = "other"  # the class that rare classes are merged into
 
 
 @dataclass(frozen=True)
@@ -55,135 +60,6 @@ def stratified_split(guids: Sequence[str], tags: Sequence[str], seed: int = 42) 
             "more of it, or leave it out"
         )
     return Split(*([guids[row] for row in rows.tolist()] for rows in parts))
-
-
-def split_rows(
-    classes: Indices, groups: Indices, names: Sequence[str], seed: int, remedy: str = ""
-) -> tuple[tuple[Indices, Indices, Indices], Indices]:
-    """Split rows 8:1:1, stratified by class, and keep all rows of a group in one part.
-
-    The first row of each group stands for the group in the draw. Where every group is a single row and no class is too
-    rare, the parts are exactly scikit-learn's (see ``stratified_split``). If the draw leaves a class with fewer than
-    ``NEEDED`` groups without a row in some part, then this class trains only, and so does every class with as few
-    groups. Copies of their rows in other classes train only, too.
-
-    Parameters
-    ----------
-    classes, groups
-        Class number and group number of each row, (n,) each.
-    names
-        Names of the classes.
-    seed
-        Seed for both draws.
-    remedy
-        What the user can do, other than label more, where too few classes are left.
-
-    Returns
-    -------
-    parts
-        Row numbers of the training, validation and test part.
-    rare
-        Numbers of the classes that train only.
-
-    Raises
-    ------
-    DataError
-        Fewer than two classes have enough rows.
-    """
-    _, first, group_of = np.unique(groups, return_index=True, return_inverse=True)
-    strata, rare = classes[first], np.zeros(0, dtype=np.int64)
-    while True:
-        trains_only = train_only(classes, groups, rare)
-        check_classes_left(classes, groups, names, rare, NEEDED, remedy)
-        first_rows = np.sort(first[~trains_only[first]])  # one row for each group, in the order of the rows
-        parts, too_small = _draw_parts(first_rows, strata[group_of[first_rows]], seed)
-        parts = [_members(group_of, group_of[rows]) for rows in parts]
-        counts = groups_per_class(classes[~trains_only], groups[~trains_only], len(names))
-        too_rare = _classes_too_rare(parts, too_small, classes, np.setdiff1d(classes, rare), counts)
-        if len(too_rare):
-            rare = np.union1d(rare, too_rare)
-        elif parts:
-            return (np.concatenate([parts[0], np.flatnonzero(trains_only)]), parts[1], parts[2]), rare
-        else:
-            strata = _merged_strata(strata, group_of[first_rows], too_small, remedy)
-
-
-def _draw_parts(rows: Indices, strata: Indices, seed: int) -> tuple[list[Indices], Indices]:
-    """Divide ``rows`` 8:1:1.
-
-    Returns
-    -------
-    parts
-        The rows of the three parts, or no part where a stratum is too small to be drawn from.
-    too_small
-        The smallest strata in that case, else none.
-    """
-    from sklearn.model_selection import train_test_split
-
-    parts: list[Indices] = []
-    present, numbers = np.unique(strata, return_inverse=True)
-    for share in (0.8, 0.5):
-        count = int(share * len(rows))
-        sizes = np.bincount(numbers, minlength=len(present))
-        drawable = sizes[sizes > 0]
-        # What scikit-learn refuses: a stratum of one row, or more strata than rows on a side.
-        if not len(rows) or drawable.min() < 2 or min(count, len(rows) - count) < len(drawable):
-            return [], present[sizes == sizes.min(initial=len(rows))]
-        part, rows, _, numbers = train_test_split(rows, numbers, train_size=count, stratify=numbers, random_state=seed)
-        parts.append(part)
-    return [*parts, rows], np.zeros(0, dtype=np.int64)
-
-
-def _members(group_of: Indices, chosen: Indices) -> Indices:
-    """Return the rows of the groups ``chosen``, group by group in that order."""
-    rank = np.full(int(group_of.max()) + 1, len(chosen))
-    rank[chosen] = np.arange(len(chosen))
-    rows = np.flatnonzero(rank[group_of] < len(chosen))
-    return rows[np.argsort(rank[group_of[rows]], kind="stable")]
-
-
-def _classes_too_rare(
-    parts: Sequence[Indices], too_small: Indices, classes: Indices, scored: Indices, counts: Indices
-) -> Indices:
-    """Return the classes that must train only, because the draw failed on them or left them out of a part.
-
-    Parameters
-    ----------
-    parts, too_small
-        Rows of the drawn parts; or no part, and the strata that were too small.
-    classes
-        Class number of each row, (n,).
-    scored
-        Numbers of the classes that are not rare so far.
-    counts
-        Number of groups of each class, (C,).
-    """
-    missing = [np.setdiff1d(scored, classes[rows]) for rows in parts]
-    suspects = np.unique(np.concatenate(missing)) if parts else too_small
-    too_few = suspects[counts[suspects] < NEEDED]
-    if parts and not len(too_few):
-        too_few = missing[0]  # no head can be scored on a class that it does not learn
-    return scored[counts[scored] <= counts[too_few].max()] if len(too_few) else too_few
-
-
-def _merged_strata(strata: Indices, divided: Indices, too_small: Indices, remedy: str) -> Indices:
-    """Return the stratum of each group, after strata too small to be drawn from have joined the largest.
-
-    A class with enough rows can still be too small a stratum, where its rows are mostly copies of rows of other
-    classes. If joining leaves as many strata as before, all groups become one stratum.
-
-    Parameters
-    ----------
-    divided
-        The groups that are divided among the parts.
-    """
-    largest = np.bincount(strata[divided], minlength=1).argmax()
-    merged = np.where(np.isin(strata, too_small), largest, strata)
-    if len(np.unique(merged[divided])) < len(np.unique(strata[divided])):
-        return merged
-    if not len(divided) or not strata.any():
-        raise DataError(f"{len(divided)} rows, copies counted once, are too few for an 8:1:1 split: label more{remedy}")
-    return np.zeros_like(strata)
 
 
 def write_split(folder: Path, split: Split, labels: Mapping[str, str]) -> None:
@@ -229,3 +105,252 @@ def read_split(folder: str | Path) -> dict[str, dict[str, str | None]]:
                 raise DataError(f"guid {guid!r} is in two parts of {folder}: {seen[guid]} and {name}")
             seen[guid] = name
     return parts
+
+
+def group_numbers(groups: Mapping[str, int], parts: Mapping[str, Sequence[str]]) -> dict[str, NDArray[np.int64]]:
+    """Return the group number of each guid, (n,) int64, by part."""
+    return {name: np.fromiter((groups[guid] for guid in guids), np.int64, len(guids)) for name, guids in parts.items()}
+
+
+def separated(split: Split, groups: Mapping[str, int], of_parts: Sequence[str] = ("val", "test")) -> int:
+    """Count the rows of ``of_parts`` that have a copy in another part of the split."""
+    numbers = group_numbers(groups, split.named())
+    count = 0
+    for name in of_parts:
+        elsewhere = np.concatenate([numbers[part] for part in numbers if part != name])
+        count += int(np.isin(numbers[name], elsewhere).sum())
+    return count
+
+
+def without_copies(guids: Sequence[str], learned_from: Sequence[str], groups: Mapping[str, int]) -> list[str]:
+    """Return the guids of pairs that are not copies of pairs that a head learned from."""
+    known = {groups[guid] for guid in learned_from}
+    return [guid for guid in guids if groups[guid] not in known]
+
+
+@dataclass(frozen=True)
+class SplitOptions:
+    """How labelled rows are divided.
+
+    ``split_dir`` is the splits folder of another run; default: draw a split with ``seed``, and with
+    ``group_duplicates`` keep copies in one part. ``new`` says where rows go that ``split_dir`` does not name:
+    ``train``, or ``none`` to leave them out. ``rare`` says what becomes of classes too rare for a row in each part:
+    ``train-only``, ``merge`` (into one class ``other``) or ``drop``.
+    """
+
+    split_dir: str | Path | None = None
+    seed: int = 42
+    group_duplicates: bool = True
+    new: str = "train"
+    rare: str = "train-only"
+
+    def __post_init__(self) -> None:
+        for name, choices in (("new", New), ("rare", Rare)):
+            if getattr(self, name) not in get_args(choices):
+                raise MmcliError(
+                    f"{name} cannot be {getattr(self, name)!r}: choose one of {', '.join(get_args(choices))}"
+                )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the options that were used, as ``config.json`` holds them."""
+        if self.split_dir is None:
+            drawn = {"split_dir": None, "split_seed": self.seed, "group_duplicates": self.group_duplicates}
+            return drawn | {"rare": self.rare}
+        read = {"split_dir": str(Path(self.split_dir).absolute()), "split_seed": None, "group_duplicates": None}
+        return read | {"new": self.new, "rare": self.rare}
+
+
+@dataclass(frozen=True)
+class Division:
+    """A split and the labels that belong to it.
+
+    ``labels`` are the classes by guid, after rare classes were merged or dropped. ``relabelled`` has the new name of
+    each class that was merged, and None for a class that was dropped. ``counts`` are the entries of ``metrics.json``
+    about the split.
+    """
+
+    split: Split
+    labels: dict[str, str]
+    relabelled: dict[str, str | None] = field(default_factory=dict)
+    counts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def classes(self) -> list[str]:
+        """The names of the classes, sorted."""
+        return sorted({self.labels[guid] for guids in self.split.named().values() for guid in guids})
+
+
+def divide(labels: Mapping[str, str], groups: Mapping[str, int], options: SplitOptions) -> Division:
+    """Return the split of a run: read from ``options.split_dir``, or drawn.
+
+    ``labels`` are those of rows in the cache, and ``groups`` the groups of copies, both by guid. Raise a DataError if
+    there are too few rows for a split, or if the splits folder does not fit the labels.
+    """
+    if options.split_dir is not None:
+        return _read_division(labels, groups, Path(options.split_dir), options)
+    group_of = {guid: groups[guid] if options.group_duplicates else number for number, guid in enumerate(labels)}
+    n_copies = len(labels) - len(set(group_of.values()))
+    remedy = ", or give your own parts with --split-dir"
+    remedy += ", or count each copy as a row with --no-group-duplicates" if n_copies else ""
+    split, rare = _draw_split(labels, group_of, options.seed, remedy)
+    settled, relabelled = _settle_rare(labels, rare, options.rare)
+    still_rare = rare
+    if relabelled:
+        split, still_rare = _draw_split(settled, group_of, options.seed, remedy)
+    counts = _rare_counts(rare, still_rare, relabelled, len(labels) - len(settled), NEEDED)
+    return Division(split, settled, relabelled, {"duplicates_together": n_copies, **counts})
+
+
+def _draw_split(
+    labels: Mapping[str, str], group_of: Mapping[str, int], seed: int, remedy: str
+) -> tuple[Split, dict[str, int]]:
+    """Draw a split; also return the classes that train only, with their rows, copies counted once."""
+    guids = list(labels)
+    names, classes = np.unique(list(labels.values()), return_inverse=True)
+    groups = np.fromiter((group_of[guid] for guid in guids), np.int64, len(guids))
+    parts, rare = split_rows(classes, groups, names.tolist(), seed, remedy)
+    counts = groups_per_class(classes, groups, len(names))
+    split = Split(*([guids[row] for row in rows.tolist()] for rows in parts))
+    return split, {str(names[number]): int(counts[number]) for number in rare}
+
+
+def _read_division(
+    labels: Mapping[str, str], groups: Mapping[str, int], folder: Path, options: SplitOptions
+) -> Division:
+    """Return the split in ``folder`` with the labels of today."""
+    stored = read_split(folder)
+    named = set().union(*stored.values())
+    parts = {name: [guid for guid in tags if guid in labels] for name, tags in stored.items()}
+    unlabelled = [guid for guid, tag in stored["test"].items() if guid not in labels and tag is None]
+    gone = {name: len(tags) - len(parts[name]) for name, tags in stored.items()}
+    gone["test"] -= len(unlabelled)
+    changed = {
+        name: sum(tags[guid] not in (None, labels[guid]) for guid in parts[name]) for name, tags in stored.items()
+    }
+    new = [guid for guid in labels if guid not in named]
+    new_without_copies = without_copies(new, [*parts["val"], *parts["test"]], groups)
+    if options.new == "train":
+        parts["train"] += new_without_copies
+    used = {guid: labels[guid] for guids in parts.values() for guid in guids}
+    rare = _classes_missing_in_a_part(used, parts)
+    settled, relabelled = _settle_rare(used, rare, options.rare)
+    kept = {name: [guid for guid in guids if guid in settled] for name, guids in parts.items()}
+    _check_parts(folder, kept, settled)
+    held_out_classes = {settled[guid] for name in ("val", "test") for guid in kept[name]}
+    still_rare = _classes_missing_in_a_part(settled, kept).keys() - held_out_classes
+    counts = {
+        "new_rows": len(new),
+        "new_rows_go_to": options.new,
+        "new_copies": len(new) - len(new_without_copies),
+        "rows_gone": gone,
+        "labels_changed": changed,
+        "test_rows_unlabelled": len(unlabelled),
+        **_rare_counts(rare, still_rare, relabelled, len(used) - len(settled), None),
+    }
+    return Division(Split(**kept, unlabelled=unlabelled), settled, relabelled, counts)
+
+
+def _classes_missing_in_a_part(labels: Mapping[str, str], parts: Mapping[str, Sequence[str]]) -> dict[str, int]:
+    """Return the classes that have no row in some part, with their numbers of rows; empty parts do not count."""
+    by_part = [Counter(labels[guid] for guid in guids) for guids in parts.values() if guids]
+    total = sum(by_part, Counter[str]())
+    return {name: total[name] for name in sorted(total) if any(name not in counts for counts in by_part)}
+
+
+def _check_parts(folder: Path, parts: Mapping[str, Sequence[str]], labels: Mapping[str, str]) -> None:
+    """Raise a DataError if no head can be trained and scored on the parts of a split folder."""
+    for name in ("train", "val"):
+        if not parts[name]:
+            raise DataError(
+                f"no pair of {folder / f'{name}_split.csv'} has a label and features: give the labels file and the "
+                "cache that it belongs to"
+            )
+    learned = {labels[guid] for guid in parts["train"]}
+    if len(learned) < 2:
+        raise DataError(f"all training rows of {folder} are {min(learned)!r}: two classes are needed")
+    for name in ("val", "test"):
+        unknown = sorted({labels[guid] for guid in parts[name]} - learned)
+        if unknown:
+            count = sum(labels[guid] == unknown[0] for guid in parts[name])
+            raise DataError(
+                f"class {unknown[0]!r} has {count} row(s) in the {name} part of {folder} and none in the training "
+                "part, so no head can learn it: name at least one in train_split.csv, or leave such classes out with "
+                "--rare drop"
+            )
+
+
+def settle_rare_in_folds(
+    labels: Mapping[str, str], groups: Mapping[str, int], folds: int, how: str
+) -> tuple[dict[str, str], dict[str, Any]]:
+    """Merge or drop classes with fewer rows than folds, copies counted once, or let them train only.
+
+    Return the labels by guid, and the entries of the results about rare classes.
+    """
+    rare = _rare_in_folds(labels, groups, folds)
+    settled, relabelled = _settle_rare(labels, rare, how)
+    still_rare = _rare_in_folds(settled, groups, folds) if relabelled else rare
+    return settled, _rare_counts(rare, still_rare, relabelled, len(labels) - len(settled), folds)
+
+
+def _rare_in_folds(labels: Mapping[str, str], groups: Mapping[str, int], folds: int) -> dict[str, int]:
+    """Return the classes with fewer rows than folds, and their rows, copies counted once."""
+    if not labels:
+        return {}
+    names, classes = np.unique(list(labels.values()), return_inverse=True)
+    numbers = np.fromiter((groups[guid] for guid in labels), np.int64, len(labels))
+    counts = groups_per_class(classes, numbers, len(names))
+    return {str(names[number]): int(counts[number]) for number in rare_classes(classes, numbers, folds)}
+
+
+def _settle_rare(
+    labels: Mapping[str, str], rare: Collection[str], how: str
+) -> tuple[dict[str, str], dict[str, str | None]]:
+    """Return labels after rare classes were merged or dropped, and the new name of each; None for a dropped class."""
+    if not rare or how == "train-only":
+        return dict(labels), {}
+    if how == "merge" and OTHER in labels.values():
+        raise DataError(
+            f"--rare merge joins rare classes into a class {OTHER!r}, and the labels file already has that class: "
+            "rename it, or use --rare train-only or --rare drop"
+        )
+    if how == "merge" and len(rare) < 2:
+        raise DataError(
+            f"--rare merge needs two rare classes, and only {min(rare)!r} is rare: use --rare train-only or --rare drop"
+        )
+    relabelled: dict[str, str | None] = dict.fromkeys(rare, OTHER if how == "merge" else None)
+    return relabel(labels, relabelled), relabelled
+
+
+def _rare_counts(
+    rare: dict[str, int],
+    still_rare: Collection[str],
+    relabelled: Mapping[str, str | None],
+    n_dropped: int,
+    needed: int | None,
+) -> dict[str, Any]:
+    """Return the entries of ``metrics.json`` about rare classes; empty where no class is rare.
+
+    ``needed`` are the rows that a class needs, copies counted once; None if it needs a row in each part of a folder.
+    """
+    if not rare:
+        return {}
+    return {
+        "rare_classes": rare,
+        "rare_classes_need": needed,
+        "rare_train_only": sorted(still_rare),
+        "rare_merged": sorted(name for name, new_name in relabelled.items() if new_name is not None),
+        "rare_left_out": n_dropped,
+    }
+
+
+def relabel(
+    labels: Mapping[str, str], relabelled: Mapping[str, str | None], keep_dropped: bool = False
+) -> dict[str, str]:
+    """Return labels by the class names that a head knows.
+
+    Rows of dropped classes are left out, or with ``keep_dropped`` keep their own names.
+    """
+    known = {guid: relabelled.get(tag, tag) for guid, tag in labels.items()}
+    if keep_dropped:
+        return {guid: name or labels[guid] for guid, name in known.items()}
+    return {guid: name for guid, name in known.items() if name is not None}

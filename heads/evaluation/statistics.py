@@ -1,21 +1,107 @@
-"""Tests of differences: paired bootstrap, spread of fits, Holm's correction, the corrected t of cross-validation."""
+"""Bootstrap over groups of copies, and tests of differences: spread of fits, Holm's correction, the corrected t."""
+
+from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .metrics import f1_from_counts
-from .resampling import resampling_units
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 REPLICATES = 5000
 _CELLS_AT_ONCE = 4_000_000  # bounds the memory of the replicates that are drawn together
 _LEAST_IN_TAIL = 25  # a tail with fewer replicates is too small to be counted
 
 
+def f1_from_counts(hits: NDArray[Any], total: NDArray[Any]) -> NDArray[np.float64]:
+    """Return F1 = 2 hits / total, NaN where the total is 0.
+
+    The total is how often a class occurs plus how often it is predicted.
+    """
+    return np.where(total > 0, 2 * hits / np.maximum(total, 1), np.nan)
+
+
 @dataclass(frozen=True)
-class Replicates:
+class ResamplingUnits:
+    """The units that a bootstrap draws: whole groups of copies, because copies are not independent of each other.
+
+    Each row is of one of P kinds; groups that hold the same kinds are counted together. ``counts``, (P + M,) int64, says
+    how many groups are a single row, for each kind, then how many groups of several rows there are, for each of M
+    different contents. ``contents``, (P, M), are the rows of each kind in such a group; None where there is none.
+    """
+
+    counts: NDArray[np.int64]
+    contents: csr_array | None
+    n_kinds: int
+
+    def blocks(self, replicates: int) -> Iterator[range]:
+        """Yield the numbers of the replicates that fit in memory at once."""
+        at_once = max(1, _CELLS_AT_ONCE // len(self.counts))
+        for start in range(0, replicates, at_once):
+            yield range(start, min(start + at_once, replicates))
+
+    def draw(self, generator: np.random.Generator, replicates: int) -> NDArray[np.int64]:
+        """Draw as many groups as there are, with replacement, and count their rows by kind: (replicates, P) int64.
+
+        Drawing groups one by one and counting them (Efron 1979; for groups Davison and Hinkley, Bootstrap Methods and
+        their Application, 1997, section 3.8) is the same as one multinomial draw over the kinds of groups.
+        """
+        n_groups = int(self.counts.sum())
+        drawn = generator.multinomial(n_groups, self.counts / max(n_groups, 1), size=replicates)
+        if self.contents is None:
+            return drawn
+        rows_of_copies: NDArray[np.int64] = (self.contents @ drawn[:, self.n_kinds :].T).T
+        return drawn[:, : self.n_kinds] + rows_of_copies
+
+
+def resampling_units(
+    kinds: NDArray[np.int64], n_kinds: int, groups: NDArray[np.int64] | None = None
+) -> ResamplingUnits:
+    """Count the groups that a bootstrap of n rows draws.
+
+    ``kinds`` are (n,), below ``n_kinds``. ``groups`` are (n,), from 0, with one number for all copies; default: no
+    copies.
+    """
+    if groups is None:
+        return ResamplingUnits(np.bincount(kinds, minlength=n_kinds), None, n_kinds)
+    group_sizes = np.bincount(groups)
+    size_of_row = group_sizes[groups]
+    single = np.bincount(kinds[size_of_row == 1], minlength=n_kinds)
+    counts, members, ends = [single], [], [np.zeros(1, dtype=np.int64)]
+    for size in (2 + np.flatnonzero(np.bincount(group_sizes)[2:])).tolist():
+        contents, n_alike = _contents_of_groups(kinds, groups, np.flatnonzero(size_of_row == size), size)
+        counts.append(n_alike)
+        members.append(contents.ravel())
+        ends.append(ends[-1][-1] + size * np.arange(1, len(contents) + 1))
+    if not members:
+        return ResamplingUnits(single, None, n_kinds)
+    from scipy.sparse import csc_array
+
+    rows, columns = np.concatenate(members), np.concatenate(ends)
+    matrix = csc_array((np.ones(len(rows), dtype=np.int64), rows, columns), shape=(n_kinds, len(columns) - 1))
+    return ResamplingUnits(np.concatenate(counts), matrix.tocsr(), n_kinds)
+
+
+def _contents_of_groups(
+    kinds: NDArray[np.int64], groups: NDArray[np.int64], rows: NDArray[np.int64], size: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the different contents of groups of one size, (M, size) sorted kinds, and how many groups hold each, (M,).
+
+    ``kinds`` and ``groups`` are (n,), and ``rows`` are the rows of all groups of this size.
+    """
+    by_group = rows[np.lexsort((kinds[rows], groups[rows]))]
+    contents = np.ascontiguousarray(kinds[by_group].astype(np.int64).reshape(-1, size))
+    as_bytes = contents.view(f"V{contents.itemsize * size}").ravel()  # one value for each group, faster than rows
+    _, first, n_alike = np.unique(as_bytes, return_index=True, return_counts=True)
+    return contents[first], n_alike
+
+
+class Replicates(NamedTuple):
     """Scores of K candidates in B bootstrap replicates: f1 and recall (B, K, C), macro_f1 and accuracy (B, K)."""
 
     f1: NDArray[np.float64]
@@ -35,7 +121,7 @@ def paired_bootstrap(
     """Score K candidates on the same resampled groups (Efron 1979; paired: every candidate sees the same draw).
 
     As on the original rows, a candidate's score in a replicate is the mean over its repeats. Rows are of one kind (see
-    ``resampling``) if they have the same class and every candidate predicts the same for them in every repeat.
+    ``ResamplingUnits``) if they have the same class and every candidate predicts the same for them in every repeat.
 
     Parameters
     ----------
@@ -60,17 +146,11 @@ def paired_bootstrap(
     units = resampling_units(kinds.reshape(-1), len(patterns), groups)
     predicted_by_kind = patterns[:, 1:].T.reshape(n_candidates, n_repeats, -1)
     generator = np.random.default_rng(seed)
-    at_once = max(1, min(replicates, _CELLS_AT_ONCE // len(units.counts)))
     blocks = []
-    for start in range(0, replicates, at_once):
-        drawn = units.draw(generator, min(at_once, replicates - start)).astype(np.float64)
+    for block in units.blocks(replicates):
+        drawn = units.draw(generator, len(block)).astype(np.float64)
         blocks.append(_score_block(drawn, patterns[:, 0], predicted_by_kind, n_classes))
-    return Replicates(
-        np.concatenate([block.f1 for block in blocks]),
-        np.concatenate([block.recall for block in blocks]),
-        np.concatenate([block.macro_f1 for block in blocks]),
-        np.concatenate([block.accuracy for block in blocks]),
-    )
+    return Replicates(*map(np.concatenate, zip(*blocks, strict=True)))
 
 
 def _score_block(
@@ -116,14 +196,8 @@ def influence(true: NDArray[np.int64], predicted: NDArray[np.int64], n_classes: 
 class FitSpread:
     """How much of the variance of a mean over folds and repeats comes from the fits.
 
-    Attributes
-    ----------
-    between
-        Variance of the mean, estimated from the differences between folds. It includes rows and fits.
-    within
-        The part of that variance that the rows explain.
-    freedom
-        Degrees of freedom of ``between``.
+    ``between`` is the variance of the mean, estimated from the differences between folds with ``freedom`` degrees of
+    freedom. It includes rows and fits. ``within`` is the part of it that the rows explain.
     """
 
     between: float
@@ -151,14 +225,9 @@ def fit_spread(
     of variance (Searle, Casella and McCulloch, Variance Components, 1992, section 3.6), with a fold as a group. Copies
     move together, so the rows of a fold vary by the sums over its groups of copies.
 
-    Parameters
-    ----------
-    influences
-        (R, n), mean 0 in each repeat: influence of each row on a score, or on a difference of two scores.
-    fold_of
-        (R, n): the fold of each row.
-    groups
-        (n,) group number of each row, from 0. Rows with the same number are copies, in one fold. Default: no copies.
+    ``influences``, (R, n) with mean 0 in each repeat, are those of each row on a score, or on a difference of two
+    scores. ``fold_of``, (R, n), is the fold of each row. ``groups``, (n,) from 0, has one number for all copies, which
+    are in one fold; default: no copies.
     """
     n_repeats, n = influences.shape
     group_of = np.arange(n) if groups is None else groups
@@ -194,15 +263,9 @@ def tail_p(drawn: NDArray[np.float64], spread: FitSpread, n_differ: int) -> floa
     with one degree of freedom less than there are groups on which the candidates differ. The tail is averaged over the
     possible variances of the fits, by integration: chi-squares small enough to matter are too rare to be drawn.
 
-    Parameters
-    ----------
-    drawn
-        Bootstrap differences over rows alone, (B,).
-    spread
-        Spread of the fits.
-    n_differ
-        Groups on which the two candidates differ. No p is below 2 ** (1 - n_differ), the chance that all of them favour
-        one side: a sign test cannot give less.
+    ``drawn`` are bootstrap differences over rows alone, (B,), and ``n_differ`` is the number of groups on which the two
+    candidates differ. No p is below 2 ** (1 - n_differ), the chance that all of them favour one side: a sign test
+    cannot give less.
     """
     from scipy.special import gammaincinv, stdtr
 

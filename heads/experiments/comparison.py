@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 
 from ...cache.atomic import write_json
 from ...cache.errors import MmcliError
-from ..evaluation.duplicates import separated
 from ..evaluation.folds import Fold, Indices, folds_of, repeated_folds
 from ..evaluation.metrics import accuracy, confusion_matrix, f1_per_class, interval, macro_f1, score
-from ..evaluation.splits import SPLITS
+from ..evaluation.splits import SPLITS, separated
 from ..evaluation.statistics import (
     Replicates,
     bootstrap_p,

@@ -12,11 +12,8 @@ from numpy.typing import NDArray
 from ...cache.errors import CheckpointError, MmcliError
 from ...cache.machine import cpu_count
 from ...cache.store import FeatureCache
-from ..evaluation.division import SplitOptions, divide
-from ..evaluation.duplicates import groups_by_guid
-from ..evaluation.folds import Indices
-from ..evaluation.rare import settle_rare_in_folds
-from ..evaluation.splits import Split
+from ..evaluation.folds import Indices, groups_by_guid
+from ..evaluation.splits import Split, SplitOptions, divide, settle_rare_in_folds
 from ..model.inputs import Rows
 from ..runs.fit_store import OnFit, data_key
 from ..runs.folders import LATEST, pointed_at
@@ -174,8 +171,7 @@ def open_data(
             labels, split, counts = division.labels, division.split, division.counts
             guids = [guid for name in parts for guid in split.named()[name]]
         else:
-            settled = settle_rare_in_folds(labels, group_of, folds, setup.split.rare)
-            labels, counts = settled.labels, settled.counts(folds)
+            labels, counts = settle_rare_in_folds(labels, group_of, folds, setup.split.rare)
             guids = list(labels)
         classes = sorted({labels[guid] for guid in guids})
         recipes = [candidate.recipe for candidate in candidates]

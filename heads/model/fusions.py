@@ -28,28 +28,14 @@ class Sizes(NamedTuple):
 
 
 class Fusion(nn.Module):
-    """Map a batch to the inputs of the MLPs; MLP k sees (n, out_sizes[k]).
-
-    Attributes
-    ----------
-    formula, source
-        What ``mmcli fusions`` shows.
-    equal_halves
-        Whether image and text embedding must have the same length.
-    needs_tokens
-        Whether the fusion reads token states.
-    has_weights
-        Whether the fusion has weights of its own, which a linear head cannot learn.
-    rate
-        The setting of the recipe with the learning rate of these weights.
-    """
+    """Map a batch to the inputs of the MLPs; MLP k sees (n, out_sizes[k])."""
 
     formula: ClassVar[str]
     source: ClassVar[str] = ""
-    equal_halves: ClassVar[bool] = False
+    equal_halves: ClassVar[bool] = False  # whether image and text embedding must have the same length
     needs_tokens: ClassVar[bool] = False
-    has_weights: ClassVar[bool] = False
-    rate: ClassVar[str] = "lr"
+    has_weights: ClassVar[bool] = False  # of its own, which a linear head cannot learn
+    rate: ClassVar[str] = "lr"  # the setting with the learning rate of these weights
     out_sizes: tuple[int, ...]
 
     def __init__(self, sizes: Sizes) -> None:
@@ -237,8 +223,8 @@ class CrossAttn(Fusion):
         text, image = Moments(len(query.mean)), Moments(len(key.mean))
         for batch in batches(features, True, "cpu"):
             assert batch.tokens is not None
-            text.add(batch.tokens.text[batch.tokens.mask].float())
-            image.add(batch.tokens.image.flatten(0, 1).float())
+            text.add(batch.tokens.text[batch.tokens.mask].double())
+            image.add(batch.tokens.image.flatten(0, 1).double())
         for projection, moments in ((query, text), (key, image), (value, image)):
             for buffer, learned in zip((projection.mean, projection.scale), moments.mean_and_scale(), strict=True):
                 buffer.copy_(learned)

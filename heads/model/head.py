@@ -95,10 +95,6 @@ class Head(nn.Module):
         """Return the parameters of the backbone that are trained, by their names in the whole model."""
         return {name: weight for tower in self.tops for name, weight in self.top(tower).unfrozen().items()}
 
-    def own_parameters(self) -> dict[str, nn.Parameter]:
-        """Return the parameters of the head itself, by name."""
-        return {name: weight for name, weight in self.named_parameters() if not name.startswith("tops.")}
-
     def weights(self) -> dict[str, dict[str, Tensor]]:
         """Return copies of the learned weights in main memory: ``head``, and ``changed`` (layers of the backbone)."""
         return {

@@ -38,16 +38,9 @@ class StateBatch(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """The inputs of a head for b pairs.
+    """The inputs of a head for b pairs: embeddings, (b, d) each, and where the head needs them token states.
 
-    Attributes
-    ----------
-    image, text
-        Embeddings, (b, d) each.
-    tokens
-        Token states, where the head needs them.
-    states
-        The states that enter the unfrozen layers, by tower. The head computes the embedding of these towers from them.
+    ``states`` enter the unfrozen layers, by tower. The head computes the embedding of these towers from them.
     """
 
     image: Tensor

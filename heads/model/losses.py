@@ -12,6 +12,7 @@ from ...cache.errors import MmcliError
 from ..recipe import Recipe
 
 _BETA = 0.999  # Cui et al. use 0.9 to 0.9999 for the effective number
+_MOST_PASSES = 20  # over the classes, to fit offsets
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -21,12 +22,7 @@ def class_weights(counts: NDArray[np.int64], kind: str) -> NDArray[np.float32]:
 
     ``none`` weights all classes alike. ``inverse`` is proportional to 1 / count, and ``sqrt`` to its square root.
     ``effective`` is proportional to (1 - b) / (1 - b ** count) with b = 0.999 (Cui et al., Class-Balanced Loss Based on
-    Effective Number of Samples, CVPR 2019).
-
-    Raises
-    ------
-    MmcliError
-        A class has no training row.
+    Effective Number of Samples, CVPR 2019). Raise an MmcliError where a class has no training row.
     """
     if (counts == 0).any():
         raise MmcliError(f"class number {int(np.argmin(counts))} has no training row")
@@ -44,16 +40,8 @@ def focal_loss(logits: Tensor, classes: Tensor, weight: Tensor, gamma: float, sm
     """Return the weighted mean of -(1 - p) ** gamma log p (Lin et al., Focal Loss for Dense Object Detection, 2017).
 
     At ``gamma=0`` it equals PyTorch's cross-entropy, and it has the same scale: the term of each class is multiplied by
-    the class's weight, and the sum is divided by the summed weights of the true classes.
-
-    Parameters
-    ----------
-    logits, classes, weight
-        (n, C), (n,) int64, (C,).
-    gamma
-        Discount for rows that are already right.
-    smoothing
-        Share of the target that is spread over all classes.
+    the class's weight, and the sum is divided by the summed weights of the true classes. ``logits`` are (n, C),
+    ``classes`` (n,) int64 and ``weight`` (C,); ``smoothing`` is the share of the target spread over all classes.
     """
     n_classes = logits.shape[1]
     target = functional.one_hot(classes, n_classes).to(logits.dtype) * (1 - smoothing) + smoothing / n_classes
@@ -68,12 +56,7 @@ def make_loss(recipe: Recipe, counts: NDArray[np.int64], device: str) -> Loss:
     """Return the loss of ``recipe``: a function of logits (n, C) and classes (n,), to be minimised.
 
     Logit adjustment adds tau log(class frequency) to the logits (Menon et al., Long-tail learning via logit adjustment,
-    ICLR 2021, equation 10). Predictions use the logits without it.
-
-    Parameters
-    ----------
-    counts
-        Number of training rows of each class, (C,).
+    ICLR 2021, equation 10). Predictions use the logits without it. ``counts``, (C,), are the training rows by class.
     """
     weight = torch.from_numpy(class_weights(counts, recipe.class_weights)).to(device)
     frequency = torch.from_numpy(counts / counts.sum()).float().to(device)
@@ -88,25 +71,19 @@ def make_loss(recipe: Recipe, counts: NDArray[np.int64], device: str) -> Loss:
     return loss
 
 
-def fit_offsets(logits: NDArray[np.floating], classes: NDArray[np.int64], rounds: int = 20) -> NDArray[np.float32]:
+def fit_offsets(logits: NDArray[np.floating], classes: NDArray[np.int64]) -> NDArray[np.float32]:
     """Return a number per class, (C,) float32 with mean 0, that raises macro-F1 when it is added to the logits.
 
     Coordinate ascent changes one class at a time. It tries every value at which a prediction changes, so each step is
     exact, and keeps the middle of the best gap. Of several gaps that are as good, it keeps the nearest to no change.
-    Fit the offsets on rows that the head was not trained on, and score them on other rows.
-
-    Parameters
-    ----------
-    logits, classes
-        (n, C) and (n,) of the validation rows.
-    rounds
-        Maximum number of passes over the classes.
+    Fit the offsets on rows that the head was not trained on, with ``logits`` (n, C) and ``classes`` (n,), and score
+    them on other rows.
     """
     scores = logits.astype(np.float64)
     n_classes = scores.shape[1]
     support = np.bincount(classes, minlength=n_classes)
     offsets = np.zeros(n_classes)
-    for _ in range(rounds):
+    for _ in range(_MOST_PASSES):
         before = offsets.copy()
         for number in np.flatnonzero(support).tolist():  # a class without rows gives no evidence for its offset
             offsets[number] += _best_shift(scores + offsets, classes, number, support)

@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 
 from ...cache.errors import DataError
 from ...cache.store import FeatureCache
-from ..evaluation.duplicates import group_numbers, groups_by_guid, separated, without_copies
+from ..evaluation.folds import groups_by_guid
 from ..evaluation.metrics import Scores, score
-from ..evaluation.rare import renamed
-from ..evaluation.splits import Split
+from ..evaluation.splits import Split, group_numbers, relabel, separated, without_copies
 from .checkpoint import Checkpoint
 from .labelled import RowReport, changed_labels, class_numbers, labels_of, left_for_features, usable_rows
 from .trained import OnProgress, Trained, open_best_pt
@@ -71,7 +70,7 @@ def evaluate(
     with FeatureCache.open(checkpoint.cache_path(cache_path)) as cache:
         checkpoint.check_cache(cache)
         _, labels, absent = labels_of(cache, checkpoint.labels_path(labels_path))
-        known = renamed(labels, checkpoint.relabelled)
+        known = relabel(labels, checkpoint.relabelled, keep_dropped=True)
         parts, groups, counts = _rows_to_score(checkpoint, cache, known, [on] if isinstance(on, str) else on)
         changed = changed_labels(checkpoint.path, parts, labels)
         scores = {}

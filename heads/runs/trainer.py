@@ -11,11 +11,9 @@ from numpy.typing import NDArray
 from ...cache.errors import CheckpointError, DataError, MmcliError
 from ...cache.store import FeatureCache
 from ...featurize.source import Source
-from ..evaluation.division import SplitOptions, divide
-from ..evaluation.duplicates import duplicate_groups, group_numbers, groups_by_guid, separated
+from ..evaluation.folds import duplicate_groups, groups_by_guid
 from ..evaluation.metrics import Scores, quick_scores, score
-from ..evaluation.rare import relabel
-from ..evaluation.splits import Split
+from ..evaluation.splits import Split, SplitOptions, divide, group_numbers, relabel, separated
 from ..model.head import Ensemble, predict_logits, predicted_classes
 from ..model.inputs import Rows
 from ..model.losses import fit_offsets

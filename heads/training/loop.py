@@ -54,26 +54,12 @@ class Fit:
 class FitOptions:
     """How to run a fit, beside its recipe and rows.
 
-    Attributes
-    ----------
-    device
-        A torch device.
-    groups
-        Group of each training row, (n,): the inner folds of a linear head keep the rows of a group together.
-    rates
-        Learning rate of each epoch of an earlier fit, to be repeated without validation rows. Default: the schedule of
-        the recipe.
-    score_train
-        Whether the history has the macro-F1 of the training rows, which takes a pass over them per epoch.
-    on_epoch
-        Called with each entry of the history.
-    on_step
-        Called with (steps done, steps at most).
-    keep
-        Called after each epoch with the state of the fit, from which it can go on.
-    resume
-        The last state that ``keep`` received from the same fit, before it was interrupted. Only a fit with ``tops``
-        then gives the same bits as an uninterrupted one.
+    ``groups``, (n,), are those of the training rows: the inner folds of a linear head keep the rows of a group
+    together. ``rates`` are the learning rates of the epochs of an earlier fit, to be repeated without validation rows;
+    default: the schedule of the recipe. ``score_train`` adds the macro-F1 of the training rows to the history, which
+    takes a pass over them per epoch. ``on_epoch`` is called with each entry of the history, and ``on_step`` with (steps
+    done, steps at most). ``keep`` is called after each epoch with the state of the fit. From the last such state an
+    interrupted fit can ``resume``; only a fit with ``tops`` then gives the same bits as an uninterrupted one.
     """
 
     device: str = "cpu"
@@ -188,7 +174,7 @@ class _Training:
 
     def _groups(self) -> list[dict[str, Any]]:
         """Return the parameters by learning rate, as ``torch.optim`` takes them."""
-        own, recipe = self.head.own_parameters(), self.recipe
+        own = {name: weight for name, weight in self.head.named_parameters() if not name.startswith("tops.")}
         if self.finetune is not None:
             return [
                 {"params": list(self.head.unfrozen().values()), "lr": self.finetune.lr_backbone},
@@ -196,7 +182,7 @@ class _Training:
             ]
         rate_of = {name: self.head.fusion.rate if name.startswith("fusion.") else "lr" for name in own}
         return [
-            {"params": [own[name] for name in own if rate_of[name] == rate], "lr": getattr(recipe, rate)}
+            {"params": [own[name] for name in own if rate_of[name] == rate], "lr": getattr(self.recipe, rate)}
             for rate in dict.fromkeys(("lr", self.head.fusion.rate))
         ]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from mmcli.cache import FeatureCache, MmcliError
 from mmcli.heads import Recipe
-from mmcli.heads.evaluation.division import SplitOptions
+from mmcli.heads.evaluation.splits import SplitOptions
 from mmcli.heads.experiments import Protocol, Setup, candidates_of, compare, fits, grid_of, modalities_of, sweep
 from mmcli.heads.recipe import parse_setting
 from small_experiments import SMALL, out_of_fold

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmcli.cache import DataError, FeatureCache, MmcliError
 from mmcli.heads import Split
-from mmcli.heads.evaluation.duplicates import duplicate_groups, separated
-from mmcli.heads.evaluation.folds import group_folds, repeated_folds
+from mmcli.heads.evaluation.folds import duplicate_groups, group_folds, repeated_folds
+from mmcli.heads.evaluation.splits import separated
 
 
 def cache_with(tmp_path, images, texts):

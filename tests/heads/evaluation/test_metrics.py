@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mmcli.cache import MmcliError
 from mmcli.heads.evaluation.metrics import accuracy, f1_per_class, interval, macro_f1, score, softmax
-from mmcli.heads.evaluation.resampling import resampling_units
+from mmcli.heads.evaluation.statistics import resampling_units
 from mmcli.heads.model.losses import class_weights
 from mmcli.heads.runs.labelled import RowReport
 from mmcli.heads.runs.scorer import Evaluation

@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmcli.cache import DataError
 from mmcli.heads import Split, read_split, stratified_split, write_split
-from mmcli.heads.evaluation.splits import split_rows
+from mmcli.heads.evaluation.folds import split_rows
+from mmcli.heads.evaluation.splits import SplitOptions, divide
 from sklearn.model_selection import train_test_split
 
 
@@ -155,3 +156,11 @@ def test_data_in_which_every_row_is_a_copy_of_a_row_of_a_rare_class_is_refused()
     for seed in range(20):
         with pytest.raises(DataError, match="0 rows, copies counted once, are too few"):
             split_rows(classes, groups, list("abcdef"), seed)
+
+
+def test_a_class_that_is_all_copies_of_another_trains_only():
+    labels = {str(guid): "ab"[guid % 2] for guid in range(60)} | {str(guid): "c" for guid in range(60, 64)}
+    groups = {guid: int(guid) if int(guid) < 60 else int(guid) - 60 for guid in labels}
+    division = divide(labels, groups, SplitOptions())
+    assert division.counts["rare_classes"] == {"c": 4}
+    assert {"60", "61", "62", "63", "0", "1", "2", "3"} <= set(division.split.train)

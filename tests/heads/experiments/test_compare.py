@@ -10,8 +10,8 @@ import pytest
 from conftest import rewrite
 from mmcli.cache import DataError, Features, MmcliError, read_labels
 from mmcli.heads import Recipe, Rows, RunOptions, evaluate, load_checkpoint, train_head
-from mmcli.heads.evaluation.division import SplitOptions
 from mmcli.heads.evaluation.folds import repeated_folds
+from mmcli.heads.evaluation.splits import SplitOptions
 from mmcli.heads.experiments import Protocol, Setup, candidates_of, compare, modalities_of, single_split
 from mmcli.heads.experiments import fits as fits_module
 from mmcli.heads.experiments.comparison import out_of_fold as out_of_fold_logits

@@ -7,7 +7,7 @@ import pytest
 from conftest import synthetic_block, write_cache
 from mmcli.cache import FeatureCache
 from mmcli.heads import RunOptions, load_checkpoint, train_head
-from mmcli.heads.evaluation.division import SplitOptions
+from mmcli.heads.evaluation.splits import SplitOptions
 from mmcli.heads.experiments import Setup, candidates_of, single_split
 from small_experiments import QUICK
 

@@ -5,7 +5,7 @@ import pytest
 from conftest import rewrite
 from mmcli.cache import MmcliError, read_labels
 from mmcli.heads import RunOptions, load_checkpoint, train_head
-from mmcli.heads.evaluation.division import SplitOptions
+from mmcli.heads.evaluation.splits import SplitOptions
 from mmcli.heads.experiments import Protocol, Setup, grid_of, sweep
 from mmcli.heads.experiments.tuning import settings_to_try
 from small_experiments import QUICK, out_of_fold

@@ -8,7 +8,7 @@ import pytest
 from conftest import synthetic_block, write_cache
 from mmcli.cache import DataError, FeatureCache, MmcliError, read_labels
 from mmcli.heads import RunOptions, evaluate, load_checkpoint, train_full, train_head
-from mmcli.heads.evaluation.division import SplitOptions
+from mmcli.heads.evaluation.splits import SplitOptions
 from mmcli.heads.experiments import Protocol, Setup, candidates_of, compare
 from sklearn.metrics import f1_score
 from small_experiments import LEARNS, QUICK, out_of_fold, write_tags

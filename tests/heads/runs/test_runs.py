@@ -23,7 +23,7 @@ from mmcli.heads import (
     train_head,
     write_split,
 )
-from mmcli.heads.evaluation.division import SplitOptions
+from mmcli.heads.evaluation.splits import SplitOptions
 from mmcli.heads.runs import fit_store
 from PIL import Image
 from sklearn.metrics import f1_score

@@ -9,7 +9,7 @@ import pytest
 from conftest import rewrite, synthetic_block, write_cache
 from mmcli.cache import DataError, FeatureCache, MmcliError, read_labels
 from mmcli.heads import RunOptions, evaluate, load_checkpoint, predict, train_full, train_head
-from mmcli.heads.evaluation.division import SplitOptions
+from mmcli.heads.evaluation.splits import SplitOptions
 from mmcli.heads.experiments import Protocol, Setup, candidates_of, compare, grid_of, single_split, sweep
 from mmcli.heads.experiments.setup import with_split_of_latest
 from sklearn.metrics import f1_score
