@@ -11,7 +11,7 @@ import typer
 
 from . import __version__
 from .commands import caches, comparisons, demo, predict, stage2, train
-from .commands.command import Command, CommandGroup
+from .commands.options import Command, CommandGroup
 from .report.streams import prepare_streams
 
 app = typer.Typer(
@@ -83,7 +83,3 @@ def main() -> None:
         sys.exit(1)
     finally:
         gc.freeze()
-
-
-if __name__ == "__main__":
-    main()

@@ -8,9 +8,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..heads.recipe import Recipe, parse_finetune_setting
-from .command import CandidateOption, DataOption, OutputOption, ScoringOption, Stage2Option
-from .options import CACHE, DEFAULTS, GO_ON, MAX_SEED, RUNS, HeadFusion, HeadModality, TrainingOptions, parse_bytes
-from .paths import InputPaths
+from .options import (
+    CACHE,
+    MAX_SEED,
+    RUNS,
+    CandidateOption,
+    DataOption,
+    HeadFusion,
+    HeadModality,
+    InputPaths,
+    OutputOption,
+    ScoringOption,
+    Stage2Option,
+    TrainingOptions,
+    parse_bytes,
+)
 
 if TYPE_CHECKING:
     from ..heads.experiments import Candidate, Protocol, Setup
@@ -24,6 +36,7 @@ Repeats = Annotated[int, ScoringOption(help="Number of repeats, each with other 
 class ExperimentOptions(TrainingOptions):
     """What compare, ablate and sweep take: how heads are trained, the folds, stage 2, and where results go."""
 
+    goes_on = True
     cache: Annotated[Path, DataOption(help="Feature cache.")] = CACHE
     out: Annotated[Path, OutputOption(help="Folder for the folder of results; it also keeps finished fits.")] = (
         EXPERIMENTS
@@ -46,10 +59,6 @@ class ExperimentOptions(TrainingOptions):
         Path | None, Stage2Option(help="Folder or manifest of the raw pairs; default: as recorded in the cache.")
     ] = None
     backbone: Annotated[str | None, Stage2Option(help="Hub id or folder of the backbone, if it was moved.")] = None
-
-    def interrupted(self) -> str:
-        """Say that the same command goes on."""
-        return GO_ON
 
     def setup(self) -> "Setup":
         """Check the paths that were typed, and return where the experiment reads and writes."""
@@ -188,7 +197,10 @@ class Compare(ScoredOptions):
         from ..heads.experiments.candidates import FINETUNE
 
         recipe = self.recipe()
-        names = all_fusions(setup.cache, recipe) if self.fusions is None else _names(self.fusions)
+        if self.fusions is None:
+            names = all_fusions(setup.cache, recipe)
+        else:
+            names = [name.strip() for name in self.fusions.split(",")]
         if self.with_finetune and not any(name.endswith(FINETUNE) for name in names):
             names.append(names[0] + FINETUNE)
         self.score(setup, candidates_of(names, recipe, settings), protocol, against="best", what="compare")
@@ -201,7 +213,7 @@ class Ablate(ScoredOptions):
     Example: mmcli ablate --focus-class neutral
     """
 
-    fusion: HeadFusion = DEFAULTS.fusion
+    fusion: HeadFusion = Recipe.fusion
 
     def run(self) -> None:
         """Compare the modalities, and show the scores."""
@@ -233,8 +245,8 @@ class Sweep(ExperimentOptions):
     trials: Annotated[
         int | None, CandidateOption(help="Number of random settings to draw; default: try all combinations.")
     ] = None
-    fusion: HeadFusion = DEFAULTS.fusion
-    modality: HeadModality = DEFAULTS.modality
+    fusion: HeadFusion = Recipe.fusion
+    modality: HeadModality = "both"
     repeats: Repeats = 1
 
     def run(self) -> None:
@@ -268,10 +280,6 @@ class Sweep(ExperimentOptions):
         else:
             print_parts(*comparison_tables(result, by_class=False))
             note(_advice(result))
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",")]
 
 
 def _advice(result: "Comparison") -> str:

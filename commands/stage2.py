@@ -1,27 +1,21 @@
 """finetune."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 from ..heads.recipe import FINETUNE_SETTINGS, FinetuneRecipe, parse_finetune_setting
-from .command import DataOption, Options, OutputOption, Stage2Option
-from .options import BEST, GO_ON, RUNS, Device, From, MaxMemory, MovedBackbone, TrainedCache, TrainedLabels, parse_bytes
-from .paths import InputPaths
+from .options import RUNS, InputPaths, LabelledOptions, RecordedData, Runs, Stage2Option, parse_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finetune(Options):
+class Finetune(LabelledOptions):
     """Stage 2: train the last layers of the backbone together with a trained head, from the raw pairs.
 
     Example: mmcli finetune --from artifacts/runs/latest/best.pt --lr-backbone 1e-5
     """
 
-    source: From = BEST
-    cache: TrainedCache = None
-    labels: TrainedLabels = None
-    data: Annotated[Path | None, DataOption(help="Folder or manifest of the raw pairs; default: as recorded.")] = None
-    backbone: MovedBackbone = None
+    goes_on = True
+    data: RecordedData = None
     unfreeze_text_layers: Annotated[
         str, Stage2Option(help="Last layers of the text tower to train, or `all`; 0 for a head that sees images only.")
     ] = str(FinetuneRecipe.unfreeze_text_layers)
@@ -44,13 +38,7 @@ class Finetune(Options):
     restart: Annotated[
         bool, Stage2Option("--restart", help="Begin anew instead of going on with an interrupted run.")
     ] = False
-    runs: Annotated[Path, OutputOption(help="Folder for the run folder.")] = RUNS
-    max_memory: MaxMemory = "4GB"
-    device: Device = "auto"
-
-    def interrupted(self) -> str:
-        """Say that the same command goes on."""
-        return GO_ON
+    runs: Runs = RUNS
 
     def run(self) -> None:
         """Train stage 2, and show both stages side by side."""

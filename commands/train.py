@@ -4,20 +4,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from ..heads.recipe import SETTINGS
-from .command import DataOption, HeadOption, Options, OutputOption
+from ..heads.recipe import SETTINGS, Recipe
 from .options import (
     CACHE,
-    DEFAULTS,
     GO_ON,
     RUNS,
+    DataOption,
     Device,
     HeadFusion,
     HeadModality,
+    HeadOption,
+    InputPaths,
+    Options,
+    Runs,
     TrainingOptions,
     parse_bytes,
 )
-from .paths import InputPaths
 
 if TYPE_CHECKING:
     from ..heads import RunOptions, RunResult
@@ -35,8 +37,8 @@ class TrainHead(TrainingOptions):
     cache: Annotated[
         Path | None, DataOption(help=f"Feature cache; default: {CACHE}, or with --full the cache of the run.")
     ] = None
-    fusion: HeadFusion = DEFAULTS.fusion
-    modality: HeadModality = DEFAULTS.modality
+    fusion: HeadFusion = Recipe.fusion
+    modality: HeadModality = "both"
     seeds: Annotated[
         int, HeadOption(help="Number of heads to train, with --seed and the seeds after it; best.pt is their ensemble.")
     ] = 1
@@ -47,7 +49,7 @@ class TrainHead(TrainingOptions):
         Path | None,
         HeadOption("--from", help="Run to repeat with --full: a best.pt or its folder; default: the latest of --runs."),
     ] = None
-    runs: Annotated[Path, OutputOption(help="Folder for the run folder.")] = RUNS
+    runs: Runs = RUNS
     device: Device = "auto"
 
     def interrupted(self) -> str:
@@ -125,7 +127,6 @@ class Fusions(Options):
         """Count the parameters, and list the fusions."""
         from ..heads.model.head import VIT_B32, describe_fusions, sizes_of
         from ..report.comparison_tables import fusions_table
-        from ..report.terminal import print_json, print_parts
 
         sizes = VIT_B32
         if self.cache is not None:
@@ -134,7 +135,5 @@ class Fusions(Options):
             with FeatureCache.open(self.cache) as cache:
                 sizes = sizes_of(cache.features([], tokens=cache.has_tokens))
         fusions = describe_fusions(sizes, self.classes)
-        if self.as_json:
-            print_json({"sizes": sizes._asdict(), "classes": self.classes, "fusions": fusions})
-        else:
-            print_parts(fusions_table(fusions, sizes._asdict(), self.classes))
+        result = {"sizes": sizes._asdict(), "classes": self.classes, "fusions": fusions}
+        self.show(result, fusions_table(fusions, sizes._asdict(), self.classes))
