@@ -16,7 +16,6 @@ from .options import (
     DataOption,
     HeadFusion,
     HeadModality,
-    InputPaths,
     OutputOption,
     ScoringOption,
     Stage2Option,
@@ -64,7 +63,7 @@ class ExperimentOptions(TrainingOptions):
         """Check the paths that were typed, and return where the experiment reads and writes."""
         # The default cache is not checked here, so that usage errors come first.
         cache = self.cache if self.typed("cache") else None
-        InputPaths(cache=cache, labels=self.labels, data=self.data, split_dir=self.split_dir, out=self.out).check()
+        self.check_paths(cache=cache, out=self.out)
         from ..heads.experiments import Setup
 
         self.check_split()

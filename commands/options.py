@@ -103,6 +103,38 @@ class Options(ABC):
             if parameter.name in set(names) and self.typed(parameter.name):
                 raise typer.BadParameter(f"{parameter.opts[0]} {why}")
 
+    def check_paths(self, *, best_pt: Path | None = None, cache: Path | None = None, out: Path | None = None) -> None:
+        """Raise a MmcliError if a path does not exist, or is a file instead of a folder, or the reverse.
+
+        A mistake is answered before anything heavy is imported. Besides the arguments (``out`` is a folder to write
+        into), the options ``labels``, ``ids``, ``image``, ``data`` and ``split_dir`` of the command are checked.
+        """
+        from ..cache import DataError, FeatureCache, MmcliError
+        from ..heads.runs.folders import find_best_pt
+
+        for option, what in (
+            ("labels", "a CSV with the header guid,tag"),
+            ("ids", "a CSV with the column guid"),
+            ("image", "an image file"),
+        ):
+            path: Path | None = getattr(self, option, None)
+            if path is not None and path.is_dir():
+                raise DataError(f"--{option} {path} is a folder: give {what}")
+            if path is not None and not path.exists():
+                raise DataError(f"no such file: {path}; --{option} takes {what}")
+        data: Path | None = getattr(self, "data", None)
+        if data is not None and not data.exists():
+            raise DataError(f"no such folder or manifest: {data}; --data takes a folder of pairs, or a manifest")
+        split_dir: Path | None = getattr(self, "split_dir", None)
+        if split_dir is not None and split_dir.is_file():
+            raise DataError(f"--split-dir {split_dir} is a file: give a folder with train_split.csv and the others")
+        if out is not None and out.exists() and not out.is_dir():
+            raise MmcliError(f"{out} is a file: give a folder for the results")
+        if best_pt is not None:
+            find_best_pt(best_pt)
+        if cache is not None:
+            FeatureCache.open(cache).close()
+
 
 class Command(TyperCommand):
     """Makes the options of what was typed, and runs them. Prints help that fits a narrow screen."""
@@ -264,50 +296,6 @@ class LabelledOptions(TrainedOptions):
         Path | None, DataOption(help="CSV with the header guid,tag; default: the labels that the head learned from.")
     ] = None
     max_memory: MaxMemory = "4GB"
-
-
-@dataclass(frozen=True, kw_only=True)
-class InputPaths:
-    """Paths that were typed, by what they should be. A mistake is answered before anything heavy is imported.
-
-    ``out`` is a folder to write into.
-    """
-
-    best_pt: Path | None = None
-    cache: Path | None = None
-    labels: Path | None = None
-    ids: Path | None = None
-    data: Path | None = None
-    image: Path | None = None
-    split_dir: Path | None = None
-    out: Path | None = None
-
-    def check(self) -> None:
-        """Raise a MmcliError if a path does not exist, or is a file instead of a folder, or the reverse."""
-        from ..cache import DataError, FeatureCache, MmcliError
-        from ..heads.runs.folders import find_best_pt
-
-        for option, path, what in (
-            ("--labels", self.labels, "a CSV with the header guid,tag"),
-            ("--ids", self.ids, "a CSV with the column guid"),
-            ("--image", self.image, "an image file"),
-        ):
-            if path is not None and path.is_dir():
-                raise DataError(f"{option} {path} is a folder: give {what}")
-            if path is not None and not path.exists():
-                raise DataError(f"no such file: {path}; {option} takes {what}")
-        if self.data is not None and not self.data.exists():
-            raise DataError(f"no such folder or manifest: {self.data}; --data takes a folder of pairs, or a manifest")
-        if self.split_dir is not None and self.split_dir.is_file():
-            raise DataError(
-                f"--split-dir {self.split_dir} is a file: give a folder with train_split.csv and the others"
-            )
-        if self.out is not None and self.out.exists() and not self.out.is_dir():
-            raise MmcliError(f"{self.out} is a file: give a folder for the results")
-        if self.best_pt is not None:
-            find_best_pt(self.best_pt)
-        if self.cache is not None:
-            FeatureCache.open(self.cache).close()
 
 
 def parse_bytes(text: str) -> int:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from .options import DataOption, InputPaths, LabelledOptions, OutputOption, TrainedOptions, parse_bytes
+from .options import DataOption, LabelledOptions, OutputOption, TrainedOptions, parse_bytes
 
 if TYPE_CHECKING:
     from ..heads.runs.predictor import Predictions
@@ -29,7 +29,7 @@ class Evaluate(LabelledOptions):
 
     def run(self) -> None:
         """Score the rows, and show the scores."""
-        InputPaths(best_pt=self.source, cache=self.cache, labels=self.labels, data=self.data).check()
+        self.check_paths(best_pt=self.source, cache=self.cache)
         from ..featurize.backbones.opening import choose_device
         from ..heads import evaluate, open_best_pt
         from ..report.notes import note_about_run
@@ -75,7 +75,7 @@ class Predict(TrainedOptions):
             )
         from ..report.terminal import note
 
-        InputPaths(best_pt=self.source, cache=self.cache, ids=self.ids, data=self.data, image=self.image).check()
+        self.check_paths(best_pt=self.source, cache=self.cache)
         predictions = self._predict()
         note(f"head: {predictions.head}")
         for text in predictions.notes:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from ..heads.recipe import FINETUNE_SETTINGS, FinetuneRecipe, parse_finetune_setting
-from .options import RUNS, InputPaths, LabelledOptions, RecordedData, Runs, Stage2Option, parse_bytes
+from .options import RUNS, LabelledOptions, RecordedData, Runs, Stage2Option, parse_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class Finetune(LabelledOptions):
 
     def run(self) -> None:
         """Train stage 2, and show both stages side by side."""
-        InputPaths(best_pt=self.source, cache=self.cache, labels=self.labels, data=self.data, out=self.runs).check()
+        self.check_paths(best_pt=self.source, cache=self.cache, out=self.runs)
         from ..cache.machine import keep_freed_memory
         from ..featurize.backbones.opening import choose_device
         from ..finetune import FinetuneOptions, Watch, finetune

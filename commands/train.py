@@ -14,7 +14,6 @@ from .options import (
     HeadFusion,
     HeadModality,
     HeadOption,
-    InputPaths,
     Options,
     Runs,
     TrainingOptions,
@@ -79,7 +78,7 @@ class TrainHead(TrainingOptions):
         recipe = self.recipe()
         self.check_used([recipe])
         cache = self.cache or CACHE
-        InputPaths(cache=cache, labels=self.labels, split_dir=self.split_dir, out=self.runs).check()
+        self.check_paths(cache=cache, out=self.runs)
         from ..heads import train_head
         from ..report.progress import ProgressLine
 
@@ -94,7 +93,7 @@ class TrainHead(TrainingOptions):
         self.refuse(_NOT_WITH_FULL, "cannot go with --full, which takes the recipe of --from")
         options = self._options(None)
         source = self.source or self.runs / "latest"
-        InputPaths(best_pt=source, cache=self.cache, labels=self.labels, out=self.runs).check()
+        self.check_paths(best_pt=source, cache=self.cache, out=self.runs)
         from ..heads import train_full
         from ..report.progress import ProgressLine
 
