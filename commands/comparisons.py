@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from ..heads.experiments import Candidate, Protocol, Setup
     from ..heads.experiments.results import Comparison
 
-EXPERIMENTS = Path("artifacts/experiments")
 Repeats = Annotated[int, ScoringOption(help="Number of repeats, each with other folds.")]
 
 
@@ -37,8 +36,8 @@ class ExperimentOptions(TrainingOptions):
 
     goes_on = True
     cache: Annotated[Path, DataOption(help="Feature cache.")] = CACHE
-    out: Annotated[Path, OutputOption(help="Folder for the folder of results; it also keeps finished fits.")] = (
-        EXPERIMENTS
+    out: Annotated[Path, OutputOption(help="Folder for the folder of results; it also keeps finished fits.")] = Path(
+        "artifacts/experiments"
     )
     folds: Annotated[int, ScoringOption(help="Number of folds.")] = 5
     repeats: Repeats = 2
@@ -146,7 +145,6 @@ class ScoredOptions(ExperimentOptions):
         from ..report.notes import note_about_folds, note_about_split
         from ..report.progress import ProgressLine
         from ..report.tables import shown_path
-        from ..report.terminal import print_json, print_parts
 
         recipes = [candidate.recipe for candidate in candidates]
         self.check_used(recipes)
@@ -160,17 +158,12 @@ class ScoredOptions(ExperimentOptions):
                 result = compare(setup, candidates, protocol, against, self.focus_class, what)
         if protocol is None:
             note_about_split(split)
-            written = f"{shown_path(split.folder)}: results.json"
-            tables = [*single_split_tables(split, what), written]
-        else:
-            note_about_folds(result)
-            focus = [focus_table(result)] if what == "ablate" or self.focus_class is not None else []
-            written = f"{shown_path(result.folder)}: results.csv, results.json, results.png, out_of_fold.csv"
-            tables = [*comparison_tables(result), *focus, written]
-        if self.as_json:
-            print_json((split if protocol is None else result).to_dict())
-        else:
-            print_parts(*tables)
+            self.show(split.to_dict(), *single_split_tables(split, what), f"{shown_path(split.folder)}: results.json")
+            return
+        note_about_folds(result)
+        focus = [focus_table(result)] if what == "ablate" or self.focus_class is not None else []
+        written = f"{shown_path(result.folder)}: results.csv, results.json, results.png, out_of_fold.csv"
+        self.show(result.to_dict(), *comparison_tables(result), *focus, written)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,10 +189,8 @@ class Compare(ScoredOptions):
         from ..heads.experiments.candidates import FINETUNE
 
         recipe = self.recipe()
-        if self.fusions is None:
-            names = all_fusions(setup.cache, recipe)
-        else:
-            names = [name.strip() for name in self.fusions.split(",")]
+        typed = None if self.fusions is None else [name.strip() for name in self.fusions.split(",")]
+        names = all_fusions(setup.cache, recipe) if typed is None else typed
         if self.with_finetune and not any(name.endswith(FINETUNE) for name in names):
             names.append(names[0] + FINETUNE)
         self.score(setup, candidates_of(names, recipe, settings), protocol, against="best", what="compare")
@@ -256,7 +247,7 @@ class Sweep(ExperimentOptions):
         from ..report.comparison_tables import comparison_tables
         from ..report.notes import note_about_folds
         from ..report.progress import ProgressLine
-        from ..report.terminal import note, print_json, print_parts
+        from ..report.terminal import note
 
         recipe = self.recipe()
         if self.with_finetune:
@@ -274,10 +265,8 @@ class Sweep(ExperimentOptions):
                 protocol=Protocol(folds=self.folds, repeats=self.repeats, seed=self.fold_seed),
             )
         note_about_folds(result)
-        if self.as_json:
-            print_json(result.to_dict())
-        else:
-            print_parts(*comparison_tables(result, by_class=False))
+        self.show(result.to_dict(), *comparison_tables(result, by_class=False))
+        if not self.as_json:
             note(_advice(result))
 
 

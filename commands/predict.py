@@ -35,7 +35,6 @@ class Evaluate(LabelledOptions):
         from ..report.notes import note_about_run
         from ..report.progress import ProgressLine
         from ..report.tables import score_tables, shown_path
-        from ..report.terminal import print_json, print_parts
 
         parts: list[str] = ["val", "test"] if self.on == "held-out" else [self.on]
         model = open_best_pt(self.source, choose_device(self.device), data=self.data, backbone=self.backbone)
@@ -44,11 +43,8 @@ class Evaluate(LabelledOptions):
         with ProgressLine("frozen part") as progress:
             result = evaluate(model, self.cache, self.labels, parts, parse_bytes(self.max_memory), progress)
         note_about_run(result)
-        if self.as_json:
-            print_json(result.to_dict())
-        else:
-            print_parts(f"{result.modality}, {result.fusion}: {shown_path(result.best_pt)}")
-            print_parts(*score_tables(result.scores, result.classes))
+        title = f"{result.modality}, {result.fusion}: {shown_path(result.best_pt)}"
+        self.show(result.to_dict(), title, *score_tables(result.scores, result.classes))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,7 +50,7 @@ class Finetune(LabelledOptions):
         from ..report.progress import ProgressLine
         from ..report.stage2_tables import stages_tables, stages_verdict
         from ..report.tables import next_after_training, run_table
-        from ..report.terminal import note, print_json, print_parts
+        from ..report.terminal import note
 
         settings = {
             name: parse_finetune_setting(name, str(getattr(self, name)))
@@ -71,10 +71,8 @@ class Finetune(LabelledOptions):
             watch = Watch(on_states, on_steps, note)
             result = finetune(self.source, settings, self.cache, self.labels, options, watch)
         note_about_run(result, offsets=bool(result.offsets))
-        if self.as_json:
-            print_json(result.to_dict())
-        elif result.stages is not None:
-            tables = stages_tables(result.stages, result.classes)
-            next_command = next_after_training(None if self.runs == RUNS else self.runs)
-            verdict = stages_verdict(result.stages, len(result.seeds) > 1)
-            print_parts(*tables, run_table(result, next_command), verdict)
+        assert result.stages is not None
+        next_command = next_after_training(None if self.runs == RUNS else self.runs)
+        verdict = stages_verdict(result.stages, len(result.seeds) > 1)
+        tables = stages_tables(result.stages, result.classes)
+        self.show(result.to_dict(), *tables, run_table(result, next_command), verdict)

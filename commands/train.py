@@ -60,15 +60,12 @@ class TrainHead(TrainingOptions):
         result = self._train_on_all_rows() if self.full else self._train()
         from ..report.notes import note_about_run
         from ..report.tables import next_after_training, run_table, score_tables, seeds_table
-        from ..report.terminal import print_json, print_parts
 
         note_about_run(result, offsets=bool(result.offsets), full=self.full)
-        if self.as_json:
-            print_json(result.to_dict())
-            return
         over_seeds = [seeds_table(result)] if result.over_seeds else []
         next_command = next_after_training(None if self.runs == RUNS else self.runs)
-        print_parts(*score_tables(result.scores, result.classes), *over_seeds, run_table(result, next_command))
+        tables = [*score_tables(result.scores, result.classes), *over_seeds, run_table(result, next_command)]
+        self.show(result.to_dict(), *tables)
 
     def _train(self) -> "RunResult":
         """Train on a split."""
