@@ -52,12 +52,11 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
+Version = Annotated[bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)]
+
+
 @app.callback()
-def _root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)] = (
-        False
-    ),
-) -> None:
+def _root(version: Version = False) -> None:
     pass
 
 

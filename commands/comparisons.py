@@ -1,9 +1,10 @@
 """compare, ablate, sweep: many heads on the same folds."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
@@ -107,6 +108,8 @@ class ExperimentOptions(TrainingOptions):
 class ScoredOptions(ExperimentOptions):
     """How compare and ablate score their candidates."""
 
+    what: ClassVar[str]  # name of the command
+    against: ClassVar[str]  # candidate that the others are compared with, or `best`
     without_test: Annotated[
         bool, ScoringOption("--without-test", help="Leave out the rows that train-head keeps for testing.")
     ] = False
@@ -131,21 +134,20 @@ class ScoredOptions(ExperimentOptions):
 
         return Protocol(folds=self.folds, repeats=self.repeats, seed=self.fold_seed, without_test=self.without_test)
 
-    def score(
-        self,
-        setup: "Setup",
-        candidates: "Sequence[Candidate]",
-        protocol: "Protocol | None",
-        against: str,
-        what: str,
-    ) -> None:
-        """Score ``candidates``, and show the scores. ``what`` is the name of the command."""
+    @abstractmethod
+    def candidates(self) -> "Sequence[Candidate]":
+        """Return what to compare."""
+
+    def run(self) -> None:
+        """Score the candidates, and show the scores."""
+        protocol, setup = self.protocol(), self.setup()
         from ..heads.experiments import compare, single_split
         from ..report.comparison_tables import comparison_tables, focus_table, single_split_tables
         from ..report.notes import note_about_folds, note_about_split
         from ..report.progress import ProgressLine
         from ..report.tables import shown_path
 
+        candidates = self.candidates()
         recipes = [candidate.recipe for candidate in candidates]
         self.check_used(recipes)
         self.check_stage2_used(recipes)
@@ -155,15 +157,16 @@ class ScoredOptions(ExperimentOptions):
                 split = single_split(setup, candidates, self.focus_class)
             else:
                 setup = self.with_split(setup) if protocol.without_test else setup
-                result = compare(setup, candidates, protocol, against, self.focus_class, what)
+                result = compare(setup, candidates, protocol, self.against, self.focus_class, self.what)
         if protocol is None:
             note_about_split(split)
-            self.show(split.to_dict(), *single_split_tables(split, what), f"{shown_path(split.folder)}: results.json")
-            return
-        note_about_folds(result)
-        focus = [focus_table(result)] if what == "ablate" or self.focus_class is not None else []
-        written = f"{shown_path(result.folder)}: results.csv, results.json, results.png, out_of_fold.csv"
-        self.show(result.to_dict(), *comparison_tables(result), *focus, written)
+            written = f"{shown_path(split.folder)}: results.json"
+            self.show(split.to_dict(), *single_split_tables(split, self.what), written)
+        else:
+            note_about_folds(result)
+            focus = [focus_table(result)] if self.what == "ablate" or self.focus_class is not None else []
+            written = f"{shown_path(result.folder)}: results.csv, results.json, results.png, out_of_fold.csv"
+            self.show(result.to_dict(), *comparison_tables(result), *focus, written)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +176,7 @@ class Compare(ScoredOptions):
     Example: mmcli compare --fusions concat,gated,film,product,late,linear
     """
 
+    what, against = "compare", "best"
     fusions: Annotated[
         str | None,
         CandidateOption(
@@ -181,19 +185,17 @@ class Compare(ScoredOptions):
         ),
     ] = None
 
-    def run(self) -> None:
-        """Compare, and show the scores."""
-        protocol, settings = self.protocol(), self.finetune_settings()
-        setup = self.setup()
+    def candidates(self) -> "Sequence[Candidate]":
+        """Return the fusions that were typed, or all."""
         from ..heads.experiments import all_fusions, candidates_of
         from ..heads.experiments.candidates import FINETUNE
 
-        recipe = self.recipe()
+        recipe, settings = self.recipe(), self.finetune_settings()
         typed = None if self.fusions is None else [name.strip() for name in self.fusions.split(",")]
-        names = all_fusions(setup.cache, recipe) if typed is None else typed
+        names = all_fusions(self.cache, recipe) if typed is None else typed
         if self.with_finetune and not any(name.endswith(FINETUNE) for name in names):
             names.append(names[0] + FINETUNE)
-        self.score(setup, candidates_of(names, recipe, settings), protocol, against="best", what="compare")
+        return candidates_of(names, recipe, settings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,16 +205,15 @@ class Ablate(ScoredOptions):
     Example: mmcli ablate --focus-class neutral
     """
 
+    what, against = "ablate", "both"
     fusion: HeadFusion = Recipe.fusion
 
-    def run(self) -> None:
-        """Compare the modalities, and show the scores."""
-        protocol, settings = self.protocol(), self.finetune_settings()
-        setup = self.setup()
+    def candidates(self) -> "Sequence[Candidate]":
+        """Return the modalities."""
         from ..heads.experiments import modalities_of
 
-        candidates = modalities_of(self.recipe(), settings if self.with_finetune else None)
-        self.score(setup, candidates, protocol, against="both", what="ablate")
+        settings = self.finetune_settings()
+        return modalities_of(self.recipe(), settings if self.with_finetune else None)
 
 
 @dataclass(frozen=True, kw_only=True)

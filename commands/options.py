@@ -307,6 +307,5 @@ def parse_bytes(text: str) -> int:
     if n_bytes < _LEAST_PROCESS:
         from ..report.terminal import note
 
-        least = f"{_LEAST_PROCESS // 10**6} MB"
-        note(f"--max-memory {text} cannot be kept: a process takes about {least} by itself")
+        note(f"--max-memory {text} cannot be kept: a process takes about {_LEAST_PROCESS // 10**6} MB by itself")
     return n_bytes

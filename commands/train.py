@@ -71,7 +71,7 @@ class TrainHead(TrainingOptions):
         """Train on a split."""
         self.refuse(["source"], "needs --full")
         self.check_split()
-        options = self._options(self.seeds)
+        max_bytes = parse_bytes(self.max_memory)
         recipe = self.recipe()
         self.check_used([recipe])
         cache = self.cache or CACHE
@@ -83,23 +83,22 @@ class TrainHead(TrainingOptions):
         counts_epochs = self.seeds == 1
         with ProgressLine("train", "epochs" if counts_epochs else "heads") as progress:
             on_fit = None if recipe.head == "linear" and counts_epochs else progress
-            return train_head(cache, self.labels, recipe, split, options, on_fit)
+            return train_head(cache, self.labels, recipe, split, self._options(self.seeds, max_bytes), on_fit)
 
     def _train_on_all_rows(self) -> "RunResult":
         """Train the run of --from again."""
         self.refuse(_NOT_WITH_FULL, "cannot go with --full, which takes the recipe of --from")
-        options = self._options(None)
+        max_bytes = parse_bytes(self.max_memory)
         source = self.source or self.runs / "latest"
         self.check_paths(best_pt=source, cache=self.cache, out=self.runs)
         from ..heads import train_full
         from ..report.progress import ProgressLine
 
         with ProgressLine("train", "heads") as progress:
-            return train_full(source, self.cache, self.labels, options, progress)
+            return train_full(source, self.cache, self.labels, self._options(None, max_bytes), progress)
 
-    def _options(self, seeds: int | None) -> "RunOptions":
+    def _options(self, seeds: int | None, max_bytes: int | None) -> "RunOptions":
         """Return where and how to train; a head is too small for an accelerator, unless --device names it."""
-        max_bytes = parse_bytes(self.max_memory)
         from ..featurize.backbones.opening import choose_device
         from ..heads import RunOptions
 
