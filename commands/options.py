@@ -36,7 +36,6 @@ CACHE = Path("artifacts/features.h5")
 RUNS = Path("artifacts/runs")
 GO_ON = "interrupted: what was finished is kept; run the same command again to go on"
 MAX_SEED = 2**32 - 1  # what scikit-learn takes
-DEFAULTS: Any = Recipe  # Any, because a Recipe says str where an option lists its choices
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "B": 1, None: 1}
 _LEAST_PROCESS = 700 * 10**6  # bytes
 
@@ -173,13 +172,13 @@ class CommandGroup(TyperGroup):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecipeOptions(Options):
-    """The settings of a head."""
+class TrainingOptions(Options):
+    """What every command takes that trains heads: recipe, labels, split, and the size of the machine."""
 
     preset: Annotated[Preset, RecipeOption(help="Recipe to start from; report: that of the published report.")] = (
         "default"
     )
-    head: Annotated[HeadKind, RecipeOption(help="Kind of head; linear: L2 logistic regression.")] = DEFAULTS.head
+    head: Annotated[HeadKind, RecipeOption(help="Kind of head; linear: L2 logistic regression.")] = "mlp"
     hidden: Annotated[str, RecipeOption(help="Widths of the hidden layers of the MLP.")] = setting_text(Recipe.hidden)
     dropout: Annotated[float, RecipeOption(min=0, max=0.99, help="Dropout after each hidden layer.")] = Recipe.dropout
     epochs: Annotated[int, RecipeOption(min=1, help="Largest number of epochs.")] = Recipe.epochs
@@ -190,10 +189,8 @@ class RecipeOptions(Options):
     lr: Annotated[float, RecipeOption(help="Learning rate of AdamW.")] = Recipe.lr
     lr_attn: Annotated[float, RecipeOption(help="Learning rate of the cross-attention.")] = Recipe.lr_attn
     weight_decay: Annotated[float, RecipeOption(min=0, help="Weight decay of AdamW.")] = Recipe.weight_decay
-    class_weights: Annotated[ClassWeights, RecipeOption(help="Weights of the classes in the loss.")] = (
-        DEFAULTS.class_weights
-    )
-    loss: Annotated[Loss, RecipeOption(help="Cross-entropy or focal loss.")] = DEFAULTS.loss
+    class_weights: Annotated[ClassWeights, RecipeOption(help="Weights of the classes in the loss.")] = "sqrt"
+    loss: Annotated[Loss, RecipeOption(help="Cross-entropy or focal loss.")] = "ce"
     focal_gamma: Annotated[
         float, RecipeOption(min=0, help="How much focal loss discounts rows that are already right.")
     ] = Recipe.focal_gamma
@@ -213,22 +210,6 @@ class RecipeOptions(Options):
     seed: Annotated[int, RecipeOption(min=0, max=MAX_SEED, help="Seed for initial weights, shuffling and dropout.")] = (
         Recipe.seed
     )
-
-    def recipe(self) -> Recipe:
-        """Return the recipe of the preset, changed by every setting that was typed."""
-        settings = {name: parse_setting(name, str(getattr(self, name))) for name in SETTINGS if self.typed(name)}
-        return Recipe().changed(**(PRESETS[self.preset] | settings))
-
-    def check_used(self, recipes: Sequence[Recipe]) -> None:
-        """Raise a usage error if a setting was typed on which none of ``recipes`` depends."""
-        used = {name for recipe in recipes for name in recipe.that_matter()} | {"fusion", "modality"}
-        self.refuse(set(SETTINGS) - used, "has no effect here: leave it out")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingOptions(RecipeOptions):
-    """What every command takes that trains heads: recipe, labels, split, and the size of the machine."""
-
     labels: Annotated[
         Path | None, DataOption(help="CSV with the header guid,tag; default: the file recorded in the cache.")
     ] = None
@@ -258,6 +239,16 @@ class TrainingOptions(RecipeOptions):
     ] = "train-only"
     jobs: Annotated[int | None, MachineOption(help="Number of processes; default: one per core.")] = None
     max_memory: MaxMemory = "4GB"
+
+    def recipe(self) -> Recipe:
+        """Return the recipe of the preset, changed by every setting that was typed."""
+        settings = {name: parse_setting(name, str(getattr(self, name))) for name in SETTINGS if self.typed(name)}
+        return Recipe().changed(**(PRESETS[self.preset] | settings))
+
+    def check_used(self, recipes: Sequence[Recipe]) -> None:
+        """Raise a usage error if a setting was typed on which none of ``recipes`` depends."""
+        used = {name for recipe in recipes for name in recipe.that_matter()} | {"fusion", "modality"}
+        self.refuse(set(SETTINGS) - used, "has no effect here: leave it out")
 
     def check_split(self) -> None:
         """Raise a usage error for --group-duplicates with --split-dir, or --new without it."""
