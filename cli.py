@@ -11,7 +11,7 @@ import typer
 
 from . import __version__
 from .commands import caches, comparisons, demo, predict, stage2, train
-from .commands.command import Command, CommandGroup
+from .commands.options import Command, CommandGroup
 from .report.streams import prepare_streams
 
 app = typer.Typer(
@@ -52,12 +52,11 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
+Version = Annotated[bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)]
+
+
 @app.callback()
-def _root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)] = (
-        False
-    ),
-) -> None:
+def _root(version: Version = False) -> None:
     pass
 
 
@@ -83,7 +82,3 @@ def main() -> None:
         sys.exit(1)
     finally:
         gc.freeze()
-
-
-if __name__ == "__main__":
-    main()

@@ -138,8 +138,16 @@ def writer_lock(cache_path: Path, remedy: str = "give this one another --out") -
     """
     make_folder(cache_path.parent)
     lock_file = cache_path.with_name(f".{cache_path.name}.lock")
+    lock: BaseFileLock = FileLock(lock_file, fallback_to_soft=False)
     try:
-        lock = _locked(lock_file)
+        try:
+            lock.acquire(timeout=0)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            # Use another name: the operating system's lock file stays behind and would look like a held lock.
+            lock = SoftFileLock(lock_file.with_name(f"{lock_file.name}-holder"))
+            lock.acquire(timeout=0)
     except Timeout as error:
         held = Path(error.lock_file)
         hint = "" if held == lock_file else f" (if no mmcli is running, delete {held})"
@@ -148,16 +156,3 @@ def writer_lock(cache_path: Path, remedy: str = "give this one another --out") -
         yield
     finally:
         lock.release()
-
-
-def _locked(lock_file: Path) -> BaseFileLock:
-    try:
-        lock: BaseFileLock = FileLock(lock_file, fallback_to_soft=False)
-        lock.acquire(timeout=0)
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
-        # Use another name: the operating system's lock file stays behind and would look like a held lock.
-        lock = SoftFileLock(lock_file.with_name(f"{lock_file.name}-holder"))
-        lock.acquire(timeout=0)
-    return lock

@@ -245,11 +245,10 @@ class FeatureCache:
         return [(image.tobytes(), text.tobytes()) for image, text in zip(images, texts, strict=True)]
 
     def _strings(self, name: str) -> list[str]:
-        strings: list[str] = []
         with damage_is_clear(self.path, name):
-            for span in slices(len(self.file[name]), _ROWS_AT_ONCE):
-                strings += [value.decode() for value in self.file[name][span].tolist()]
-        return strings
+            dataset = self.file[name]
+            spans = slices(len(dataset), _ROWS_AT_ONCE)
+            return [value.decode() for span in spans for value in dataset[span].tolist()]
 
     def codecs(self) -> list[str]:
         """Return the codec that decoded each row's text."""

@@ -1,13 +1,12 @@
 """featurize, and cache info | verify | export."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from .command import DataOption, EncoderOption, Options, OutputOption
-from .options import CACHE, GO_ON, CacheArgument, Device
+from .options import CACHE, CacheArgument, DataOption, Device, EncoderOption, Options, OutputOption, RecordedData
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +16,7 @@ class Featurize(Options):
     Example: mmcli featurize tweets/ --labels train.txt --backbone offline
     """
 
+    goes_on = True
     data: Annotated[
         Path | None,
         typer.Argument(
@@ -25,7 +25,7 @@ class Featurize(Options):
         ),
     ] = None
     labels: Annotated[Path | None, DataOption(help="CSV with the header guid,tag; the cache records its path.")] = None
-    clean_text: Annotated[
+    clean: Annotated[
         bool | None,
         DataOption(
             "--clean-text/--no-clean-text",
@@ -61,10 +61,6 @@ class Featurize(Options):
     out: Annotated[Path, OutputOption(help="Cache file to make or to add to.")] = CACHE
     device: Device = "auto"
 
-    def interrupted(self) -> str:
-        """Say that the same command goes on."""
-        return GO_ON
-
     def run(self) -> None:
         """Featurize, and show what was done."""
         if self.data is None and not self.out.is_file():
@@ -74,22 +70,8 @@ class Featurize(Options):
         from ..featurize import FeaturizeOptions, featurize
         from ..report.progress import ProgressLine
         from ..report.tables import featurize_table
-        from ..report.terminal import print_json, print_parts
 
-        options = FeaturizeOptions(
-            backbone=self.backbone,
-            revision=self.revision,
-            dtype=self.dtype,
-            device=self.device,
-            views=self.views,
-            tokens=self.tokens,
-            clean=self.clean_text,
-            encoding=self.encoding,
-            resize=self.resize,
-            batch_size=self.batch_size,
-            max_reject_rate=self.max_reject_rate,
-            prune=self.prune,
-        )
+        options = FeaturizeOptions(**{field.name: getattr(self, field.name) for field in fields(FeaturizeOptions)})
         data = self.data
         if data is None:
             with FeatureCache.open(self.out) as recorded:
@@ -97,11 +79,8 @@ class Featurize(Options):
         keep_freed_memory()
         with ProgressLine("featurize") as progress:
             summary = featurize(data, self.labels, self.out, options, progress).to_dict()
-        if self.as_json:
-            print_json(summary)
-        else:
-            cache = "" if self.out == CACHE else f"--cache {self.out} "
-            print_parts(featurize_table(summary, f"mmcli train-head {cache}--fusion concat"))
+        cache = "" if self.out == CACHE else f"--cache {self.out} "
+        self.show(summary, featurize_table(summary, f"mmcli train-head {cache}--fusion concat"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +98,6 @@ class Info(Options):
         from ..featurize import Dataset
         from ..featurize.summary import count_labels, count_rows, count_without_files
         from ..report.tables import info_table
-        from ..report.terminal import print_json, print_parts
 
         with FeatureCache.open(self.cache) as cache:
             result = cache.describe() | {"content": asdict(count_rows(cache))}
@@ -131,10 +109,7 @@ class Info(Options):
             else:
                 result["labels"] = asdict(count_labels(dataset, cache.guids, len(cache)))
                 result["without_files"] = count_without_files(dataset, cache.guids)
-        if self.as_json:
-            print_json(result)
-        else:
-            print_parts(info_table(result))
+        self.show(result, info_table(result))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,9 +120,7 @@ class Verify(Options):
     """
 
     cache: CacheArgument = CACHE
-    data: Annotated[
-        Path | None, DataOption(help="Folder or manifest of the raw pairs; default: the one recorded in the cache.")
-    ] = None
+    data: RecordedData = None
 
     def run(self) -> None:
         """Read the raw pairs again; rows that are not sound are an error."""
@@ -155,16 +128,13 @@ class Verify(Options):
         from ..cache.store import verify
         from ..featurize import Dataset
         from ..report.tables import counted, pairs_table
-        from ..report.terminal import print_json, print_parts
 
         with FeatureCache.open(self.cache) as cache:
             pairs = {pair.guid: pair for pair in Dataset.open(self.data or cache.header.dataset["data"]).pairs}
             problems = verify(cache, lambda guid: pairs[guid].digests() if guid in pairs else None)
             rows, sound = len(cache), not any(problems.values())
-        if self.as_json:
-            print_json({"rows": rows, "sound": sound, **problems})
-        else:
-            print_parts(pairs_table({"rows": rows} | {name: counted(guids) for name, guids in problems.items()}))
+        listed = {name: counted(guids) for name, guids in problems.items()}
+        self.show({"rows": rows, "sound": sound, **problems}, pairs_table({"rows": rows, **listed}))
         if not sound:
             raise CacheError(
                 f"{self.cache} has rows that do not agree with their sources: run `mmcli featurize` again; --prune "
@@ -189,13 +159,9 @@ class Export(Options):
             raise typer.BadParameter("give --npy FOLDER, --parquet FILE, or both")
         from ..cache import FeatureCache
         from ..cache.export import export_npy, export_parquet
-        from ..report.terminal import print_json, print_parts
 
         with FeatureCache.open(self.cache) as cache:
             written = [] if self.npy is None else export_npy(cache, self.npy)
             written += [] if self.parquet is None else export_parquet(cache, self.parquet)
         names = [str(path) for path in written]
-        if self.as_json:
-            print_json({"written": names})
-        else:
-            print_parts(*names)
+        self.show({"written": names}, *names)

@@ -1,22 +1,33 @@
 """compare, ablate, sweep: many heads on the same folds."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
 from ..heads.recipe import Recipe, parse_finetune_setting
-from .command import CandidateOption, DataOption, OutputOption, ScoringOption, Stage2Option
-from .options import CACHE, DEFAULTS, GO_ON, MAX_SEED, RUNS, HeadFusion, HeadModality, TrainingOptions, parse_bytes
-from .paths import InputPaths
+from .options import (
+    CACHE,
+    MAX_SEED,
+    RUNS,
+    CandidateOption,
+    DataOption,
+    HeadFusion,
+    HeadModality,
+    OutputOption,
+    ScoringOption,
+    Stage2Option,
+    TrainingOptions,
+    parse_bytes,
+)
 
 if TYPE_CHECKING:
     from ..heads.experiments import Candidate, Protocol, Setup
     from ..heads.experiments.results import Comparison
 
-EXPERIMENTS = Path("artifacts/experiments")
 Repeats = Annotated[int, ScoringOption(help="Number of repeats, each with other folds.")]
 
 
@@ -24,9 +35,10 @@ Repeats = Annotated[int, ScoringOption(help="Number of repeats, each with other 
 class ExperimentOptions(TrainingOptions):
     """What compare, ablate and sweep take: how heads are trained, the folds, stage 2, and where results go."""
 
+    goes_on = True
     cache: Annotated[Path, DataOption(help="Feature cache.")] = CACHE
-    out: Annotated[Path, OutputOption(help="Folder for the folder of results; it also keeps finished fits.")] = (
-        EXPERIMENTS
+    out: Annotated[Path, OutputOption(help="Folder for the folder of results; it also keeps finished fits.")] = Path(
+        "artifacts/experiments"
     )
     folds: Annotated[int, ScoringOption(help="Number of folds.")] = 5
     repeats: Repeats = 2
@@ -47,15 +59,11 @@ class ExperimentOptions(TrainingOptions):
     ] = None
     backbone: Annotated[str | None, Stage2Option(help="Hub id or folder of the backbone, if it was moved.")] = None
 
-    def interrupted(self) -> str:
-        """Say that the same command goes on."""
-        return GO_ON
-
     def setup(self) -> "Setup":
         """Check the paths that were typed, and return where the experiment reads and writes."""
         # The default cache is not checked here, so that usage errors come first.
         cache = self.cache if self.typed("cache") else None
-        InputPaths(cache=cache, labels=self.labels, data=self.data, split_dir=self.split_dir, out=self.out).check()
+        self.check_paths(cache=cache, out=self.out)
         from ..heads.experiments import Setup
 
         self.check_split()
@@ -100,6 +108,8 @@ class ExperimentOptions(TrainingOptions):
 class ScoredOptions(ExperimentOptions):
     """How compare and ablate score their candidates."""
 
+    what: ClassVar[str]  # name of the command
+    against: ClassVar[str]  # candidate that the others are compared with, or `best`
     without_test: Annotated[
         bool, ScoringOption("--without-test", help="Leave out the rows that train-head keeps for testing.")
     ] = False
@@ -124,22 +134,20 @@ class ScoredOptions(ExperimentOptions):
 
         return Protocol(folds=self.folds, repeats=self.repeats, seed=self.fold_seed, without_test=self.without_test)
 
-    def score(
-        self,
-        setup: "Setup",
-        candidates: "Sequence[Candidate]",
-        protocol: "Protocol | None",
-        against: str,
-        what: str,
-    ) -> None:
-        """Score ``candidates``, and show the scores. ``what`` is the name of the command."""
+    @abstractmethod
+    def candidates(self) -> "Sequence[Candidate]":
+        """Return what to compare."""
+
+    def run(self) -> None:
+        """Score the candidates, and show the scores."""
+        protocol, setup = self.protocol(), self.setup()
         from ..heads.experiments import compare, single_split
         from ..report.comparison_tables import comparison_tables, focus_table, single_split_tables
         from ..report.notes import note_about_folds, note_about_split
         from ..report.progress import ProgressLine
         from ..report.tables import shown_path
-        from ..report.terminal import print_json, print_parts
 
+        candidates = self.candidates()
         recipes = [candidate.recipe for candidate in candidates]
         self.check_used(recipes)
         self.check_stage2_used(recipes)
@@ -149,20 +157,16 @@ class ScoredOptions(ExperimentOptions):
                 split = single_split(setup, candidates, self.focus_class)
             else:
                 setup = self.with_split(setup) if protocol.without_test else setup
-                result = compare(setup, candidates, protocol, against, self.focus_class, what)
+                result = compare(setup, candidates, protocol, self.against, self.focus_class, self.what)
         if protocol is None:
             note_about_split(split)
             written = f"{shown_path(split.folder)}: results.json"
-            tables = [*single_split_tables(split, what), written]
+            self.show(split.to_dict(), *single_split_tables(split, self.what), written)
         else:
             note_about_folds(result)
-            focus = [focus_table(result)] if what == "ablate" or self.focus_class is not None else []
+            focus = [focus_table(result)] if self.what == "ablate" or self.focus_class is not None else []
             written = f"{shown_path(result.folder)}: results.csv, results.json, results.png, out_of_fold.csv"
-            tables = [*comparison_tables(result), *focus, written]
-        if self.as_json:
-            print_json((split if protocol is None else result).to_dict())
-        else:
-            print_parts(*tables)
+            self.show(result.to_dict(), *comparison_tables(result), *focus, written)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +176,7 @@ class Compare(ScoredOptions):
     Example: mmcli compare --fusions concat,gated,film,product,late,linear
     """
 
+    what, against = "compare", "best"
     fusions: Annotated[
         str | None,
         CandidateOption(
@@ -180,18 +185,17 @@ class Compare(ScoredOptions):
         ),
     ] = None
 
-    def run(self) -> None:
-        """Compare, and show the scores."""
-        protocol, settings = self.protocol(), self.finetune_settings()
-        setup = self.setup()
+    def candidates(self) -> "Sequence[Candidate]":
+        """Return the fusions that were typed, or all."""
         from ..heads.experiments import all_fusions, candidates_of
         from ..heads.experiments.candidates import FINETUNE
 
-        recipe = self.recipe()
-        names = all_fusions(setup.cache, recipe) if self.fusions is None else _names(self.fusions)
+        recipe, settings = self.recipe(), self.finetune_settings()
+        typed = None if self.fusions is None else [name.strip() for name in self.fusions.split(",")]
+        names = all_fusions(self.cache, recipe) if typed is None else typed
         if self.with_finetune and not any(name.endswith(FINETUNE) for name in names):
             names.append(names[0] + FINETUNE)
-        self.score(setup, candidates_of(names, recipe, settings), protocol, against="best", what="compare")
+        return candidates_of(names, recipe, settings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,16 +205,15 @@ class Ablate(ScoredOptions):
     Example: mmcli ablate --focus-class neutral
     """
 
-    fusion: HeadFusion = DEFAULTS.fusion
+    what, against = "ablate", "both"
+    fusion: HeadFusion = Recipe.fusion
 
-    def run(self) -> None:
-        """Compare the modalities, and show the scores."""
-        protocol, settings = self.protocol(), self.finetune_settings()
-        setup = self.setup()
+    def candidates(self) -> "Sequence[Candidate]":
+        """Return the modalities."""
         from ..heads.experiments import modalities_of
 
-        candidates = modalities_of(self.recipe(), settings if self.with_finetune else None)
-        self.score(setup, candidates, protocol, against="both", what="ablate")
+        settings = self.finetune_settings()
+        return modalities_of(self.recipe(), settings if self.with_finetune else None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,8 +236,8 @@ class Sweep(ExperimentOptions):
     trials: Annotated[
         int | None, CandidateOption(help="Number of random settings to draw; default: try all combinations.")
     ] = None
-    fusion: HeadFusion = DEFAULTS.fusion
-    modality: HeadModality = DEFAULTS.modality
+    fusion: HeadFusion = Recipe.fusion
+    modality: HeadModality = "both"
     repeats: Repeats = 1
 
     def run(self) -> None:
@@ -245,7 +248,7 @@ class Sweep(ExperimentOptions):
         from ..report.comparison_tables import comparison_tables
         from ..report.notes import note_about_folds
         from ..report.progress import ProgressLine
-        from ..report.terminal import note, print_json, print_parts
+        from ..report.terminal import note
 
         recipe = self.recipe()
         if self.with_finetune:
@@ -263,15 +266,9 @@ class Sweep(ExperimentOptions):
                 protocol=Protocol(folds=self.folds, repeats=self.repeats, seed=self.fold_seed),
             )
         note_about_folds(result)
-        if self.as_json:
-            print_json(result.to_dict())
-        else:
-            print_parts(*comparison_tables(result, by_class=False))
+        self.show(result.to_dict(), *comparison_tables(result, by_class=False))
+        if not self.as_json:
             note(_advice(result))
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",")]
 
 
 def _advice(result: "Comparison") -> str:

@@ -6,52 +6,35 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from .command import DataOption, Options, OutputOption
-from .options import (
-    BEST,
-    Device,
-    From,
-    MaxMemory,
-    MovedBackbone,
-    MovedData,
-    TrainedCache,
-    TrainedLabels,
-    parse_bytes,
-)
-from .paths import InputPaths
+from .options import DataOption, LabelledOptions, OutputOption, TrainedOptions, parse_bytes
 
 if TYPE_CHECKING:
     from ..heads.runs.predictor import Predictions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate(Options):
+class Evaluate(LabelledOptions):
     """Score a trained head, with intervals.
 
     Example: mmcli evaluate --from artifacts/runs/latest/best.pt --on test
     """
 
-    source: From = BEST
     on: Annotated[
         Literal["held-out", "val", "test", "train", "new"],
         DataOption(help="Rows to score. held-out: val and test; new: labelled rows that the run has not seen."),
     ] = "held-out"
-    cache: TrainedCache = None
-    labels: TrainedLabels = None
-    data: MovedData = None
-    backbone: MovedBackbone = None
-    max_memory: MaxMemory = "4GB"
-    device: Device = "auto"
+    data: Annotated[
+        Path | None, DataOption(help="Folder or manifest of the raw pairs, if they were moved; only for stage 2.")
+    ] = None
 
     def run(self) -> None:
         """Score the rows, and show the scores."""
-        InputPaths(best_pt=self.source, cache=self.cache, labels=self.labels, data=self.data).check()
+        self.check_paths(best_pt=self.source, cache=self.cache)
         from ..featurize.backbones.opening import choose_device
         from ..heads import evaluate, open_best_pt
         from ..report.notes import note_about_run
         from ..report.progress import ProgressLine
         from ..report.tables import score_tables, shown_path
-        from ..report.terminal import print_json, print_parts
 
         parts: list[str] = ["val", "test"] if self.on == "held-out" else [self.on]
         model = open_best_pt(self.source, choose_device(self.device), data=self.data, backbone=self.backbone)
@@ -60,30 +43,23 @@ class Evaluate(Options):
         with ProgressLine("frozen part") as progress:
             result = evaluate(model, self.cache, self.labels, parts, parse_bytes(self.max_memory), progress)
         note_about_run(result)
-        if self.as_json:
-            print_json(result.to_dict())
-        else:
-            print_parts(f"{result.modality}, {result.fusion}: {shown_path(result.best_pt)}")
-            print_parts(*score_tables(result.scores, result.classes))
+        title = f"{result.modality}, {result.fusion}: {shown_path(result.best_pt)}"
+        self.show(result.to_dict(), title, *score_tables(result.scores, result.classes))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Predict(Options):
+class Predict(TrainedOptions):
     """Predict the label of listed pairs, of a folder of pairs, or of one pair.
 
     Example: mmcli predict --ids test_without_label.txt --out submission.txt
     """
 
-    source: From = BEST
     ids: Annotated[Path | None, DataOption(help="CSV with the column guid: the pairs to predict, in order.")] = None
     data: Annotated[Path | None, DataOption(help="Folder or manifest of pairs, featurized or not.")] = None
     image: Annotated[Path | None, DataOption(help="One image file; needs --text.")] = None
     text: Annotated[str | None, DataOption(help="One text; needs --image.")] = None
-    cache: TrainedCache = None
-    backbone: MovedBackbone = None
     out: Annotated[Path | None, OutputOption(help="CSV file to write; default: print the CSV.")] = None
     probs: Annotated[bool, OutputOption("--probs", help="Add a column with the probability of each class.")] = False
-    device: Device = "auto"
 
     def run(self) -> None:
         """Predict, and write or print the predictions."""
@@ -95,7 +71,7 @@ class Predict(Options):
             )
         from ..report.terminal import note
 
-        InputPaths(best_pt=self.source, cache=self.cache, ids=self.ids, data=self.data, image=self.image).check()
+        self.check_paths(best_pt=self.source, cache=self.cache)
         predictions = self._predict()
         note(f"head: {predictions.head}")
         for text in predictions.notes:
@@ -122,9 +98,8 @@ class Predict(Options):
         keep_freed_memory()
         with ProgressLine("encode") as progress:
             model = open_best_pt(self.source, choose_device(self.device), backbone=self.backbone)
-            if (
-                self.out is not None
-            ):  # labels look like predictions, and a head that learns from its own would score well
+            # Labels look like predictions, and a head that learns from its own would score well.
+            if self.out is not None:
                 refuse_to_overwrite(self.out, b"guid", model.checkpoint.inputs(self.cache))
             pair = None if self.image is None or self.text is None else (self.image, self.text)
             return predict(model, self.ids, self.data, pair, self.cache, progress)

@@ -1,27 +1,21 @@
 """finetune."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 from ..heads.recipe import FINETUNE_SETTINGS, FinetuneRecipe, parse_finetune_setting
-from .command import DataOption, Options, OutputOption, Stage2Option
-from .options import BEST, GO_ON, RUNS, Device, From, MaxMemory, MovedBackbone, TrainedCache, TrainedLabels, parse_bytes
-from .paths import InputPaths
+from .options import RUNS, LabelledOptions, RecordedData, Runs, Stage2Option, parse_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finetune(Options):
+class Finetune(LabelledOptions):
     """Stage 2: train the last layers of the backbone together with a trained head, from the raw pairs.
 
     Example: mmcli finetune --from artifacts/runs/latest/best.pt --lr-backbone 1e-5
     """
 
-    source: From = BEST
-    cache: TrainedCache = None
-    labels: TrainedLabels = None
-    data: Annotated[Path | None, DataOption(help="Folder or manifest of the raw pairs; default: as recorded.")] = None
-    backbone: MovedBackbone = None
+    goes_on = True
+    data: RecordedData = None
     unfreeze_text_layers: Annotated[
         str, Stage2Option(help="Last layers of the text tower to train, or `all`; 0 for a head that sees images only.")
     ] = str(FinetuneRecipe.unfreeze_text_layers)
@@ -44,17 +38,11 @@ class Finetune(Options):
     restart: Annotated[
         bool, Stage2Option("--restart", help="Begin anew instead of going on with an interrupted run.")
     ] = False
-    runs: Annotated[Path, OutputOption(help="Folder for the run folder.")] = RUNS
-    max_memory: MaxMemory = "4GB"
-    device: Device = "auto"
-
-    def interrupted(self) -> str:
-        """Say that the same command goes on."""
-        return GO_ON
+    runs: Runs = RUNS
 
     def run(self) -> None:
         """Train stage 2, and show both stages side by side."""
-        InputPaths(best_pt=self.source, cache=self.cache, labels=self.labels, data=self.data, out=self.runs).check()
+        self.check_paths(best_pt=self.source, cache=self.cache, out=self.runs)
         from ..cache.machine import keep_freed_memory
         from ..featurize.backbones.opening import choose_device
         from ..finetune import FinetuneOptions, Watch, finetune
@@ -62,7 +50,7 @@ class Finetune(Options):
         from ..report.progress import ProgressLine
         from ..report.stage2_tables import stages_tables, stages_verdict
         from ..report.tables import next_after_training, run_table
-        from ..report.terminal import note, print_json, print_parts
+        from ..report.terminal import note
 
         settings = {
             name: parse_finetune_setting(name, str(getattr(self, name)))
@@ -83,10 +71,8 @@ class Finetune(Options):
             watch = Watch(on_states, on_steps, note)
             result = finetune(self.source, settings, self.cache, self.labels, options, watch)
         note_about_run(result, offsets=bool(result.offsets))
-        if self.as_json:
-            print_json(result.to_dict())
-        elif result.stages is not None:
-            tables = stages_tables(result.stages, result.classes)
-            next_command = next_after_training(None if self.runs == RUNS else self.runs)
-            verdict = stages_verdict(result.stages, len(result.seeds) > 1)
-            print_parts(*tables, run_table(result, next_command), verdict)
+        assert result.stages is not None
+        next_command = next_after_training(None if self.runs == RUNS else self.runs)
+        verdict = stages_verdict(result.stages, len(result.seeds) > 1)
+        tables = stages_tables(result.stages, result.classes)
+        self.show(result.to_dict(), *tables, run_table(result, next_command), verdict)

@@ -4,20 +4,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from ..heads.recipe import SETTINGS
-from .command import DataOption, HeadOption, Options, OutputOption
+from ..heads.recipe import SETTINGS, Recipe
 from .options import (
     CACHE,
-    DEFAULTS,
     GO_ON,
     RUNS,
+    DataOption,
     Device,
     HeadFusion,
     HeadModality,
+    HeadOption,
+    Options,
+    Runs,
     TrainingOptions,
     parse_bytes,
 )
-from .paths import InputPaths
 
 if TYPE_CHECKING:
     from ..heads import RunOptions, RunResult
@@ -35,8 +36,8 @@ class TrainHead(TrainingOptions):
     cache: Annotated[
         Path | None, DataOption(help=f"Feature cache; default: {CACHE}, or with --full the cache of the run.")
     ] = None
-    fusion: HeadFusion = DEFAULTS.fusion
-    modality: HeadModality = DEFAULTS.modality
+    fusion: HeadFusion = Recipe.fusion
+    modality: HeadModality = "both"
     seeds: Annotated[
         int, HeadOption(help="Number of heads to train, with --seed and the seeds after it; best.pt is their ensemble.")
     ] = 1
@@ -47,7 +48,7 @@ class TrainHead(TrainingOptions):
         Path | None,
         HeadOption("--from", help="Run to repeat with --full: a best.pt or its folder; default: the latest of --runs."),
     ] = None
-    runs: Annotated[Path, OutputOption(help="Folder for the run folder.")] = RUNS
+    runs: Runs = RUNS
     device: Device = "auto"
 
     def interrupted(self) -> str:
@@ -59,15 +60,12 @@ class TrainHead(TrainingOptions):
         result = self._train_on_all_rows() if self.full else self._train()
         from ..report.notes import note_about_run
         from ..report.tables import next_after_training, run_table, score_tables, seeds_table
-        from ..report.terminal import print_json, print_parts
 
         note_about_run(result, offsets=bool(result.offsets), full=self.full)
-        if self.as_json:
-            print_json(result.to_dict())
-            return
         over_seeds = [seeds_table(result)] if result.over_seeds else []
         next_command = next_after_training(None if self.runs == RUNS else self.runs)
-        print_parts(*score_tables(result.scores, result.classes), *over_seeds, run_table(result, next_command))
+        tables = [*score_tables(result.scores, result.classes), *over_seeds, run_table(result, next_command)]
+        self.show(result.to_dict(), *tables)
 
     def _train(self) -> "RunResult":
         """Train on a split."""
@@ -77,7 +75,7 @@ class TrainHead(TrainingOptions):
         recipe = self.recipe()
         self.check_used([recipe])
         cache = self.cache or CACHE
-        InputPaths(cache=cache, labels=self.labels, split_dir=self.split_dir, out=self.runs).check()
+        self.check_paths(cache=cache, out=self.runs)
         from ..heads import train_head
         from ..report.progress import ProgressLine
 
@@ -92,7 +90,7 @@ class TrainHead(TrainingOptions):
         self.refuse(_NOT_WITH_FULL, "cannot go with --full, which takes the recipe of --from")
         max_bytes = parse_bytes(self.max_memory)
         source = self.source or self.runs / "latest"
-        InputPaths(best_pt=source, cache=self.cache, labels=self.labels, out=self.runs).check()
+        self.check_paths(best_pt=source, cache=self.cache, out=self.runs)
         from ..heads import train_full
         from ..report.progress import ProgressLine
 
@@ -124,7 +122,6 @@ class Fusions(Options):
         """Count the parameters, and list the fusions."""
         from ..heads.model.head import VIT_B32, describe_fusions, sizes_of
         from ..report.comparison_tables import fusions_table
-        from ..report.terminal import print_json, print_parts
 
         sizes = VIT_B32
         if self.cache is not None:
@@ -133,7 +130,5 @@ class Fusions(Options):
             with FeatureCache.open(self.cache) as cache:
                 sizes = sizes_of(cache.features([], tokens=cache.has_tokens))
         fusions = describe_fusions(sizes, self.classes)
-        if self.as_json:
-            print_json({"sizes": sizes._asdict(), "classes": self.classes, "fusions": fusions})
-        else:
-            print_parts(fusions_table(fusions, sizes._asdict(), self.classes))
+        result = {"sizes": sizes._asdict(), "classes": self.classes, "fusions": fusions}
+        self.show(result, fusions_table(fusions, sizes._asdict(), self.classes))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import typer.main
 from mmcli.cli import app
-from mmcli.commands.command import PANELS
+from mmcli.commands.options import PANELS
 
 
 def commands():
