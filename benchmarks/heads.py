@@ -130,11 +130,11 @@ def clip_in_the_loop(cache_path, folder, pairs):
 
 
 def our_fit(cache_path):
-    from mmcli.heads import train_head
+    from mmcli.heads import RunOptions, train_head
     from mmcli.heads.recipe import PRESETS, Recipe
-    from mmcli.heads.runs import fitting
+    from mmcli.heads.runs import fit_store
 
-    fit, seconds = fitting.fit, []
+    fit, seconds = fit_store.fit, []
 
     def timed(*given, **more):
         started = time.perf_counter()
@@ -142,10 +142,10 @@ def our_fit(cache_path):
         seconds.append(time.perf_counter() - started)
         return found
 
-    fitting.fit = timed
+    fit_store.fit = timed
     with tempfile.TemporaryDirectory() as runs:
         result = train_head(cache_path, recipe=Recipe().changed(**PRESETS["report"]), options=RunOptions(runs))
-    return seconds[0], result["test"]["macro_f1"]
+    return seconds[0], result.scores["test"].macro_f1
 
 
 PEERS = {"scikit-learn MLPClassifier": scikit_learn, "skorch": skorch}

@@ -22,9 +22,10 @@ from mmcli.heads import Recipe, Rows
 from mmcli.heads.evaluation.folds import repeated_folds
 from mmcli.heads.evaluation.metrics import quick_scores
 from mmcli.heads.evaluation.statistics import FitSpread, bootstrap_p, fit_spread, influence, tail_p, with_fits
+from mmcli.heads.experiments.candidates import Candidate
 from mmcli.heads.experiments.comparison import out_of_fold, score_candidates
-from mmcli.heads.experiments.fits import Candidate, Data, fit_all
-from mmcli.heads.experiments.setup import Setup
+from mmcli.heads.experiments.fits import fit_all
+from mmcli.heads.experiments.setup import Data, Setup
 
 ROWS, DIM = 400, 16
 RECIPE = Recipe(hidden=(16,), epochs=12, patience=12, lr=3e-3, dropout=0.3)
@@ -43,9 +44,9 @@ def simulate(number, options):
     copies = [Candidate(f"copy {copy}", RECIPE.changed(seed=1000 * copy)) for copy in range(options.copies)]
     with tempfile.TemporaryDirectory() as out:
         fits = fit_all(data, copies, folds, Setup(out=Path(out), jobs=1))
-    scored = score_candidates(data, out_of_fold(fits, ROWS, 3, options.repeats), fits, against="best")
-    differences = [entry["difference"] for entry in scored["candidates"] if entry["difference"]]
-    return [min(each[f"{name}_holm"] for each in differences) for name in ("p_bootstrap", "p_corrected_t")]
+    candidates, _, _ = score_candidates(data, out_of_fold(fits, ROWS, 3, options.repeats), fits, against="best")
+    differences = [candidate.difference for candidate in candidates if candidate.difference]
+    return [min(getattr(each, f"{name}_holm") for each in differences) for name in ("p_bootstrap", "p_corrected_t")]
 
 
 def made_up(options):

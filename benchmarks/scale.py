@@ -93,11 +93,15 @@ def step(name, cache, max_memory):
 def train(cache, max_memory):
     """Train a head for three epochs."""
     from mmcli.commands.options import parse_bytes
-    from mmcli.heads import Recipe, train_head
+    from mmcli.heads import Recipe, RunOptions, train_head
 
     ends = []
-    result = train_head(cache, recipe=Recipe(epochs=3), on_fit=lambda epochs, at_most: ends.append(time.perf_counter()), options=RunOptions(cache.with_suffix(".runs"), max_bytes=parse_bytes(max_memory)))  # fmt: skip
-    print(json.dumps({"epoch": ends[3] - ends[2], "best_pt": result["best_pt"], "test": result["test"]["macro_f1"]}))
+    options = RunOptions(cache.with_suffix(".runs"), max_bytes=parse_bytes(max_memory))
+    result = train_head(
+        cache, recipe=Recipe(epochs=3), options=options, on_fit=lambda *epochs: ends.append(time.perf_counter())
+    )
+    test = result.scores["test"].macro_f1
+    print(json.dumps({"epoch": ends[3] - ends[2], "best_pt": result.best_pt, "test": test}))
 
 
 def featurize_for_free(folder):

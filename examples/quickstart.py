@@ -30,7 +30,7 @@ def main(folder: Path, pairs: int = 240) -> None:
     for modality in ("text", "image", "both"):
         run = train_head(folder / "features.h5", recipe=Recipe(modality=modality), options=RunOptions(folder / "runs"))
         low, high = run.scores["test"].macro_f1_ci
-        print(f"{modality}: test macro-F1 {run['test']['macro_f1']:.3f} [{low:.3f}, {high:.3f}]")
+        print(f"{modality}: test macro-F1 {run.scores['test'].macro_f1:.3f} [{low:.3f}, {high:.3f}]")
 
     # One new pair.
     predictions = predict(run.best_pt, pair=(data / "1.jpg", "what a wonderful day"))

@@ -1,5 +1,6 @@
 """One split, as the published report has it."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from small_experiments import QUICK
 def test_the_single_split_is_that_of_train_head(setup, learnable, tmp_path):
     run = train_head(*learnable, QUICK, options=RunOptions(tmp_path / "runs"))
     result = single_split(setup, candidates_of(["concat", "film"], QUICK))
+    written = json.loads((Path(result.folder) / "results.json").read_text())
+    assert written == json.loads(json.dumps(result.to_dict()))
     entry = result.candidates[0]
     assert result.n_rows == {"train": 320, "val": 40, "test": 40}
     for part in ("val", "test"):

@@ -70,8 +70,9 @@ def test_the_scores_are_those_of_the_written_best_pt(run, learnable):
     assert run.scores["test"].macro_f1 > 0.6
 
 
-def test_evaluate_repeats_the_scores(run, learnable, tmp_path):
+def test_evaluate_repeats_the_scores(run, tmp_path, cli):
     again = evaluate(run.best_pt)
+    assert json.loads(cli("evaluate", "--from", run.best_pt, "--json")[1]) == json.loads(json.dumps(again.to_dict()))
     assert (again.scores["val"], again.scores["test"]) == (run.scores["val"], run.scores["test"])
     extra = tmp_path / "extra.csv"
     held_out = {*load_checkpoint(run.best_pt).split.val, *load_checkpoint(run.best_pt).split.test}
