@@ -45,10 +45,9 @@ def make_folder(folder: Path) -> None:
 
 def fsync(path: Path) -> None:
     """Flush a closed file, or the names in a folder, to the disk. Windows cannot open folders, so it skips them."""
-    is_folder = path.is_dir()
-    if is_folder and os.name == "nt":
+    if os.name == "nt" and path.is_dir():
         return
-    descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)
     finally:

@@ -24,6 +24,7 @@ from .errors import CacheError
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _LOCKED = ("unable to lock file", "locking flag")  # the second if this process has the file open already
 _WINDOW_ROWS, _WINDOW_BYTES = 4096, 16 << 20  # limits of one read
+RESTORE = "restore a copy, or move the file away and run `mmcli featurize` again"
 
 # Exceptions of h5py for a file with damaged structures.
 DAMAGE = (OSError, LookupError, RuntimeError, ValueError, TypeError, AttributeError, MemoryError)
@@ -83,10 +84,7 @@ def damage_is_clear(path: Path, name: str) -> Iterator[None]:
     try:
         yield
     except DAMAGE as error:
-        raise CacheError(
-            f"{path} is damaged: {name} cannot be read ({error}). Restore a copy, or move the file away and run "
-            "`mmcli featurize` again"
-        ) from error
+        raise CacheError(f"{path} is damaged: {name} cannot be read ({error}). {RESTORE.capitalize()}") from error
 
 
 def cannot_open(path: Path, error: OSError) -> CacheError:
@@ -104,10 +102,7 @@ def cannot_open(path: Path, error: OSError) -> CacheError:
                 f"{path} is not a readable HDF5 file but another kind of file: give a file that `mmcli featurize` "
                 "made, or another --out for a new cache"
             )
-    return CacheError(
-        f"{path} is not a readable HDF5 file, or is cut off ({error}): restore a copy, or move the file away and run "
-        "`mmcli featurize` again"
-    )
+    return CacheError(f"{path} is not a readable HDF5 file, or is cut off ({error}): {RESTORE}")
 
 
 def open_hdf5(path: Path) -> h5py.File:

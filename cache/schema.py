@@ -24,7 +24,7 @@ from typing import Any
 import h5py
 
 from .errors import CacheError
-from .hdf5 import damage_is_clear
+from .hdf5 import RESTORE, damage_is_clear
 
 SCHEMA = 1
 EMPTY_SHA256 = hashlib.sha256(b"").digest()  # of a text that is empty after cleaning
@@ -113,15 +113,9 @@ def read_header(path: Path, file: h5py.File) -> Header:
         header = Header(**{field.name: json.loads(file.attrs[field.name]) for field in fields(Header)})
         stored = file.attrs["fingerprint"]
     except (KeyError, ValueError, TypeError) as error:
-        raise CacheError(
-            f"the header of {path} is damaged ({error}): restore a copy, or move the file away and run `mmcli "
-            "featurize` again"
-        ) from error
+        raise CacheError(f"the header of {path} is damaged ({error}): {RESTORE}") from error
     if header.fingerprint != stored:
-        raise CacheError(
-            f"{path} was changed by hand, its fingerprint does not fit its identity: restore a copy, or move the file "
-            "away and run `mmcli featurize` again"
-        )
+        raise CacheError(f"{path} was changed by hand, its fingerprint does not fit its identity: {RESTORE}")
     _check_lengths(path, file)
     return header
 

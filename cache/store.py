@@ -283,10 +283,7 @@ class FeatureCache:
         return [name for name in EMBEDDINGS if name in self.file]
 
     def unsound(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Return which rows have a number that is not finite, and which an embedding that is all zero, each (n,) bool.
-
-        A CacheError says that a checksum is wrong.
-        """
+        """Return which rows have a number that is not finite, and which an all-zero embedding, each (n,) bool."""
         not_finite, zero = np.zeros((2, len(self)), dtype=bool)
         for name in self.embedding_names():
             for span in slices(len(self), window_rows(self.file[name])):

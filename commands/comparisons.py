@@ -62,8 +62,7 @@ class ExperimentOptions(TrainingOptions):
     def setup(self) -> "Setup":
         """Check the paths that were typed, and return where the experiment reads and writes."""
         # The default cache is not checked here, so that usage errors come first.
-        cache = self.cache if self.typed("cache") else None
-        self.check_paths(cache=cache, out=self.out)
+        self.check_paths(cache=self.cache if self.typed("cache") else None, out=self.out)
         from ..heads.experiments import Setup
 
         self.check_split()

@@ -16,18 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from ..heads.recipe import (
-    PRESETS,
-    SETTINGS,
-    ClassWeights,
-    HeadKind,
-    Loss,
-    Modality,
-    Preset,
-    Recipe,
-    parse_setting,
-    setting_text,
-)
+from ..heads.recipe import PRESETS, SETTINGS, ClassWeights, HeadKind, Loss, Modality, Preset, Recipe, parse_setting
 
 if TYPE_CHECKING:
     from ..heads.evaluation.splits import SplitOptions
@@ -51,7 +40,6 @@ ScoringOption = partial(typer.Option, rich_help_panel="Scoring")
 SplitOption = partial(typer.Option, rich_help_panel="Split")
 OutputOption = partial(typer.Option, rich_help_panel="Output")
 MachineOption = partial(typer.Option, rich_help_panel="Machine")
-
 
 CacheArgument = Annotated[Path, typer.Argument(help="The cache file.", rich_help_panel="Data")]
 RecordedData = Annotated[
@@ -179,7 +167,9 @@ class TrainingOptions(Options):
         "default"
     )
     head: Annotated[HeadKind, RecipeOption(help="Kind of head; linear: L2 logistic regression.")] = "mlp"
-    hidden: Annotated[str, RecipeOption(help="Widths of the hidden layers of the MLP.")] = setting_text(Recipe.hidden)
+    hidden: Annotated[str, RecipeOption(help="Widths of the hidden layers of the MLP.")] = "x".join(
+        map(str, Recipe.hidden)
+    )
     dropout: Annotated[float, RecipeOption(min=0, max=0.99, help="Dropout after each hidden layer.")] = Recipe.dropout
     epochs: Annotated[int, RecipeOption(min=1, help="Largest number of epochs.")] = Recipe.epochs
     patience: Annotated[

@@ -73,11 +73,9 @@ class Predict(TrainedOptions):
 
         self.check_paths(best_pt=self.source, cache=self.cache)
         predictions = self._predict()
-        note(f"head: {predictions.head}")
-        for text in predictions.notes:
+        left_out = [f"left out {reject.guid}: {reject.reason}" for reject in predictions.rejects]
+        for text in (f"head: {predictions.head}", *predictions.notes, *left_out):
             note(text)
-        for reject in predictions.rejects:
-            note(f"left out {reject.guid}: {reject.reason}")
         if self.out is not None:
             predictions.write(self.out, self.probs)
         self._show(predictions)

@@ -120,13 +120,12 @@ class Fusions(Options):
 
     def run(self) -> None:
         """Count the parameters, and list the fusions."""
+        from ..cache import FeatureCache
         from ..heads.model.head import VIT_B32, describe_fusions, sizes_of
         from ..report.comparison_tables import fusions_table
 
         sizes = VIT_B32
         if self.cache is not None:
-            from ..cache import FeatureCache
-
             with FeatureCache.open(self.cache) as cache:
                 sizes = sizes_of(cache.features([], tokens=cache.has_tokens))
         fusions = describe_fusions(sizes, self.classes)
