@@ -164,17 +164,15 @@ class FusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self, classes: NDArray[np.int64], random: np.random.RandomState
     ) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
         """Return rows to train on, and rows held out; None in place of these where a class has too few for both."""
-        rows = np.arange(len(classes))
-        share = self.validation_fraction
+        share, rows, rarest = self.validation_fraction, np.arange(len(classes)), np.bincount(classes).min()
         if not 0 <= share < 1:
             raise ValueError(f"validation_fraction must be in [0, 1), found {share}")
-        needed = self.head == "mlp" or self.offsets
-        if not needed or share * np.bincount(classes).min() < 1:
-            if self.offsets:
-                raise ValueError(
-                    f"offsets are fitted on a held-out share of {share:g} of the rows, and the rarest class "
-                    f"({np.bincount(classes).min()} rows) would have no row there: turn offsets off, or give more rows"
-                )
+        if self.offsets and share * rarest < 1:
+            raise ValueError(
+                f"offsets are fitted on a held-out share of {share:g} of the rows, and the rarest class ({rarest} rows)"
+                " would have no row there: turn offsets off, or give more rows"
+            )
+        if share * rarest < 1 or not (self.head == "mlp" or self.offsets):
             return rows, None
         train, stop = train_test_split(rows, test_size=share, stratify=classes, random_state=random)
         return train, stop
@@ -190,8 +188,7 @@ class FusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
         """Return the most likely class of each row, (n,)."""
-        numbers = self._logits(X).argmax(axis=1)
-        labels: NDArray[Any] = self.classes_[numbers]
+        labels: NDArray[Any] = self.classes_[self._logits(X).argmax(axis=1)]
         return labels
 
     def _logits(self, X: ArrayLike) -> NDArray[np.float64]:

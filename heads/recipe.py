@@ -20,11 +20,8 @@ Preset = Literal["default", "report"]
 _CHOICES: dict[str, Any] = {"modality": Modality, "head": HeadKind, "class_weights": ClassWeights, "loss": Loss}
 # Bound, test, and the settings of both stages that it applies to. The tests are written so that NaN fails.
 _BOUNDS: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
-    (
-        "above 0",
-        lambda value: 0 < value < math.inf,
-        ("lr", "lr_attn", "lr_backbone", "lr_head", "epochs", "patience"),
-    ),
+    ("above 0", lambda value: 0 < value < math.inf, ("lr", "lr_attn", "lr_backbone", "lr_head")),
+    ("above 0", lambda value: 0 < value < math.inf, ("epochs", "patience")),
     ("above 1", lambda value: 1 < value < math.inf, ("batch_size",)),
     ("0 or more", lambda value: 0 <= value < math.inf, ("weight_decay", "focal_gamma", "logit_adjustment")),
     ("in [0, 1)", lambda value: 0 <= value < 1, ("dropout", "label_smoothing", "warmup")),
@@ -190,9 +187,7 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as plain data."""
         plain = asdict(self) | {"hidden": list(self.hidden)}
-        if self.finetune is None:
-            del plain["finetune"]
-        return plain
+        return {name: value for name, value in plain.items() if value is not None}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Recipe":
@@ -206,17 +201,16 @@ class Recipe:
 
         A single-modality head has no fusion, most fusions have no attention, and a linear head has no training loop.
         """
-        unused = set()
-        if self.head == "linear":
-            unused = set(SETTINGS) - set(_OF_LINEAR) - set(() if self.finetune is None else _OF_HEAD_IN_STAGE_2)
-        for name, is_used in (
-            ("fusion", self.modality == "both"),
-            ("lr_attn", self.sees in _FUSIONS_WITH_LR_ATTN),
-            ("focal_gamma", self.loss == "focal"),
-        ):
-            if not is_used:
-                unused.add(name)
-        return {name: value for name, value in self.to_dict().items() if name not in unused}
+        matter = {*(_OF_LINEAR if self.head == "linear" else SETTINGS), "finetune"}
+        if self.finetune is not None:
+            matter |= set(_OF_HEAD_IN_STAGE_2)
+        if self.modality != "both":
+            matter.remove("fusion")
+        if self.sees not in _FUSIONS_WITH_LR_ATTN:
+            matter.discard("lr_attn")
+        if self.loss != "focal":
+            matter.discard("focal_gamma")
+        return {name: value for name, value in self.to_dict().items() if name in matter}
 
     def changed(self, **settings: Any) -> "Recipe":
         """Return a copy with other settings; ``finetune.<name>`` is a setting of stage 2.
@@ -238,10 +232,7 @@ class Recipe:
     def with_finetune(self, settings: Mapping[str, Any] | None = None) -> "Recipe":
         """Return a copy with a stage 2: the defaults (one image layer for images alone), changed by ``settings``.
 
-        Raises
-        ------
-        MmcliError
-            The settings unfreeze layers that the head does not see, or no layer at all.
+        Raise an MmcliError where these unfreeze layers that the head does not see, or no layer at all.
         """
         defaults = {"unfreeze_text_layers": 0, "unfreeze_vision_layers": 1} if self.modality == "image" else {}
         return replace(self, finetune=FinetuneRecipe().changed(**(defaults | dict(settings or {}))))
@@ -279,10 +270,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 def parse_setting(name: str, text: str) -> Any:
     """Read the typed value of a setting of a head, or of stage 2 if the name is ``finetune.<name>``.
 
-    Raises
-    ------
-    MmcliError
-        No setting has this name, or the text is no value for it.
+    Raise an MmcliError where no setting has this name, or the text is no value for it.
     """
     if name.startswith(OF_STAGE_2):
         return parse_finetune_setting(name.removeprefix(OF_STAGE_2), text)

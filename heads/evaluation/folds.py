@@ -71,8 +71,6 @@ def rare_classes(classes: Indices, groups: Indices, needed: int) -> Indices:
 
 def train_only(classes: Indices, groups: Indices, rare: Indices) -> NDArray[np.bool_]:
     """Return which rows train only, (n,): rows of ``rare`` classes, and their copies in other classes."""
-    if not len(rare):
-        return np.zeros(len(classes), dtype=np.bool_)
     return np.isin(groups, groups[np.isin(classes, rare)])
 
 

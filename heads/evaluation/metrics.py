@@ -74,8 +74,8 @@ def bootstrap_scores(
     """
     f1, accuracies = [], []
     for block in units.blocks(REPLICATES):
-        drawn = units.draw(np.random.default_rng(seed + block.start), len(block))
-        confusions = drawn.reshape(-1, n_classes, n_classes)
+        generator = np.random.default_rng(seed + block.start)
+        confusions = units.draw(generator, len(block)).reshape(-1, n_classes, n_classes)
         f1.append(f1_per_class(confusions))
         accuracies.append(accuracy(confusions))
     return np.concatenate(f1), np.concatenate(accuracies)

@@ -49,17 +49,15 @@ def stratified_split(guids: Sequence[str], tags: Sequence[str], seed: int = 42) 
     DataError
         A part would have no row of some class; the message names the class.
     """
-    names, classes = np.unique(list(tags), return_inverse=True)
-    groups = np.arange(len(classes))
-    parts, rare = split_rows(classes, groups, names.tolist(), seed)
-    if len(rare):
-        rarest = int(rare[np.argmin(np.bincount(classes)[rare])])
+    places = {guid: place for place, guid in enumerate(guids)}
+    split, rare = _draw_split(dict(zip(guids, tags, strict=True)), places, seed, "")
+    if rare:
+        rarest = min(rare, key=rare.__getitem__)
         raise DataError(
-            f"{len(tags)} labelled pairs cannot be split 8:1:1 with every class in every part: class "
-            f"{str(names[rarest])!r} has {np.count_nonzero(classes == rarest)} rows, and {NEEDED} are needed: label "
-            "more of it, or leave it out"
+            f"{len(tags)} labelled pairs cannot be split 8:1:1 with every class in every part: class {rarest!r} has "
+            f"{rare[rarest]} rows, and {NEEDED} are needed: label more of it, or leave it out"
         )
-    return Split(*([guids[row] for row in rows.tolist()] for rows in parts))
+    return split
 
 
 def write_split(folder: Path, split: Split, labels: Mapping[str, str]) -> None:
@@ -114,11 +112,10 @@ def group_numbers(groups: Mapping[str, int], parts: Mapping[str, Sequence[str]])
 
 def separated(split: Split, groups: Mapping[str, int], of_parts: Sequence[str] = ("val", "test")) -> int:
     """Count the rows of ``of_parts`` that have a copy in another part of the split."""
-    numbers = group_numbers(groups, split.named())
-    count = 0
+    parts, count = split.named(), 0
     for name in of_parts:
-        elsewhere = np.concatenate([numbers[part] for part in numbers if part != name])
-        count += int(np.isin(numbers[name], elsewhere).sum())
+        elsewhere = [guid for other, guids in parts.items() if other != name for guid in guids]
+        count += len(parts[name]) - len(without_copies(parts[name], elsewhere, groups))
     return count
 
 
@@ -145,11 +142,9 @@ class SplitOptions:
     rare: str = "train-only"
 
     def __post_init__(self) -> None:
-        for name, choices in (("new", New), ("rare", Rare)):
-            if getattr(self, name) not in get_args(choices):
-                raise MmcliError(
-                    f"{name} cannot be {getattr(self, name)!r}: choose one of {', '.join(get_args(choices))}"
-                )
+        for name, value, choices in (("new", self.new, get_args(New)), ("rare", self.rare, get_args(Rare))):
+            if value not in choices:
+                raise MmcliError(f"{name} cannot be {value!r}: choose one of {', '.join(choices)}")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the options that were used, as ``config.json`` holds them."""
@@ -207,7 +202,7 @@ def _draw_split(
     """Draw a split; also return the classes that train only, with their rows, copies counted once."""
     guids = list(labels)
     names, classes = np.unique(list(labels.values()), return_inverse=True)
-    groups = np.fromiter((group_of[guid] for guid in guids), np.int64, len(guids))
+    groups = np.array([group_of[guid] for guid in guids], dtype=np.int64)
     parts, rare = split_rows(classes, groups, names.tolist(), seed, remedy)
     counts = groups_per_class(classes, groups, len(names))
     split = Split(*([guids[row] for row in rows.tolist()] for rows in parts))
@@ -282,10 +277,7 @@ def _check_parts(folder: Path, parts: Mapping[str, Sequence[str]], labels: Mappi
 def settle_rare_in_folds(
     labels: Mapping[str, str], groups: Mapping[str, int], folds: int, how: str
 ) -> tuple[dict[str, str], dict[str, Any]]:
-    """Merge or drop classes with fewer rows than folds, copies counted once, or let them train only.
-
-    Return the labels by guid, and the entries of the results about rare classes.
-    """
+    """Merge or drop classes with fewer rows than folds, copies counted once; also return the entries of the results."""
     rare = _rare_in_folds(labels, groups, folds)
     settled, relabelled = _settle_rare(labels, rare, how)
     still_rare = _rare_in_folds(settled, groups, folds) if relabelled else rare
@@ -346,10 +338,7 @@ def _rare_counts(
 def relabel(
     labels: Mapping[str, str], relabelled: Mapping[str, str | None], keep_dropped: bool = False
 ) -> dict[str, str]:
-    """Return labels by the class names that a head knows.
-
-    Rows of dropped classes are left out, or with ``keep_dropped`` keep their own names.
-    """
+    """Return labels by the class names that a head knows; dropped classes go, or with ``keep_dropped`` stay as is."""
     known = {guid: relabelled.get(tag, tag) for guid, tag in labels.items()}
     if keep_dropped:
         return {guid: name or labels[guid] for guid, name in known.items()}

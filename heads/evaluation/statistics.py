@@ -1,17 +1,12 @@
 """Bootstrap over groups of copies, and tests of differences: spread of fits, Holm's correction, the corrected t."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    from scipy.sparse import csr_array
 
 REPLICATES = 5000
 _CELLS_AT_ONCE = 4_000_000  # bounds the memory of the replicates that are drawn together
@@ -30,13 +25,13 @@ def f1_from_counts(hits: NDArray[Any], total: NDArray[Any]) -> NDArray[np.float6
 class ResamplingUnits:
     """The units that a bootstrap draws: whole groups of copies, because copies are not independent of each other.
 
-    Each row is of one of P kinds; groups that hold the same kinds are counted together. ``counts``, (P + M,) int64, says
-    how many groups are a single row, for each kind, then how many groups of several rows there are, for each of M
+    Each row is of one of P kinds; groups that hold the same kinds are counted together. ``counts``, (P + M,) int64,
+    says how many groups are a single row, for each kind, then how many groups of several rows there are, for each of M
     different contents. ``contents``, (P, M), are the rows of each kind in such a group; None where there is none.
     """
 
     counts: NDArray[np.int64]
-    contents: csr_array | None
+    contents: Any  # a csr_array; scipy is imported where it is needed
     n_kinds: int
 
     def blocks(self, replicates: int) -> Iterator[range]:
@@ -62,10 +57,9 @@ class ResamplingUnits:
 def resampling_units(
     kinds: NDArray[np.int64], n_kinds: int, groups: NDArray[np.int64] | None = None
 ) -> ResamplingUnits:
-    """Count the groups that a bootstrap of n rows draws.
+    """Count the groups of rows by the kinds that they hold.
 
-    ``kinds`` are (n,), below ``n_kinds``. ``groups`` are (n,), from 0, with one number for all copies; default: no
-    copies.
+    ``kinds``, (n,), are below ``n_kinds``. ``groups``, (n,) from 0, has one number for all copies; default: no copies.
     """
     if groups is None:
         return ResamplingUnits(np.bincount(kinds, minlength=n_kinds), None, n_kinds)
@@ -90,9 +84,9 @@ def resampling_units(
 def _contents_of_groups(
     kinds: NDArray[np.int64], groups: NDArray[np.int64], rows: NDArray[np.int64], size: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the different contents of groups of one size, (M, size) sorted kinds, and how many groups hold each, (M,).
+    """Return the contents of the groups that ``rows`` form, all of one ``size``, and how many groups hold each, (M,).
 
-    ``kinds`` and ``groups`` are (n,), and ``rows`` are the rows of all groups of this size.
+    The contents are (M, size), each a sorted list of kinds.
     """
     by_group = rows[np.lexsort((kinds[rows], groups[rows]))]
     contents = np.ascontiguousarray(kinds[by_group].astype(np.int64).reshape(-1, size))
@@ -121,24 +115,15 @@ def paired_bootstrap(
     """Score K candidates on the same resampled groups (Efron 1979; paired: every candidate sees the same draw).
 
     As on the original rows, a candidate's score in a replicate is the mean over its repeats. Rows are of one kind (see
-    ``ResamplingUnits``) if they have the same class and every candidate predicts the same for them in every repeat.
+    ``ResamplingUnits``) if they have the same class and every candidate predicts the same for them in every repeat. The
+    macro-F1 of a replicate leaves out a class without a row.
 
     Parameters
     ----------
-    true
-        Class numbers, (n,).
-    predicted
-        Class numbers that each candidate predicts in each of R repeats, (K, R, n).
-    n_classes
-        C.
+    true, predicted
+        Class numbers, (n,), and those that each candidate predicts in each of R repeats, (K, R, n).
     groups
-        (n,) group number of each row, from 0. Rows with the same number are copies and are drawn together. Default: no
-        copies.
-
-    Returns
-    -------
-    Replicates
-        The macro-F1 of a replicate leaves out a class without a row.
+        (n,), from 0, with one number for all copies, which are drawn together. Default: no copies.
     """
     n_candidates, n_repeats, n = predicted.shape
     table = np.column_stack([true, *predicted.reshape(-1, n)])
@@ -161,19 +146,16 @@ def _score_block(
     is_true = (true[:, None] == numbers).astype(np.float64)
     n_rows, support = drawn.sum(axis=1), drawn @ is_true
     support = np.where(support > 0, support, np.nan)  # a replicate without a class says nothing about it
-    f1 = np.empty((len(drawn), len(predicted), n_classes))
-    recall, accuracy = np.empty_like(f1), np.empty(f1.shape[:2])
-    for candidate, repeats in enumerate(predicted):
-        f1_by_repeat, recall_by_repeat, accuracy_by_repeat = [], [], []
+    by_candidate = []
+    for repeats in predicted:
+        by_repeat = []
         for repeat in repeats:
             is_predicted = (repeat[:, None] == numbers).astype(np.float64)
             hits = drawn @ (is_predicted * is_true)
-            f1_by_repeat.append(f1_from_counts(hits, drawn @ is_predicted + support))
-            recall_by_repeat.append(hits / support)
-            accuracy_by_repeat.append(hits.sum(axis=1) / n_rows)
-        f1[:, candidate] = np.mean(f1_by_repeat, axis=0)
-        recall[:, candidate] = np.mean(recall_by_repeat, axis=0)
-        accuracy[:, candidate] = np.mean(accuracy_by_repeat, axis=0)
+            f1 = f1_from_counts(hits, drawn @ is_predicted + support)
+            by_repeat.append((f1, hits / support, hits.sum(axis=1) / n_rows))
+        by_candidate.append([np.mean(scores, axis=0) for scores in zip(*by_repeat, strict=True)])
+    f1, recall, accuracy = (np.stack(scores, axis=1) for scores in zip(*by_candidate, strict=True))
     return Replicates(f1, recall, np.nanmean(f1, axis=2), accuracy)
 
 
@@ -282,11 +264,8 @@ def tail_p(drawn: NDArray[np.float64], spread: FitSpread, n_differ: int) -> floa
 def bootstrap_p(differences: NDArray[np.float64], computed: float | None = None) -> float:
     """Return the two-sided p of "no difference" from bootstrap differences (B,): twice the smaller tail beyond 0.
 
-    Parameters
-    ----------
-    computed
-        The p to return where the tail holds too few replicates to be counted (see ``tail_p``). Default: count them
-        anyway, so that no p is below 2 / (B + 1).
+    ``computed`` is the p to return where the tail holds too few replicates to be counted (see ``tail_p``). Default:
+    count them anyway, so that no p is below 2 / (B + 1).
     """
     below, above = np.count_nonzero(differences <= 0), np.count_nonzero(differences >= 0)
     if computed is not None and min(below, above) < _LEAST_IN_TAIL:
@@ -307,14 +286,8 @@ def corrected_t(differences: NDArray[np.float64], test_share: float) -> tuple[fl
     """Return (t, two-sided p) of differences by fold, (J,), corrected for overlapping training rows.
 
     t = mean / sqrt((1 / J + n_test / n_train) variance) with J - 1 degrees of freedom (Nadeau and Bengio, Inference for
-    the Generalization Error, Machine Learning 2003; for repeated folds Bouckaert and Frank 2004).
-
-    Parameters
-    ----------
-    differences
-        One for each fold and repeat.
-    test_share
-        n_test / n_train.
+    the Generalization Error, Machine Learning 2003; for repeated folds Bouckaert and Frank 2004). ``differences`` has
+    one for each fold and repeat, and ``test_share`` is n_test / n_train.
     """
     from scipy.stats import t as student
 

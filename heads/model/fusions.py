@@ -15,8 +15,6 @@ from ...cache.errors import MmcliError
 from ...cache.features import Features
 from .inputs import Batch, Moments, TokenBatch, batches
 
-_GATE_START = -4.0  # of cross-attention: almost closed
-
 
 class Sizes(NamedTuple):
     """Lengths of embeddings, and widths of token states (0 without token states)."""
@@ -30,16 +28,16 @@ class Sizes(NamedTuple):
 class Fusion(nn.Module):
     """Map a batch to the inputs of the MLPs; MLP k sees (n, out_sizes[k])."""
 
-    formula: ClassVar[str]
+    formula: ClassVar[str] = ""
     source: ClassVar[str] = ""
     equal_halves: ClassVar[bool] = False  # whether image and text embedding must have the same length
     needs_tokens: ClassVar[bool] = False
     has_weights: ClassVar[bool] = False  # of its own, which a linear head cannot learn
     rate: ClassVar[str] = "lr"  # the setting with the learning rate of these weights
-    out_sizes: tuple[int, ...]
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
+        self.out_sizes: tuple[int, ...] = (sizes.image + sizes.text,)  # fusions that return anything else set their own
         if self.equal_halves and sizes.image != sizes.text:
             raise MmcliError(
                 f"{type(self).__name__} joins v and t number by number, so both must have the same length; found "
@@ -56,8 +54,6 @@ class Fusion(nn.Module):
 class ImageOnly(Fusion):
     """Return v alone, for ``--modality image``."""
 
-    formula = "v"
-
     def __init__(self, sizes: Sizes) -> None:
         super().__init__(sizes)
         self.out_sizes = (sizes.image,)
@@ -69,8 +65,6 @@ class ImageOnly(Fusion):
 
 class TextOnly(Fusion):
     """Return t alone, for ``--modality text``."""
-
-    formula = "t"
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__(sizes)
@@ -86,10 +80,6 @@ class Concat(Fusion):
 
     formula = "[v; t]"
     source = "early fusion, Snoek et al. 2005"
-
-    def __init__(self, sizes: Sizes) -> None:
-        super().__init__(sizes)
-        self.out_sizes = (sizes.image + sizes.text,)
 
     def forward(self, batch: Batch) -> tuple[Tensor, ...]:
         """Return (n, 2 d)."""
@@ -134,7 +124,6 @@ class Film(Fusion):
         super().__init__(sizes)
         self.modulation = nn.Linear(sizes.text, 2 * sizes.image, bias=False)  # W_gamma and W_beta
         nn.init.zeros_(self.modulation.weight)
-        self.out_sizes = (sizes.image + sizes.text,)
 
     def forward(self, batch: Batch) -> tuple[Tensor, ...]:
         """Return (n, 2 d)."""
@@ -178,13 +167,14 @@ class CrossAttention(nn.Module):
     heads = 4
     width = 128  # of the values of all heads, and so of the result
     key_width = 64  # queries and keys cost most, and a map of 49 places needs no more
+    gate_start = -4.0  # almost closed
 
     def __init__(self, text_width: int, image_width: int) -> None:
         super().__init__()
         self.query = TokenProjection(text_width, self.key_width)
         self.key = TokenProjection(image_width, self.key_width)
         self.value = TokenProjection(image_width, self.width)
-        self.gate = nn.Parameter(torch.tensor(_GATE_START))
+        self.gate = nn.Parameter(torch.tensor(self.gate_start))
 
     def forward(self, tokens: TokenBatch) -> Tensor:
         """Return (b, width); a text without tokens gives zeros."""
@@ -284,12 +274,9 @@ FUSIONS: dict[str, type[Fusion]] = {
 
 
 def fusion_class(name: str, modality: str = "both") -> type[Fusion]:
-    """Return the fusion called ``name``; for a single modality, the class that passes on this modality.
+    """Return the fusion called ``name``, or for a single modality the class that passes it on.
 
-    Raises
-    ------
-    MmcliError
-        No fusion has this name; the message lists the names.
+    Raise an MmcliError that lists the names where no fusion has this name.
     """
     if name not in FUSIONS:
         raise MmcliError(f"unknown fusion {name!r}: choose one of {', '.join(FUSIONS)}")

@@ -4,7 +4,7 @@ import contextlib
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -67,22 +67,19 @@ class Head(nn.Module):
         super().__init__()
         self.sizes, self.n_classes = sizes, n_classes
         self.fusion: Fusion = fusion_class(recipe.fusion, recipe.modality)(sizes)
-        self.image_input = None if recipe.modality == "text" else Standardise(sizes.image, recipe.normalize)
-        self.text_input = None if recipe.modality == "image" else Standardise(sizes.text, recipe.normalize)
+        self.image_input = Standardise(sizes.image, recipe.normalize) if recipe.modality != "text" else nn.Identity()
+        self.text_input = Standardise(sizes.text, recipe.normalize) if recipe.modality != "image" else nn.Identity()
         hidden = recipe.hidden if recipe.head == "mlp" else ()
         self.mlps = nn.ModuleList(_mlp(width, hidden, n_classes, recipe.dropout) for width in self.fusion.out_sizes)
         self.tops = nn.ModuleDict()
 
     def top(self, tower: str) -> Top:
         """Return the last layers of a tower."""
-        top = self.tops[tower]
-        assert isinstance(top, Top)
-        return top
+        return cast(Top, self.tops[tower])
 
     def attach(self, tops: Mapping[str, Top], changed: Mapping[str, Tensor] | None = None) -> None:
         """Attach copies of the last layers of towers, and load ``changed`` into them (see ``load_changed``)."""
-        for tower, top in tops.items():
-            self.tops[tower] = copy.deepcopy(top)
+        self.tops.update({tower: copy.deepcopy(top) for tower, top in tops.items()})
         if changed is not None:
             self.load_changed(changed)
 
@@ -130,7 +127,7 @@ class Head(nn.Module):
         device = str(next(self.parameters()).device)
         ordered, _ = replace(features, states={}).in_fast_order()
         for module, side in ((self.image_input, "image"), (self.text_input, "text")):
-            if module is not None:
+            if isinstance(module, Standardise):
                 module.learn(getattr(batch, side) for batch in batches(ordered, False, device))
         self.fusion.learn_inputs(features)
 
@@ -156,11 +153,7 @@ class Head(nn.Module):
     def standardised(self, batch: Batch) -> Batch:
         """Return what the fusion sees; inputs that the head does not use are returned unchanged."""
         batch = self.embedded(batch)
-        return Batch(
-            batch.image if self.image_input is None else self.image_input(batch.image),
-            batch.text if self.text_input is None else self.text_input(batch.text),
-            batch.tokens,
-        )
+        return Batch(self.image_input(batch.image), self.text_input(batch.text), batch.tokens)
 
     def parts(self, batch: Batch) -> Tensor:
         """Return the logits of all k MLPs for standardised inputs, (k, n, C)."""
@@ -191,12 +184,7 @@ def _mlp(width: int, hidden: Sequence[int], n_classes: int, dropout: float) -> n
 class Ensemble(nn.Module):
     """Average the probabilities of one or more heads, which differ in their seed.
 
-    Attributes
-    ----------
-    heads
-        One or more.
-    offsets
-        (C,), added to the logits; zeros unless fitted on validation rows.
+    ``offsets``, (C,), are added to the logits; they are zeros unless fitted on validation rows.
     """
 
     offsets: Tensor
@@ -216,9 +204,7 @@ class Ensemble(nn.Module):
     @property
     def tops(self) -> nn.ModuleDict:
         """The last layers of the backbone in the first head; every head has its own copy."""
-        tops = self.heads[0].tops
-        assert isinstance(tops, nn.ModuleDict)
-        return tops
+        return cast(nn.ModuleDict, self.heads[0].tops)
 
     @property
     def is_small(self) -> bool:
@@ -295,20 +281,19 @@ def describe_fusions(sizes: Sizes, n_classes: int) -> list[dict[str, Any]]:
     also where the fusion has weights of its own, which a linear head cannot learn.
     """
 
-    def count(name: str, kind: str) -> int:
+    def count(name: str, kind: str) -> int | None:
+        if FUSIONS[name].needs_tokens and not sizes.image_tokens:
+            return None
         return Head(sizes, n_classes, Recipe(fusion=name, head=kind)).n_parameters()
 
-    descriptions = []
-    for name, fusion in FUSIONS.items():
-        has_inputs = bool(sizes.image_tokens) or not fusion.needs_tokens
-        descriptions.append(
-            {
-                "name": name,
-                "formula": fusion.formula,
-                "source": fusion.source,
-                "needs_tokens": fusion.needs_tokens,
-                "parameters": count(name, "mlp") if has_inputs else None,
-                "parameters_linear": count(name, "linear") if has_inputs and not fusion.has_weights else None,
-            }
-        )
-    return descriptions
+    return [
+        {
+            "name": name,
+            "formula": fusion.formula,
+            "source": fusion.source,
+            "needs_tokens": fusion.needs_tokens,
+            "parameters": count(name, "mlp"),
+            "parameters_linear": None if fusion.has_weights else count(name, "linear"),
+        }
+        for name, fusion in FUSIONS.items()
+    ]

@@ -104,10 +104,10 @@ def fit(
     MmcliError
         Fewer than two training rows, a loss that is not finite, or no room on the device for a batch.
     """
-    options = options or FitOptions()
-    device = options.device
     if len(train) < 2:
         raise MmcliError(f"training needs at least two rows, found {len(train)}: label more pairs")
+    options = options or FitOptions()
+    device = options.device
     batch_size = recipe.batch_size if recipe.finetune is None else recipe.finetune.batch_size
     with own_random(device), one_thread(start is None or start.is_small), enough_memory(device, batch_size):
         if start is not None:
@@ -188,14 +188,13 @@ class _Training:
 
     def _scheduler(self) -> LRScheduler:
         """Return the schedule of the rates: by step in stage 2, else by epoch."""
-        optimizer, recipe, finetune, rates = self.optimizer, self.recipe, self.finetune, self.options.rates
+        recipe, finetune, rates = self.recipe, self.finetune, self.options.rates
         if finetune is not None:
             steps = self.steps_per_epoch * finetune.epochs
-            return LambdaLR(optimizer, lambda step: finetune.factor(step, steps))
+            return LambdaLR(self.optimizer, lambda step: finetune.factor(step, steps))
         if rates is not None:
-            return LambdaLR(optimizer, lambda epoch: rates[min(epoch, len(rates) - 1)] / recipe.lr)
-        factor, patience = recipe.lr_factor, recipe.lr_patience
-        return ReduceLROnPlateau(optimizer, mode="max", factor=factor, patience=patience, eps=0)
+            return LambdaLR(self.optimizer, lambda epoch: rates[min(epoch, len(rates) - 1)] / recipe.lr)
+        return ReduceLROnPlateau(self.optimizer, "max", recipe.lr_factor, recipe.lr_patience, eps=0)
 
     def run(self, val: Rows | None) -> Fit:
         """Train all epochs, or with ``val`` until patience ends, and load the weights of the best epoch."""
@@ -206,12 +205,17 @@ class _Training:
             record: dict[str, float] = {"epoch": epoch, "lr": rate, "train_loss": loss}
             self.head.eval()
             if self.options.score_train:
-                record["train_macro_f1"] = _scores_of_part(self.rows.logits(), self.train, "train")["train_macro_f1"]
+                logits = predict_parts(self.head, self.train.features).mean(dim=0)
+                record["train_macro_f1"] = _scores_of_part(logits, self.train, "train")["train_macro_f1"]
             if val is None:
                 self.last_rise = self.fit.best_epoch = epoch
             else:
                 record |= self._score(val)
-                self._compare_with_best(epoch, record)
+                if record["val_macro_f1"] > self.best[0]:
+                    self.last_rise = epoch
+                reached = (record["val_macro_f1"], -record["val_loss"])
+                if reached > self.best:
+                    self.best, self.fit.best_epoch, self.best_weights = reached, epoch, self.head.weights()
             if isinstance(self.scheduler, ReduceLROnPlateau):
                 if val is not None:
                     self.scheduler.step(record["val_macro_f1"])
@@ -231,13 +235,6 @@ class _Training:
         true = torch.from_numpy(val.classes).to(self.options.device)
         record = {"val_loss": float(torch.stack([self.loss(logits, true) for logits in parts]).mean())}
         return record | _scores_of_part(parts.mean(dim=0), val, "val")
-
-    def _compare_with_best(self, epoch: int, record: Mapping[str, float]) -> None:
-        if record["val_macro_f1"] > self.best[0]:
-            self.last_rise = epoch
-        reached = (record["val_macro_f1"], -record["val_loss"])
-        if reached > self.best:
-            self.best, self.fit.best_epoch, self.best_weights = reached, epoch, self.head.weights()
 
     def _epoch(self, epoch: int) -> tuple[float, float]:
         """Take one step per batch of shuffled rows; return the mean loss, and the learning rate of the last step."""
