@@ -14,7 +14,6 @@ from torch.nn import functional
 from ...cache.features import Features
 
 _POOLED_ROWS, _TOKEN_ROWS, _STATE_ROWS = 1024, 256, 64  # per batch in evaluation
-_STRETCH_ROWS = 1024
 
 _SMALLEST_VARIANCE = 1e-20  # float32 is too coarse for smaller variances, and for those above its inverse
 _SMALLEST_RATIO = 1e-2  # float32 is too coarse for a deviation that is smaller beside its mean
@@ -111,49 +110,6 @@ def batches(features: Features, with_tokens: bool, device: str) -> Iterator[Batc
 def at_least_float32(rows: Tensor) -> Tensor:
     """Convert half precision to float32; float64 stays float64."""
     return rows.to(torch.promote_types(rows.dtype, torch.float32))
-
-
-def shuffled_blocks(features: Features, generator: torch.Generator) -> Iterator[NDArray[np.int64]]:
-    """Yield the numbers of rows left in a file, in blocks that fit in memory; each row comes once.
-
-    A block consists of stretches of the file, drawn at random. Each stretch is read in one go, so an epoch reads the
-    file once.
-    """
-    assert features.places is not None
-    order = np.argsort(features.places, kind="stable")
-    stretches = np.split(order, range(_STRETCH_ROWS, len(order), _STRETCH_ROWS))
-    drawn = torch.randperm(len(stretches), generator=generator).numpy()
-    per_block = stretches_per_block(features)
-    for start in range(0, len(drawn), per_block):
-        yield np.concatenate([stretches[number] for number in np.sort(drawn[start : start + per_block])])
-
-
-def stretches_per_block(features: Features) -> int:
-    """Return how many stretches of a file are in memory at once."""
-    return max(1, features.at_once // _STRETCH_ROWS)
-
-
-def batch_starts(n_rows: int, size: int) -> range:
-    """Return where the batches of shuffled rows start; no batch is a single row, for which BatchNorm has no variance.
-
-    ``len`` of the range is the number of steps that the rows take.
-    """
-    return range(0, n_rows - 1, size)
-
-
-def steps_per_epoch(features: Features, size: int) -> int:
-    """Return how many batches the training rows have at most; rows left in a file have a smaller batch per block.
-
-    Only the last stretch of a file is short. Where it is drawn, in the last block or before, changes the number.
-    """
-    if features.places is None:
-        return len(batch_starts(len(features), size))
-    per_block, n_rows = stretches_per_block(features), len(features)
-    lengths = [min(_STRETCH_ROWS, n_rows - start) for start in range(0, n_rows, _STRETCH_ROWS)]
-    return max(
-        sum(len(batch_starts(sum(order[start : start + per_block]), size)) for start in range(0, len(order), per_block))
-        for order in (lengths, lengths[::-1])
-    )
 
 
 class Moments:

@@ -21,9 +21,10 @@ from ...cache.atomic import disk_full_is_clear
 from ...cache.errors import MmcliError
 from ...cache.features import Features
 from ..model.head import Head, sizes_of
-from ..model.inputs import Rows, stretches_per_block
+from ..model.inputs import Rows
 from ..recipe import Recipe
 from ..training.loop import Fit, FitOptions, fit
+from ..training.training_rows import stretches_per_block
 from .parallel import each_of, processes_for
 from .tensor_file import TensorFileError, read_tensor_file, write_tensor_file
 

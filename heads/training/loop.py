@@ -22,11 +22,11 @@ from ...cache.errors import MmcliError
 from ...featurize.backbones.tensors import enough_memory
 from ..evaluation.metrics import quick_scores
 from ..model.head import Head, one_thread, predict_logits, predict_parts, sizes_of
-from ..model.inputs import Rows, steps_per_epoch
+from ..model.inputs import Rows
 from ..model.losses import Loss, make_loss
 from ..recipe import FinetuneRecipe, Recipe
 from .linear import fit_linear
-from .training_rows import TrainingRows
+from .training_rows import TrainingRows, steps_per_epoch
 
 
 @dataclass

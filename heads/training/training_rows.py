@@ -5,13 +5,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ...cache.errors import MmcliError
 from ...cache.features import Features
 from ..model.head import Head
-from ..model.inputs import Batch, Rows, at_least_float32, batch_starts, shuffled_blocks, state_batch, token_batches
+from ..model.inputs import Batch, Rows, at_least_float32, state_batch, token_batches
 from ..recipe import Recipe
+
+_STRETCH_ROWS = 1024  # rows of a file that are read in one go
 
 
 @dataclass(frozen=True)
@@ -98,3 +101,46 @@ class TrainingRows:
             states = state_batch(block.features, numbers[start : start + size], self.device) if head.tops else {}
             batch = Batch(at_least_float32(image), at_least_float32(text), tokens, states)
             yield head.standardised(batch), classes
+
+
+def shuffled_blocks(features: Features, generator: torch.Generator) -> Iterator[NDArray[np.int64]]:
+    """Yield the numbers of rows left in a file, in blocks that fit in memory; each row comes once.
+
+    A block consists of stretches of the file, drawn at random. Each stretch is read in one go, so an epoch reads the
+    file once.
+    """
+    assert features.places is not None
+    order = np.argsort(features.places, kind="stable")
+    stretches = np.split(order, range(_STRETCH_ROWS, len(order), _STRETCH_ROWS))
+    drawn = torch.randperm(len(stretches), generator=generator).numpy()
+    per_block = stretches_per_block(features)
+    for start in range(0, len(drawn), per_block):
+        yield np.concatenate([stretches[number] for number in np.sort(drawn[start : start + per_block])])
+
+
+def stretches_per_block(features: Features) -> int:
+    """Return how many stretches of a file are in memory at once."""
+    return max(1, features.at_once // _STRETCH_ROWS)
+
+
+def batch_starts(n_rows: int, size: int) -> range:
+    """Return where the batches of ``n_rows`` shuffled rows start.
+
+    A last batch of a single row is left out of this epoch, because BatchNorm has no variance for it.
+    """
+    return range(0, n_rows - 1, size)
+
+
+def steps_per_epoch(features: Features, size: int) -> int:
+    """Return how many batches the training rows have at most; rows left in a file have a smaller batch per block.
+
+    Only the last stretch of a file is short. Where it is drawn, in the last block or before, changes the number.
+    """
+    if features.places is None:
+        return len(batch_starts(len(features), size))
+    per_block, n_rows = stretches_per_block(features), len(features)
+    lengths = [min(_STRETCH_ROWS, n_rows - start) for start in range(0, n_rows, _STRETCH_ROWS)]
+    return max(
+        sum(len(batch_starts(sum(order[start : start + per_block]), size)) for start in range(0, len(order), per_block))
+        for order in (lengths, lengths[::-1])
+    )

@@ -15,9 +15,9 @@ from mmcli.cache.features import StoredRows
 from mmcli.cli import app
 from mmcli.heads import Recipe, Rows, fit, predict_logits
 from mmcli.heads.model import inputs
-from mmcli.heads.model.inputs import shuffled_blocks
 from mmcli.heads.runs import labelled
 from mmcli.heads.runs.fit_store import data_key
+from mmcli.heads.training.training_rows import shuffled_blocks
 from typer.testing import CliRunner
 
 N, VIEWS = 3000, 3

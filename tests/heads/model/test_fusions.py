@@ -103,6 +103,7 @@ def seen_by_formula(name, head, seen):
         return [np.hstack([v, t, v * t])]
     if name == "late":
         return [v, t]
+    assert name == "cross_attn", f"write the formula of {name} here"
     return [np.hstack([attended(head, seen.tokens), t, v])]
 
 
@@ -140,6 +141,14 @@ def test_a_fusion_is_described_and_its_parameters_counted(name):
     assert listed["parameters"] == own[name]
     linear = {"concat": 1025 * 3, "product": 1537 * 3, "late": 2 * 513 * 3}
     assert listed["parameters_linear"] == linear.get(name)
+
+
+@pytest.mark.parametrize("name", FUSIONS)
+def test_a_fusion_says_whether_it_has_weights_and_whose_rate_they_have(name):
+    fusion = FUSIONS[name](sizes_of(features()))
+    assert fusion.has_weights == bool(list(fusion.parameters()))
+    assert (fusion.rate in Recipe(fusion=name).that_matter()) and hasattr(Recipe, fusion.rate)
+    assert (fusion.rate == "lr_attn") == ("lr_attn" in Recipe(fusion=name).that_matter())
 
 
 def test_film_starts_as_concat():
