@@ -14,9 +14,9 @@ from mmcli.cache import CacheError, FeatureCache, MmcliError, hdf5
 from mmcli.cache.features import StoredRows
 from mmcli.cli import app
 from mmcli.heads import Recipe, Rows, fit, predict_logits
-from mmcli.heads.model import inputs
 from mmcli.heads.runs import labelled
 from mmcli.heads.runs.fit_store import data_key
+from mmcli.heads.training import training_rows
 from mmcli.heads.training.training_rows import shuffled_blocks
 from typer.testing import CliRunner
 
@@ -37,7 +37,7 @@ def cache_path(tmp_path_factory):
 @pytest.fixture
 def both(cache_path, monkeypatch):
     """Return the rows in memory and left in the file, in an order that is not that of the file."""
-    monkeypatch.setattr(inputs, "_STRETCH_ROWS", 64)
+    monkeypatch.setattr(training_rows, "_STRETCH_ROWS", 64)
     guids = [str(each) for each in np.random.default_rng(1).permutation(N)]
     with FeatureCache.open(cache_path) as cache:
         in_memory, in_file = (cache.features(guids, views=True, max_bytes=limit) for limit in (None, 40_000))

@@ -15,9 +15,9 @@ import pytest
 from conftest import rewrite, synthetic_block, write_cache
 from mmcli.cache import FeatureCache, MmcliError
 from mmcli.heads.experiments import Protocol, Setup, candidates_of, compare, modalities_of
-from mmcli.heads.model import inputs
 from mmcli.heads.runs import fit_store, labelled
 from mmcli.heads.runs.parallel import each_of
+from mmcli.heads.training import training_rows
 from small_experiments import QUICK, SMALL, out_of_fold
 
 DIGESTS = ("row/image_sha256", "row/text_sha256", "row/cleaned_sha256")
@@ -63,7 +63,7 @@ def test_a_kept_fit_is_used_only_where_nothing_that_it_depends_on_has_changed(se
 def test_a_kept_fit_is_used_only_where_its_rows_were_read_in_the_same_order(setup, fitted, learnable, monkeypatch):
     """Rows that are left in the file are shuffled in blocks, so the memory for them decides what a fit gives."""
     monkeypatch.setattr(labelled, "_LEAST_BYTES", 0)
-    monkeypatch.setattr(inputs, "_STRETCH_ROWS", 64)
+    monkeypatch.setattr(training_rows, "_STRETCH_ROWS", 64)
     candidates, protocol = candidates_of(["concat"], QUICK), Protocol(2, 1)
 
     def probabilities(for_features):

@@ -147,7 +147,7 @@ def test_a_fusion_is_described_and_its_parameters_counted(name):
 def test_a_fusion_says_whether_it_has_weights_and_whose_rate_they_have(name):
     fusion = FUSIONS[name](sizes_of(features()))
     assert fusion.has_weights == bool(list(fusion.parameters()))
-    assert (fusion.rate in Recipe(fusion=name).that_matter()) and hasattr(Recipe, fusion.rate)
+    assert hasattr(Recipe, fusion.rate)
     assert (fusion.rate == "lr_attn") == ("lr_attn" in Recipe(fusion=name).that_matter())
 
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from mmcli.cache import FeatureCache, Features, MmcliError
 from mmcli.heads import Ensemble, Head, Recipe, Rows, fit, predict_logits
-from mmcli.heads.model import inputs
 from mmcli.heads.model.head import sizes_of
 from mmcli.heads.model.inputs import Batch, Standardise
 from mmcli.heads.recipe import Modality
+from mmcli.heads.training import training_rows
 from mmcli.heads.training.loop import FitOptions
 from scipy.stats import chi2_contingency
 from sklearn.preprocessing import StandardScaler
@@ -331,7 +331,7 @@ def test_the_settings_that_matter(settings, change, matters):
 @pytest.mark.parametrize("max_bytes", [1, 2000])
 def test_stage_2_takes_no_more_steps_than_its_plan_where_rows_are_left_in_the_file(stage1, monkeypatch, max_bytes):
     """Each block of rows from the file ends with a smaller batch."""
-    monkeypatch.setattr(inputs, "_STRETCH_ROWS", 10)
+    monkeypatch.setattr(training_rows, "_STRETCH_ROWS", 10)
     ready = Ready(stage1(), batch_size=4, epochs=3)
     with FeatureCache.open(ready.checkpoint.made_from["cache"]) as cache:
         stored = cache.features(ready.checkpoint.split.train, max_bytes=max_bytes)
