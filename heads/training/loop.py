@@ -205,8 +205,7 @@ class _Training:
             record: dict[str, float] = {"epoch": epoch, "lr": rate, "train_loss": loss}
             self.head.eval()
             if self.options.score_train:
-                logits = predict_parts(self.head, self.train.features).mean(dim=0)
-                record["train_macro_f1"] = _scores_of_part(logits, self.train, "train")["train_macro_f1"]
+                record["train_macro_f1"] = _scores_of_part(self.rows.logits(), self.train, "train")["train_macro_f1"]
             if val is None:
                 self.last_rise = self.fit.best_epoch = epoch
             else:

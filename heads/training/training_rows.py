@@ -10,32 +10,40 @@ from torch import Tensor
 
 from ...cache.errors import MmcliError
 from ...cache.features import Features
-from ..model.head import Head
+from ..model.head import Head, predict_parts
 from ..model.inputs import Batch, Rows, at_least_float32, state_batch, token_batches
 from ..recipe import Recipe
 
 _STRETCH_ROWS = 1024  # rows of a file that are read in one go
+# Training rows up to this size are standardised once, in a second copy: a step takes a seventh less.
+_STANDARDISED_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
 class _Block:
-    """Rows on the device, as they are stored."""
+    """Rows on the device. A small set is standardised once, a large set is standardised batch by batch."""
 
     features: Features
     image: Tensor
     text: Tensor
     views: Tensor | None
     classes: Tensor
+    is_standardised: bool = False
 
 
-def _on_device(rows: Rows, device: str) -> _Block:
+def _on_device(rows: Rows, head: Head, device: str) -> _Block:
     """Copy rows from memory to the device."""
     features = rows.features
     views = None if features.views is None else torch.from_numpy(np.asarray(features.views)).to(device)
     image, text, classes = (
         torch.from_numpy(np.asarray(array)).to(device) for array in (features.image, features.text, rows.classes)
     )
-    return _Block(features, image, text, views, classes)
+    if head.tops or 4 * (image.numel() + text.numel() + (0 if views is None else views.numel())) > _STANDARDISED_BYTES:
+        return _Block(features, image, text, views, classes)
+    image, text, *_ = head.standardised(Batch(image.float(), text.float()))
+    if views is not None:
+        views = head.image_input(views.flatten(0, 1).float()).unflatten(0, views.shape[:2])
+    return _Block(features, image, text, views, classes, is_standardised=True)
 
 
 class TrainingRows:
@@ -56,7 +64,7 @@ class TrainingRows:
                 "this recipe trains on augmented views, but these features have none: run `mmcli featurize` with "
                 "--views, or leave views out"
             )
-        self.resident = None if rows.features.places is not None else _on_device(rows, device)
+        self.resident = None if rows.features.places is not None else _on_device(rows, head, device)
 
     def reseed(self, epoch: int) -> None:
         """Make order and dropout depend only on seed and epoch, so that a resumed stage 2 gives the same result."""
@@ -73,7 +81,7 @@ class TrainingRows:
             return
         for numbers in shuffled_blocks(self.rows.features, self.order):
             block = self.rows.take(numbers)
-            yield from self._batches_of(_on_device(Rows(block.features.load(), block.classes), self.device))
+            yield from self._batches_of(_on_device(Rows(block.features.load(), block.classes), self.head, self.device))
 
     def _batches_of(self, block: _Block) -> Iterator[tuple[Batch, Tensor]]:
         n_rows, size, head = len(block.classes), self.batch_size, self.head
@@ -100,7 +108,15 @@ class TrainingRows:
             text, classes = block.text.index_select(0, rows), block.classes.index_select(0, rows)
             states = state_batch(block.features, numbers[start : start + size], self.device) if head.tops else {}
             batch = Batch(at_least_float32(image), at_least_float32(text), tokens, states)
-            yield head.standardised(batch), classes
+            yield batch if block.is_standardised else head.standardised(batch), classes
+
+    def logits(self) -> Tensor:
+        """Return the mean logits of the MLPs of the head for all rows, (n, C)."""
+        block = self.resident
+        if block is None or not block.is_standardised or self.head.needs_tokens:
+            return predict_parts(self.head, self.rows.features).mean(dim=0)
+        with torch.inference_mode():
+            return self.head.parts(Batch(block.image, block.text)).mean(dim=0)
 
 
 def shuffled_blocks(features: Features, generator: torch.Generator) -> Iterator[NDArray[np.int64]]:
