@@ -188,7 +188,8 @@ class FusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
         """Return the most likely class of each row, (n,)."""
-        labels: NDArray[Any] = self.classes_[self._logits(X).argmax(axis=1)]
+        numbers = self._logits(X).argmax(axis=1)
+        labels: NDArray[Any] = self.classes_[numbers]
         return labels
 
     def _logits(self, X: ArrayLike) -> NDArray[np.float64]:

@@ -88,6 +88,10 @@ class FinetuneRecipe:
         rising = math.ceil(self.warmup * steps)
         return (step + 1) / rising if step < rising else max(steps - step, 0) / max(steps - rising, 1)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as plain data."""
+        return asdict(self)
+
     def changed(self, **settings: Any) -> "FinetuneRecipe":
         """Return a copy with other settings; raise an MmcliError for a setting that does not exist."""
         for name in settings:

@@ -1,1 +1,1 @@
-"""Training a head: the loop, the optimizer, the linear head."""
+"""Training a head: the loop, its batches, the linear head."""

@@ -50,8 +50,7 @@ class TrainingRows:
     """Training rows, in a new order in every epoch. Rows left in the file come in blocks that fit in memory."""
 
     def __init__(self, rows: Rows, head: Head, recipe: Recipe, batch_size: int, device: str) -> None:
-        self.rows, self.head, self.batch_size, self.device = rows, head, batch_size, device
-        self.seed = recipe.seed
+        self.rows, self.head, self.batch_size, self.device, self.seed = rows, head, batch_size, device, recipe.seed
         # The order of rows depends only on the seed, so that it is the same for every fusion.
         self.order = torch.Generator().manual_seed(recipe.seed)
         # Views have their own seed, or the view of a row would depend on its place in the epoch.
