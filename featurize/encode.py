@@ -131,7 +131,7 @@ class _Run:
         originals = set(self._find_originals(block, "image"))
         # Views are seeded by guid, so copies of an image have different views.
         positions = list(block.hashed) if self.options.views else sorted(originals)
-        for batch in slices(positions, max(1, self.batch_size // (1 + self.options.views))):
+        for batch in chunked(positions, max(1, self.batch_size // (1 + self.options.views))):
             requests = [
                 ImageRequest(block.pairs[position], block.hashed[position].digests[column], position not in originals)
                 for position in batch
@@ -190,8 +190,8 @@ class _Run:
         return _assemble(block, self.options), [block.rejects[position] for position in sorted(block.rejects)]
 
 
-def slices(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
-    """Yield ``items`` in slices of ``size``."""
+def chunked(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    """Yield ``items`` in runs of ``size``; the last may be shorter."""
     return (items[start : start + size] for start in range(0, len(items), size))
 
 

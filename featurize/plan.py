@@ -1,7 +1,8 @@
-"""Everything that decides whether a pair is encoded again.
+"""Which pairs are encoded again.
 
 A row of the existing cache, or of a part that an interrupted run finished, is used if its pair still has the same bytes
-and nothing else that changes an embedding is different.
+(``pairs/hashing.py`` compares them) and nothing else that changes an embedding is different (``identity.py``). All other
+pairs are encoded, but for images and texts that are on disk already for another pair (``outputs.EmbeddingIndex``).
 """
 
 import platform
@@ -21,7 +22,7 @@ from .backbones.base import Backbone
 from .backbones.opening import choose_device, choose_dtype
 from .identity import EncodeOptions, FeaturizeOptions, identity_of, is_cleaned, is_earlier
 from .pairs.dataset import Dataset
-from .pairs.hashing import Comparison, Reject, compare_rows, unreadable
+from .pairs.hashing import Reject, RowComparison, compare_rows, unreadable
 from .pairs.pair import Pair
 
 BLOCK_ROWS = 256  # a crash costs at most the blocks that are being encoded
@@ -139,18 +140,18 @@ def make_plan(request: Request, cached: FeatureCache | None) -> Plan:
     pairs, nothing = request.dataset.pairs, np.empty(0, np.int64)
     no_rows = CachedRows(FileRows(request.out, nothing, nothing))
     cached_rows = no_rows if cached is None else _find_cached_rows(request, cached)
-    missing = np.setdiff1d(np.arange(len(pairs)), cached_rows.kept.pairs)
+    to_encode = np.setdiff1d(np.arange(len(pairs)), cached_rows.kept.pairs)
     parts = read_parts(parts_folder(request.out, request.header.fingerprint), request.header)
-    resumed = _find_resumed_rows(request, parts, missing)
+    resumed = _find_resumed_rows(request, parts, to_encode)
     is_todo = np.zeros(len(pairs), dtype=bool)
-    is_todo[missing] = True
+    is_todo[to_encode] = True
     for finished in resumed:
         is_todo[finished.pairs] = False
     rejects = _find_rejects(pairs, np.flatnonzero(is_todo).tolist())
     is_todo[list(rejects)] = False
     # Cut blocks before taking out finished pairs: a block that is computed again after a crash then holds the same
     # pairs as in an uninterrupted run, so it gives the same bits.
-    blocks = [block[is_todo[block]] for block in np.split(missing, range(BLOCK_ROWS, len(missing), BLOCK_ROWS))]
+    blocks = [block[is_todo[block]] for block in np.split(to_encode, range(BLOCK_ROWS, len(to_encode), BLOCK_ROWS))]
     blocks = [block for block in blocks if len(block)]
     absent = sum(pairs[number].absent for number in rejects)
     return Plan(request, cached_rows, resumed, parts, blocks, list(rejects.values()), absent)
@@ -181,9 +182,9 @@ def _find_cached_rows(request: Request, cached: FeatureCache) -> CachedRows:
     has_pair = numbers >= 0
     is_absent = has_pair & absent[numbers]
     is_gone = is_absent | ~has_pair
-    usable = comparison.same & sound & is_complete
+    is_unchanged = comparison.valid & sound & is_complete
     is_unreadable = ~comparison.readable & sound & ~is_gone & (not prune)
-    is_stale = sound & ~(usable | is_unreadable | is_gone) & (not prune and is_complete and not is_upgrade)
+    is_stale = sound & ~(is_unchanged | is_unreadable | is_gone) & (not prune and is_complete and not is_upgrade)
     gone, unreadable_pairs = int(is_gone.sum()), numbers[is_unreadable].tolist()
     lost = 0 if prune else gone + len(unreadable_pairs)
     if lost and (is_upgrade or not is_complete):
@@ -192,7 +193,7 @@ def _find_cached_rows(request: Request, cached: FeatureCache) -> CachedRows:
             f"{request.out} must be upgraded ({why}), but {lost} of its pairs are no longer in {dataset.data} "
             "or cannot be read: bring them back, drop them with --prune, or give another --out"
         )
-    is_kept = usable | is_unreadable | (is_absent & (not prune))
+    is_kept = is_unchanged | is_unreadable | (is_absent & (not prune))
     reusable = None
     if is_upgrade:
         # Cleaned texts are looked up by the digest of the new cleaning, which old rows match only if nothing changed.
@@ -204,7 +205,7 @@ def _find_cached_rows(request: Request, cached: FeatureCache) -> CachedRows:
         stale={cached.guids[row]: (int(numbers[row]), row) for row in np.flatnonzero(is_stale).tolist()},
         unreadable=unreadable_pairs,
         reusable=reusable,
-        unchanged=int(usable.sum()),
+        unchanged=int(is_unchanged.sum()),
         gone=gone,
         pruned=gone if prune else 0,
         header=cached.header,
@@ -219,26 +220,26 @@ def _has_right_columns(cached: FeatureCache, options: EncodeOptions) -> bool:
 
 def _compare_all(
     cached: FeatureCache, pairs: Sequence[Pair], number_of: Mapping[str, int], is_upgrade: bool = False
-) -> tuple[NDArray[np.int64], Comparison]:
+) -> tuple[NDArray[np.int64], RowComparison]:
     """Return the number of each row's pair, (N,), and how they compare. A row without a pair, -1, is unreadable."""
     numbers = np.array([number_of.get(guid, -1) for guid in cached.guids], dtype=np.int64)
     rows = np.flatnonzero(numbers >= 0)
     compared = compare_rows(cached, rows, (pairs[number] for number in numbers[rows].tolist()), is_upgrade)
     flags = np.zeros((4, len(cached)), dtype=bool)
     flags[:, rows] = [compared.readable, compared.same_bytes, compared.image, compared.text]
-    return numbers, Comparison(*flags)
+    return numbers, RowComparison(*flags)
 
 
-def _find_resumed_rows(request: Request, parts: list[Path], missing: NDArray[np.int64]) -> list[FileRows]:
+def _find_resumed_rows(request: Request, parts: list[Path], to_encode: NDArray[np.int64]) -> list[FileRows]:
     """Return the rows of parts whose pairs have not changed since. Of two rows of a pair, the later part counts."""
     pairs = request.dataset.pairs
-    number_of = {pairs[number].guid: number for number in missing.tolist()} if parts else {}
+    number_of = {pairs[number].guid: number for number in to_encode.tolist()} if parts else {}
     resumed = []
     for path in reversed(parts):
         with FeatureCache.open(path) as part:
             if _has_right_columns(part, request.encode):
                 numbers, comparison = _compare_all(part, pairs, number_of)
-                rows = np.flatnonzero(comparison.same)
+                rows = np.flatnonzero(comparison.valid)
                 resumed.append(FileRows(path, numbers[rows], rows))
                 for row in rows.tolist():
                     del number_of[part.guids[row]]

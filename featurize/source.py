@@ -17,7 +17,7 @@ from ..cache.store import FeatureCache
 from .backbones.base import Backbone, Encoder
 from .backbones.opening import open_backbone
 from .backbones.towers import Top, check_layers
-from .encode import OnProgress, encode_blocks, slices
+from .encode import OnProgress, chunked, encode_blocks
 from .identity import EncodeOptions, identity_of, is_cleaned
 from .pairs.dataset import Dataset
 from .pairs.hashing import Reject, compare_rows
@@ -124,13 +124,13 @@ class Source:
         cached_guids: list[str] = []
         if cache is not None and (cache.has_tokens or not tokens):
             cached_guids = _same_as_cached(pairs, cache)
-            for guids in slices(cached_guids, BLOCK_ROWS):
+            for guids in chunked(cached_guids, BLOCK_ROWS):
                 yield EmbeddedPairs(list(guids), cache.features(guids, tokens), [])
         cached_set = set(cached_guids)
         missing = [pair for pair in pairs if pair.guid not in cached_set]
         if missing:
             options = EncodeOptions.for_identity(self.identity, tokens=tokens)
-            blocks = list(slices(missing, BLOCK_ROWS))
+            blocks = list(chunked(missing, BLOCK_ROWS))
             for block, rejects in encode_blocks(blocks, self.encoder(), options, on_progress):
                 yield EmbeddedPairs(block.guids, _features_of(block), rejects)
 
@@ -143,8 +143,8 @@ def _check_exists(data: str | Path) -> None:
 def _same_as_cached(pairs: Sequence[Pair], cache: FeatureCache) -> list[str]:
     """Return the guids of the pairs whose raw bytes are those that ``cache`` was made from."""
     in_cache = [pair for pair in pairs if pair.guid in cache]
-    same = compare_rows(cache, cache.rows([pair.guid for pair in in_cache]), in_cache).same
-    return [pair.guid for pair, is_same in zip(in_cache, same.tolist(), strict=True) if is_same]
+    valid = compare_rows(cache, cache.rows([pair.guid for pair in in_cache]), in_cache).valid
+    return [pair.guid for pair, is_valid in zip(in_cache, valid.tolist(), strict=True) if is_valid]
 
 
 def _features_of(block: Block) -> Features:

@@ -18,7 +18,7 @@ from ..cache.hdf5 import open_hdf5
 from ..cache.parts import Block, read_parts, write_part
 from ..cache.states import States, StatesPart
 from ..cache.store import FeatureCache
-from .encode import OnProgress, encode_blocks, slices
+from .encode import OnProgress, chunked, encode_blocks
 from .identity import EncodeOptions
 from .pairs.hashing import compare_bytes
 from .pairs.pair import Pair
@@ -201,7 +201,7 @@ def _encode(
 ) -> Iterator[Block]:
     """Yield the states that enter the last ``layers`` layers, in blocks; raise a DataError if a pair is rejected."""
     options = EncodeOptions.for_identity(source.identity, (tower,), below=layers)
-    for block, rejects in encode_blocks(slices(pairs, block_rows), source.encoder(), options, on_progress):
+    for block, rejects in encode_blocks(chunked(pairs, block_rows), source.encoder(), options, on_progress):
         if rejects:
             raise DataError(
                 f"{len(rejects)} raw pairs cannot be used for stage 2, the first is {rejects[0].guid!r} "

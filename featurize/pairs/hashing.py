@@ -118,7 +118,7 @@ def prefetch(
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RowComparison:
     """How n rows of a cache compare with their raw pairs, each array (n,) bool.
 
     An embedding of ``image`` or ``text`` is still valid if decoding and cleaning the same bytes gives the same result.
@@ -130,14 +130,14 @@ class Comparison:
     text: NDArray[np.bool_]
 
     @property
-    def same(self) -> NDArray[np.bool_]:
+    def valid(self) -> NDArray[np.bool_]:
         """Whether both embeddings of the row are still valid, (n,)."""
         return self.image & self.text
 
 
 def compare_rows(
     cached: FeatureCache, rows: NDArray[np.int64], pairs: Iterable[Pair], is_earlier: bool = False
-) -> Comparison:
+) -> RowComparison:
     """Compare rows of a cache with their pairs, one pair per row.
 
     If an earlier version of decoding and cleaning made the cache (``is_earlier``), compare their results too.
@@ -147,7 +147,7 @@ def compare_rows(
     for index, same in enumerate(compared):
         if not isinstance(same, DataError):  # the first two are about bytes, the last two about embeddings
             flags[:, index] = True, all(same[:2]), *same[-2:]
-    return Comparison(*flags)
+    return RowComparison(*flags)
 
 
 def compare_bytes(

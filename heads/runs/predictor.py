@@ -15,6 +15,7 @@ from ...cache.errors import CacheError, CheckpointError, DataError
 from ...cache.labels import guid_of, read_ids, table_text
 from ...cache.store import FeatureCache
 from ...featurize.backbones.opening import choose_device
+from ...featurize.encode import chunked
 from ...featurize.pairs.dataset import Dataset
 from ...featurize.pairs.hashing import Reject, compare_bytes
 from ...featurize.pairs.pair import Pair
@@ -160,8 +161,7 @@ class Predictor:
             model.get_ready(cache, cached, on_progress)
             cached.sort(key=cache.row_of.__getitem__)  # the file is read fast in its own order
             size = _TOKENS_AT_ONCE if model.needs_tokens else _POOLED_AT_ONCE
-            for start in range(0, len(cached), size):
-                guids = cached[start : start + size]
+            for guids in chunked(cached, size):
                 logits |= zip(guids, model.of_rows(cache, guids), strict=True)
         missing = [guid for guid in wanted if guid not in logits]
         uncached = _chosen(_recorded_dataset(cache, model.checkpoint), missing) if missing else []

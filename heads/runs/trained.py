@@ -13,6 +13,7 @@ from ...cache.errors import CheckpointError
 from ...cache.features import Features
 from ...cache.store import FeatureCache
 from ...featurize.backbones.opening import moved_to
+from ...featurize.encode import chunked
 from ...featurize.pairs.hashing import Reject
 from ...featurize.pairs.pair import Pair
 from ...featurize.source import Source
@@ -73,8 +74,7 @@ class Trained:
         self._attach_tops()
         stores = self._stores_of(cache)
         logits = []
-        for start in range(0, len(guids), _AT_ONCE):
-            block = guids[start : start + _AT_ONCE]
+        for block in chunked(guids, _AT_ONCE):
             features = cache.features(block, self.needs_tokens, max_bytes=max_bytes)
             states = {store.tower: store.states(block, keep=False) for store in stores}
             logits.append(self._logits(block, replace(features, states=states)))
@@ -92,8 +92,8 @@ class Trained:
             self._attach_tops()
         pair_of = {pair.guid: pair for pair in pairs}
         size = _AT_ONCE if self.layers else max(len(pairs), 1)
-        for start in range(0, len(pairs), size):
-            block = pairs[start : start + size]
+        done = 0
+        for block in chunked(pairs, size):
             progress = None if self.layers else on_progress
             for embedded in self.source.embed(block, cache, self.needs_tokens, progress):
                 guids, features = embedded.guids, embedded.features
@@ -102,8 +102,9 @@ class Trained:
                     features = replace(features, states=states)
                 logits = self._logits(guids, features) if guids else ()
                 yield dict(zip(guids, logits, strict=True)), embedded.rejects
+            done += len(block)
             if self.layers and on_progress is not None:
-                on_progress(start + len(block), len(pairs))
+                on_progress(done, len(pairs))
 
     def _logits(self, guids: Sequence[str], features: Features) -> NDArray[np.float32]:
         """Return the logits, (n, C), of ``guids``; raise a CheckpointError that names the first non-finite row."""
