@@ -1,8 +1,8 @@
 """Which pairs are encoded again.
 
 A row of the existing cache, or of a part that an interrupted run finished, is used if its pair still has the same bytes
-(``pairs/hashing.py`` compares them) and nothing else that changes an embedding is different (``identity.py``). All
-other pairs are encoded, but for images and texts that are on disk already for another pair (``outputs.EmbeddingIndex``).
+(``pairs/hashing.py`` compares them) and nothing else that changes an embedding is different (``identity.py``).
+All other pairs are encoded, except images and texts that ``outputs.EmbeddingIndex`` finds on disk for another pair.
 """
 
 import platform
