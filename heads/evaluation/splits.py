@@ -214,7 +214,6 @@ def _read_division(
 ) -> Division:
     """Return the split in ``folder`` with the labels of today."""
     stored = read_split(folder)
-    named = set().union(*stored.values())
     parts = {name: [guid for guid in tags if guid in labels] for name, tags in stored.items()}
     unlabelled = [guid for guid, tag in stored["test"].items() if guid not in labels and tag is None]
     gone = {name: len(tags) - len(parts[name]) for name, tags in stored.items()}
@@ -222,7 +221,7 @@ def _read_division(
     changed = {
         name: sum(tags[guid] not in (None, labels[guid]) for guid in parts[name]) for name, tags in stored.items()
     }
-    new = [guid for guid in labels if guid not in named]
+    new = [guid for guid in labels if not any(guid in tags for tags in stored.values())]
     new_without_copies = without_copies(new, [*parts["val"], *parts["test"]], groups)
     if options.new == "train":
         parts["train"] += new_without_copies

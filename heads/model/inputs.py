@@ -119,7 +119,7 @@ class Moments:
     """
 
     def __init__(self, width: int) -> None:
-        self.count = 0
+        self.count, self.dtype = 0, torch.float32
         self.mean, self.squares = torch.zeros(2, width, dtype=torch.float64)
 
     def add(self, rows: Tensor) -> None:
@@ -138,7 +138,7 @@ class Moments:
         shift, total = mean - self.mean, self.count + len(rows)
         self.squares = self.squares + variance * len(rows) + shift.square() * (self.count * len(rows) / total)
         self.mean = self.mean + shift * (len(rows) / total)
-        self.count = total
+        self.count, self.dtype = total, rows.dtype
 
     def mean_and_scale(self) -> tuple[Tensor, Tensor]:
         """Return mean and 1 / deviation; 0 for a constant column, which carries nothing and must not become noise.
@@ -147,7 +147,7 @@ class Moments:
         ``StandardScaler`` has this rule for float64; these numbers were float32.
         """
         variance = self.squares / max(self.count, 1)
-        deviation = torch.where(_is_common(variance), variance.float().sqrt().double(), variance.sqrt())
+        deviation = torch.where(_is_common(variance), variance.to(self.dtype).sqrt().double(), variance.sqrt())
         return self.mean, torch.where(deviation > _NOISE * self.mean.abs(), 1 / deviation, torch.zeros_like(deviation))
 
 
