@@ -128,7 +128,7 @@ def remove_leftovers(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def writer_lock(cache_path: Path, remedy: str = "give this one another --out") -> Iterator[None]:
+def writer_lock(cache_path: Path, remedy: str = ", or give this one another --out") -> Iterator[None]:
     """Hold the right to write ``cache_path``; raise a LockedError at once if another process holds it.
 
     The operating system holds the lock, so it ends with the process, even after a crash. On a file system without locks
@@ -150,7 +150,7 @@ def writer_lock(cache_path: Path, remedy: str = "give this one another --out") -
     except Timeout as error:
         held = Path(error.lock_file)
         hint = "" if held == lock_file else f" (if no mmcli is running, delete {held})"
-        raise LockedError(f"another mmcli is writing {cache_path}: wait until it ends, or {remedy}{hint}") from error
+        raise LockedError(f"another mmcli is writing {cache_path}: wait until it ends{remedy}{hint}") from error
     try:
         yield
     finally:

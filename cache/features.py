@@ -169,10 +169,11 @@ def read_tokens(file: h5py.File, path: Path, rows: NDArray[np.int64]) -> Tokens:
     A CacheError says that a checksum is wrong, or that a number is not finite.
     """
     distinct, inverse = np.unique(rows, return_inverse=True)
-    images, bounds = file["image_tokens"], file["text_offsets"][:].astype(np.int64)
+    images = file["image_tokens"]
     image = np.empty((len(distinct), *images.shape[1:]), np.float16)
     texts: list[NDArray[np.float16]] = []
     with damage_is_clear(path, "token states"):
+        bounds = file["text_offsets"][:].astype(np.int64)
         for places, span in windows(images, distinct):
             image[places] = images[span][distinct[places] - span.start]
             start = bounds[span.start]

@@ -228,8 +228,8 @@ class Sweep(ExperimentOptions):
     grid: Annotated[
         list[str] | None,
         CandidateOption(
-            help="Values to try: name=a,b,c or, with --trials, name=low:high; repeatable. Name a setting of stage 2 "
-            "finetune.NAME."
+            help="Values to try: name=a,b,c or, with --trials, name=low:high; repeatable. Settings of stage 2 are "
+            "called finetune.NAME."
         ),
     ] = None
     trials: Annotated[

@@ -68,7 +68,7 @@ class Finetune(LabelledOptions):
         )
         keep_freed_memory()
         with ProgressLine("frozen part") as on_states, ProgressLine("train", "steps") as on_steps:
-            watch = Watch(on_states, on_steps, note)
+            watch = Watch(on_states=on_states, on_step=on_steps, on_note=note)
             result = finetune(self.source, settings, self.cache, self.labels, options, watch)
         note_about_run(result, offsets=bool(result.offsets))
         assert result.stages is not None

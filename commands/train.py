@@ -48,11 +48,18 @@ class TrainHead(TrainingOptions):
         Path | None,
         HeadOption("--from", help="Run to repeat with --full: a best.pt or its folder; default: the latest of --runs."),
     ] = None
+    data: Annotated[
+        Path | None,
+        DataOption(help="Folder or manifest of the raw pairs, if they were moved; for --full of a stage 2."),
+    ] = None
+    backbone: Annotated[
+        str | None, DataOption(help="Hub id or folder of the backbone, if it was moved; for --full of a stage 2.")
+    ] = None
     runs: Runs = RUNS
     device: Device = "auto"
 
     def interrupted(self) -> str:
-        """Say what was kept: finished heads, if there are several."""
+        """Say what was kept: finished heads, if there may be several."""
         return GO_ON if self.seeds > 1 or self.full else "interrupted: nothing was written"
 
     def run(self) -> None:
@@ -69,7 +76,7 @@ class TrainHead(TrainingOptions):
 
     def _train(self) -> "RunResult":
         """Train on a split."""
-        self.refuse(["source"], "needs --full")
+        self.refuse(["source", "data", "backbone"], "needs --full")
         self.check_split()
         max_bytes = parse_bytes(self.max_memory)
         recipe = self.recipe()
@@ -91,11 +98,20 @@ class TrainHead(TrainingOptions):
         max_bytes = parse_bytes(self.max_memory)
         source = self.source or self.runs / "latest"
         self.check_paths(best_pt=source, cache=self.cache, out=self.runs)
-        from ..heads import train_full
+        from ..heads import Watch, open_best_pt, train_full
+        from ..heads.runs.checkpoint import stage1_of
         from ..report.progress import ProgressLine
 
-        with ProgressLine("train", "heads") as progress:
-            return train_full(source, self.cache, self.labels, self._options(None, max_bytes), progress)
+        options = self._options(None, max_bytes)
+        model = open_best_pt(source, options.device, self.data, self.backbone)
+        things = "epochs" if len(stage1_of(model.checkpoint).seeds) == 1 else "heads"
+        with (
+            ProgressLine("frozen part") as on_states,
+            ProgressLine("train", things) as on_fit,
+            ProgressLine("train stage 2", "steps") as on_step,
+        ):
+            watch = Watch(on_states=on_states, on_fit=on_fit, on_step=on_step)
+            return train_full(model, self.cache, self.labels, options, watch)
 
     def _options(self, seeds: int | None, max_bytes: int | None) -> "RunOptions":
         """Return where and how to train; a head is too small for an accelerator, unless --device names it."""

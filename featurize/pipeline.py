@@ -12,7 +12,7 @@ import numpy as np
 from ..cache.atomic import remove_leftovers, write_text, writer_lock
 from ..cache.errors import CacheError, DataError
 from ..cache.labels import table_text
-from ..cache.parts import merge, parts_folder, remove_parts, write_part
+from ..cache.parts import RowSource, merge, parts_folder, remove_parts, write_part
 from ..cache.schema import Header
 from ..cache.store import FeatureCache
 from .backbones.base import DEFAULT_BACKBONE
@@ -26,7 +26,6 @@ from .pairs.pair import Pair, natural_key
 from .plan import FileRows, Plan, make_plan, make_request, with_recorded_labels
 from .summary import FeaturizeSummary, count_labels, count_rows
 
-RowSource = tuple[str, Path, int]  # guid, file, row in the file
 _STAYS = "; its row stays in the cache until --prune"
 
 

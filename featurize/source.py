@@ -20,7 +20,7 @@ from .backbones.towers import Top, check_layers
 from .encode import OnProgress, chunked, encode_blocks
 from .identity import EncodeOptions, identity_of, is_cleaned
 from .pairs.dataset import Dataset
-from .pairs.hashing import Reject, compare_rows
+from .pairs.hashing import SIDES, Reject, compare_rows
 from .pairs.pair import Pair
 from .plan import BLOCK_ROWS
 
@@ -43,8 +43,6 @@ class Source:
     def __init__(
         self, identity: dict[str, Any], backbone: dict[str, Any], device: str = "cpu", data: str | Path | None = None
     ) -> None:
-        if data is not None:
-            _check_exists(data)
         self.identity, self.place, self.device, self.data = identity, backbone, device, data
         self._backbone: Backbone | None = None
         self._encoders: dict[str, Encoder] = {}
@@ -114,12 +112,14 @@ class Source:
         pairs: Sequence[Pair],
         cache: FeatureCache | None = None,
         tokens: bool = False,
+        sides: tuple[str, ...] = SIDES,
         on_progress: OnProgress | None = None,
     ) -> Iterator[EmbeddedPairs]:
         """Yield the features of raw pairs, one block at a time; ``on_progress`` counts the pairs that are encoded.
 
         Rows whose raw bytes have not changed are taken first, from ``cache``, a cache with the same fingerprint. It is
-        not used if ``tokens`` are needed and it has none.
+        not used if ``tokens`` are needed and it has none. Of other pairs only the ``sides`` are read and encoded; the
+        embeddings of another side are (n, 0).
         """
         cached_guids: list[str] = []
         if cache is not None and (cache.has_tokens or not tokens):
@@ -129,7 +129,7 @@ class Source:
         cached_set = set(cached_guids)
         missing = [pair for pair in pairs if pair.guid not in cached_set]
         if missing:
-            options = EncodeOptions.for_identity(self.identity, tokens=tokens)
+            options = EncodeOptions.for_identity(self.identity, sides, tokens)
             blocks = list(chunked(missing, BLOCK_ROWS))
             for block, rejects in encode_blocks(blocks, self.encoder(), options, on_progress):
                 yield EmbeddedPairs(block.guids, _features_of(block), rejects)
@@ -149,7 +149,8 @@ def _same_as_cached(pairs: Sequence[Pair], cache: FeatureCache) -> list[str]:
 
 def _features_of(block: Block) -> Features:
     """Return the features that a head can use from a block."""
-    image, text = (block.columns[name].astype(np.float32) for name in ("image", "text"))
+    nothing = np.zeros((len(block.guids), 0), np.float32)
+    image, text = (block.columns.get(side, nothing).astype(np.float32) for side in SIDES)
     if not block.text_tokens:
         return Features(image, text)
     joined, offsets = np.concatenate(block.text_tokens), text_offsets(block.text_tokens)

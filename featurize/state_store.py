@@ -18,9 +18,9 @@ from ..cache.hdf5 import open_hdf5
 from ..cache.parts import Block, read_parts, write_part
 from ..cache.states import States, StatesPart
 from ..cache.store import FeatureCache
-from .encode import OnProgress, chunked, encode_blocks
+from .encode import EncodedBlocks, OnProgress, chunked, encode_blocks
 from .identity import EncodeOptions
-from .pairs.hashing import compare_bytes
+from .pairs.hashing import Reject, compare_bytes
 from .pairs.pair import Pair
 from .source import Source
 
@@ -67,8 +67,8 @@ class StateStore:
             return self._together(guids, [])
         pairs = self._raw_pairs(missing)
         if not keep:
-            return self._together(guids, self._computed(pairs, on_progress))
-        with writer_lock(self.folder, "let it finish, then run the same command again"):
+            return self._together(guids, self._computed(pairs, on_progress, keep=False))
+        with writer_lock(self.folder, ", then run the same command again"):
             for leftover in self.folder.glob(".part-*.tmp"):  # left by a writer that was killed
                 leftover.unlink(missing_ok=True)
             numbers = [path.stem.removeprefix("part-") for path in self.folder.glob("part-*.h5")]
@@ -149,23 +149,22 @@ class StateStore:
             )
         return pairs
 
-    def _computed(self, pairs: list[Pair], on_progress: OnProgress | None) -> Iterator[Block]:
-        """Compute states in blocks of at most a few hundred megabytes, if the disk has room for all."""
+    def _computed(self, pairs: list[Pair], on_progress: OnProgress | None, keep: bool = True) -> Iterator[Block]:
+        """Compute states in blocks of at most a few hundred megabytes, if the disk has room for those to be kept."""
         if on_progress is not None:
             on_progress(0, len(pairs))
         few = pairs[:_SAMPLE]
-        (sample,) = _encode(few, self.source, self.tower, self.layers)
+        (sample,) = _all_of(_encode(few, self.source, self.tower, self.layers))
         pair_bytes = _part_of(sample)[0].states.nbytes / len(few)
-        self.cache.path.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.cache.path.parent).free
-        if pair_bytes * len(pairs) > free:
+        if keep and pair_bytes * len(pairs) > free:
             raise DiskFullError(
                 f"not enough disk space beside {self.cache.path} for the inputs of the unfrozen layers: about "
                 f"{pair_bytes * len(pairs) / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free; free some space, or "
                 "unfreeze other layers, then run the same command again"
             )
         block_rows = int(min(max(_FILE_BYTES / pair_bytes, 1), _FILE_ROWS))
-        yield from _encode(pairs, self.source, self.tower, self.layers, block_rows, on_progress)
+        yield from _all_of(_encode(pairs, self.source, self.tower, self.layers, block_rows, on_progress))
 
     def _together(self, guids: Sequence[str], computed: Iterable[Block]) -> States:
         parts: list[tuple[StatesPart, RowOf]] = []
@@ -179,16 +178,21 @@ class StateStore:
         return _join(guids, [*parts, *map(_part_of, computed)])
 
 
-def states_of_pairs(pairs: Sequence[Pair], source: Source, layers: Mapping[str, int]) -> dict[str, States]:
+def states_of_pairs(
+    pairs: Sequence[Pair], source: Source, layers: Mapping[str, int]
+) -> tuple[list[str], dict[str, States], list[Reject]]:
     """Compute the states that enter the unfrozen layers of each tower, from raw pairs.
 
-    Raise a DataError if a pair cannot be read, or its states are not finite.
+    Return the guids of the pairs that have states, the states by tower in this order, and the other pairs.
     """
-    guids = [pair.guid for pair in pairs]
-    return {
-        tower: _join(guids, [_part_of(block) for block in _encode(pairs, source, tower, count)])
-        for tower, count in layers.items()
-    }
+    parts: dict[str, list[tuple[StatesPart, RowOf]]] = {}
+    rejects: dict[str, Reject] = {}
+    for tower, count in layers.items():
+        for block, rejects_of_block in _encode(pairs, source, tower, count):
+            rejects |= {reject.guid: reject for reject in rejects_of_block}
+            parts.setdefault(tower, []).extend([_part_of(block)] if block.guids else [])
+    guids = [pair.guid for pair in pairs if pair.guid not in rejects]
+    return guids, {tower: _join(guids, parts[tower]) for tower in layers}, list(rejects.values())
 
 
 def _encode(
@@ -198,10 +202,15 @@ def _encode(
     layers: int,
     block_rows: int = _FILE_ROWS,
     on_progress: OnProgress | None = None,
-) -> Iterator[Block]:
-    """Yield the states that enter the last ``layers`` layers, in blocks; raise a DataError if a pair is rejected."""
+) -> EncodedBlocks:
+    """Yield the states that enter the last ``layers`` layers, in blocks, with the pairs that are rejected."""
     options = EncodeOptions.for_identity(source.identity, (tower,), below=layers)
-    for block, rejects in encode_blocks(chunked(pairs, block_rows), source.encoder(), options, on_progress):
+    return encode_blocks(chunked(pairs, block_rows), source.encoder(), options, on_progress)
+
+
+def _all_of(blocks: EncodedBlocks) -> Iterator[Block]:
+    """Yield the blocks; raise a DataError if a pair is rejected."""
+    for block, rejects in blocks:
         if rejects:
             raise DataError(
                 f"{len(rejects)} raw pairs cannot be used for stage 2, the first is {rejects[0].guid!r} "

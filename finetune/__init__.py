@@ -2,7 +2,7 @@
 
 Start reading at ``run.py``. The states that enter the unfrozen layers are computed once
 (``featurize/state_store.py``), the layers and the head are trained together (``heads/runs/last_layers.py``,
-``heads/training``), and the better stage is kept (``outcome.py``). ``__init__.pyi`` lists the public names.
+``heads/training``), and the better stage is kept (``heads/runs/stages.py``). ``__init__.pyi`` lists the public names.
 """
 
 import sys

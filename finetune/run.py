@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ from typing import Any
 from ..cache.errors import CheckpointError, MmcliError
 from ..cache.store import FeatureCache
 from ..featurize.backbones.opening import moved_to
-from ..featurize.encode import OnProgress
 from ..featurize.source import Source
 from ..heads.evaluation.folds import groups_by_guid
 from ..heads.evaluation.splits import Split, group_numbers, relabel, separated
@@ -21,8 +20,9 @@ from ..heads.runs.checkpoint import Checkpoint, load_checkpoint, stage1_of
 from ..heads.runs.fit_store import FitStore, FitTask, data_key, epochs_behind, fit_tasks
 from ..heads.runs.folders import check_writable
 from ..heads.runs.labelled import RowReport, changed_labels, labels_of, rows_of_parts, usable_rows
-from ..heads.runs.last_layers import last_layers, stage2_tasks
+from ..heads.runs.last_layers import open_last_layers, stage2_tasks
 from ..heads.runs.run_folder import RunContent, RunOptions, RunResult, write_run
+from ..heads.runs.run_folder import Watch as Watch
 from ..heads.runs.stages import TrainedStages, compare_stages
 from ..heads.runs.trainer import KEPT, checkpoint_of, learn_offsets, scores_of_seeds
 from ..heads.training.loop import FitOptions
@@ -43,30 +43,6 @@ class FinetuneOptions(RunOptions):
     data: str | Path | None = None
     backbone: str | None = None
     restart: bool = False
-
-
-@dataclass(frozen=True)
-class Watch:
-    """Callbacks during the run; each may be None.
-
-    Attributes
-    ----------
-    on_states
-        Called with (pairs computed, pairs to compute) while the frozen part is computed.
-    on_step
-        Called with (steps done, steps at most) while models are trained.
-    on_note
-        Called with a sentence for the user.
-    """
-
-    on_states: OnProgress | None = None
-    on_step: OnProgress | None = None
-    on_note: Callable[[str], None] | None = None
-
-    def note(self, text: str) -> None:
-        """Pass a sentence to the user."""
-        if self.on_note is not None:
-            self.on_note(text)
 
 
 def finetune(
@@ -102,6 +78,8 @@ def finetune(
     """
     started = time.perf_counter()
     options, watch = options or FinetuneOptions(), watch or Watch()
+    if options.jobs is not None:
+        raise MmcliError("stage 2 trains its models one after the other: leave jobs out")
     device, data = options.device, options.data
     stage1 = _load_stage1(best_pt, device, watch)
     check_writable(Path(options.runs))
@@ -120,8 +98,12 @@ def finetune(
         stage1_path = Path(str(stage1.path))
         source = Source(stage1.identity, stage1.backbone, device, data)
         rows = rows_of_parts(cache, parts, known, stage1.classes, stage1.recipe, options.max_bytes)
-        layers = last_layers(cache, recipe.finetune, source, parts, rows, watch.on_states)
-        recipe = replace(recipe, finetune=layers.recipe)
+        layers = open_last_layers(cache, recipe.finetune, source, parts, rows, watch.on_states)
+        recipe = layers.resolved(recipe)
+        if recipe.views and "image" in layers.counts:
+            watch.note(
+                "note: stage 2 trains image layers, so it looks at the images themselves, not at augmented views"
+            )
         ready = time.perf_counter() - started
         depends_on = {
             "stage1": hashlib.sha256(stage1_path.read_bytes()).hexdigest(),
@@ -129,7 +111,7 @@ def finetune(
             "device": device,
         }
         heads = [head for head in stage1.head.heads if isinstance(head, Head)]
-        tasks = stage2_tasks(heads, stage1.recipe, layers, FitOptions(device), depends_on, [None] * seeds)
+        tasks = stage2_tasks(heads, recipe, layers, FitOptions(device), depends_on, [None] * seeds)
         store = FitStore(Path(options.runs) / KEPT)
         _resume_or_restart(tasks, store, options.restart, watch)
         fits = fit_tasks(tasks, store, 1, watch.on_step)
@@ -139,7 +121,7 @@ def finetune(
             learn_offsets(stage2.head, layers.rows["val"])
         groups = groups_by_guid(cache, list(labels))
         fit_of_seed = dict(zip(stage2.seeds, fits, strict=True))
-        trained = TrainedStages(stage1.head, stage2.head, fit_of_seed, layers.recipe, str(stage1_path))
+        trained = TrainedStages(stage1.head, stage2.head, fit_of_seed, layers.counts, str(stage1_path))
         stages = compare_stages(trained, stage1.classes, layers.rows, group_numbers(groups, parts), ready)
         kept = replace(stage2 if stages.kept == "stage 2" else stage1, path=None)
         kept.made_from = {**stage2.made_from, "stage1": str(stage1_path)}
@@ -172,7 +154,7 @@ def _load_stage1(best_pt: str | Path, device: str, watch: Watch) -> Checkpoint:
     checkpoint = load_checkpoint(best_pt, device)
     stage1 = stage1_of(checkpoint)
     if stage1 is not checkpoint:
-        watch.note(f"{checkpoint.path} holds a stage 2: beginning again from its stage 1, {stage1.path}")
+        watch.note(f"{checkpoint.path} was written by `mmcli finetune`: starting again from {stage1.path}")
         stage1.head.to(device)
     if not stage1.split.val:
         raise CheckpointError(

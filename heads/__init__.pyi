@@ -19,6 +19,7 @@ from .runs.predictor import Predictor as Predictor
 from .runs.predictor import predict as predict
 from .runs.run_folder import RunOptions as RunOptions
 from .runs.run_folder import RunResult as RunResult
+from .runs.run_folder import Watch as Watch
 from .runs.scorer import evaluate as evaluate
 from .runs.trained import open_best_pt as open_best_pt
 from .runs.trainer import train_full as train_full

@@ -177,7 +177,7 @@ class Recipe:
                 if self.modality not in ("both", tower):
                     raise MmcliError(f"{TOWERS[tower]} has no effect: this head sees {self.modality} only")
             if not layers:
-                raise MmcliError("no layer is unfrozen: give --unfreeze-text-layers or --unfreeze-vision-layers")
+                raise MmcliError("no layer is unfrozen: raise unfreeze_text_layers or unfreeze_vision_layers")
         if self.head == "linear" and self.views:
             raise MmcliError(
                 "the linear head sees each row once, so views have no meaning for it: leave them out, or use --head mlp"

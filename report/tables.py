@@ -179,7 +179,7 @@ def run_table(result: "RunResult", next_command: str) -> Table:
     epochs = f"{seeds[0].epochs}, best {seeds[0].best_epoch}"
     if len(seeds) > 1:
         epochs = " ".join(str(seed.epochs) for seed in seeds)
-    rows = {} if result.head == "linear" else {"epochs": epochs}
+    rows = {} if result.head == "linear" and result.stages is None else {"epochs": epochs}
     rows |= {"parameters": f"{result.parameters:,}", "time": f"{result.seconds:.1f} s", "run": shown_path(result.run)}
     return pairs_table(rows | {"next": next_command})
 

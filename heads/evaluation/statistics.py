@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-REPLICATES = 5000
+PAIRED_REPLICATES = 5000
 _CELLS_AT_ONCE = 4_000_000  # bounds the memory of the replicates that are drawn together
 _LEAST_IN_TAIL = 25  # a tail with fewer replicates is too small to be counted
 
@@ -109,7 +109,7 @@ def paired_bootstrap(
     predicted: NDArray[np.int64],
     n_classes: int,
     seed: int,
-    replicates: int = REPLICATES,
+    replicates: int = PAIRED_REPLICATES,
     groups: NDArray[np.int64] | None = None,
 ) -> Replicates:
     """Score K candidates on the same resampled groups (Efron 1979; paired: every candidate sees the same draw).

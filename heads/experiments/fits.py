@@ -1,6 +1,5 @@
 """Fits of candidates on folds: spread over cores, and kept on the disk as soon as they are finished."""
 
-import copy
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ from ..model.inputs import Rows
 from ..model.losses import fit_offsets
 from ..recipe import Recipe
 from ..runs.fit_store import FitStore, key_of, order_in_file
-from ..runs.last_layers import LastLayers, last_layers
+from ..runs.last_layers import LastLayers, open_last_layers
 from ..runs.parallel import each_of
 from ..runs.stages import stage2_is_better
 from ..training.loop import FitOptions, fit
@@ -61,7 +60,7 @@ def fit_all(data: Data, candidates: Sequence[Candidate], folds: Sequence[Fold], 
     The name of a kept fit is a digest of all that it depends on. So an interrupted experiment goes on where it stopped,
     and two experiments can share a fit.
     """
-    store, progress = FitStore(setup.kept), setup.on_fit
+    store, progress = FitStore(setup.fits_folder), setup.on_fit
     results: dict[tuple[str, int, int], FoldFit] = {}
     missing: list[_FoldTask] = []
     for candidate in candidates:
@@ -101,7 +100,7 @@ def _with_last_layers(tasks: Sequence[_FoldTask], data: Data, setup: Setup) -> l
         source = Source(cache.header.identity, place, data=setup.data)
         for recipe in recipes:
             if recipe is not None and str(recipe.layers()) not in layers_of:
-                layers_of[str(recipe.layers())] = last_layers(
+                layers_of[str(recipe.layers())] = open_last_layers(
                     cache, recipe, source, {"all": data.guids}, {"all": data.rows}, setup.on_states
                 )
     return [
@@ -137,9 +136,8 @@ def _fitted(task: _FoldTask) -> tuple[NDArray[np.float32], int, int]:
     fitted = fit(recipe.without_finetune(), len(data.classes), train, stop, options)
     epochs, parameters, head = len(fitted.history), fitted.head.n_parameters(), fitted.head
     if task.layers is not None:
-        start = copy.deepcopy(head)
-        start.attach(task.layers.tops)
-        fitted = fit(replace(recipe, finetune=task.layers.recipe), len(data.classes), train, stop, options, start)
+        start = task.layers.start(head)
+        fitted = fit(task.layers.resolved(recipe), len(data.classes), train, stop, options, start)
         epochs, parameters = len(fitted.history), fitted.head.n_parameters()
         if stage2_is_better(_macro_f1(head, stop, recipe), _macro_f1(fitted.head, stop, recipe)):
             head = fitted.head

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from ...cache.errors import CheckpointError, MmcliError
 from ...cache.machine import cpu_count
 from ...cache.store import FeatureCache
+from ...featurize.encode import OnProgress
 from ..evaluation.folds import Indices, groups_by_guid
 from ..evaluation.splits import Split, SplitOptions, divide, settle_rare_in_folds
 from ..model.inputs import Rows
-from ..runs.fit_store import OnFit, data_key
+from ..runs.fit_store import data_key
 from ..runs.folders import LATEST, pointed_at
 from ..runs.labelled import RowReport, class_numbers, features_for, labels_of, left_for_features, share_of
 from .candidates import Candidate
@@ -52,13 +53,13 @@ class Setup:
     out: str | Path = "artifacts/experiments"
     jobs: int | None = None
     max_bytes: int | None = None
-    on_fit: OnFit | None = None
+    on_fit: OnProgress | None = None
     data: str | Path | None = None
     backbone: str | None = None
-    on_states: OnFit | None = None
+    on_states: OnProgress | None = None
 
     @property
-    def kept(self) -> Path:
+    def fits_folder(self) -> Path:
         """The folder of finished fits, beside the folders of results."""
         return Path(self.out) / "fits"
 
@@ -203,14 +204,14 @@ def with_scored_counts(summary: DataSummary, data: Data, scored: Indices) -> Dat
 def with_split_of_latest(setup: Setup, runs: str | Path, chosen: Collection[str] = ()) -> Setup:
     """Return ``setup`` with the split of the latest run in ``runs``, if it has the same cache and labels file.
 
-    A run on all rows (``--full``) stands for the run that it repeats. ``chosen`` are the names among ``new`` and
-    ``rare`` that ``setup`` keeps; the others are taken from the run.
+    A run on all rows (``--full``) stands for the run that it repeats, and a stage 2 for its stage 1. ``chosen`` are the
+    names among ``new`` and ``rare`` that ``setup`` keeps; the others are taken from the run.
     """
     try:
         folder = pointed_at(Path(runs) / LATEST)
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        if config.get("full"):
-            folder = Path(config["epochs_from"]).parent
+        while earlier := config.get("epochs_from") or config.get("stage1"):
+            folder = Path(earlier).parent
             config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         with FeatureCache.open(setup.cache) as cache:
             recorded = cache.header.dataset["labels"]

@@ -194,7 +194,7 @@ class Ensemble(nn.Module):
         if not heads:
             raise MmcliError("an ensemble needs at least one head")
         self.heads = nn.ModuleList(heads)
-        self.register_buffer("offsets", torch.zeros(n_classes))
+        self.register_buffer("offsets", torch.zeros(n_classes, device=next(heads[0].parameters()).device))
 
     @property
     def needs_tokens(self) -> bool:

@@ -14,7 +14,7 @@ from ..recipe import Recipe
 _BETA = 0.999  # Cui et al. use 0.9 to 0.9999 for the effective number
 _MOST_PASSES = 20  # over the classes, to fit offsets
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+LossFunction = Callable[[Tensor, Tensor], Tensor]
 
 
 def class_weights(counts: NDArray[np.int64], kind: str) -> NDArray[np.float32]:
@@ -52,7 +52,7 @@ def focal_loss(logits: Tensor, classes: Tensor, weight: Tensor, gamma: float, sm
     return terms.sum() / weight[classes].sum()
 
 
-def make_loss(recipe: Recipe, counts: NDArray[np.int64], device: str) -> Loss:
+def make_loss(recipe: Recipe, counts: NDArray[np.int64], device: str) -> LossFunction:
     """Return the loss of ``recipe``: a function of logits (n, C) and classes (n,), to be minimised.
 
     Logit adjustment adds tau log(class frequency) to the logits (Menon et al., Long-tail learning via logit adjustment,

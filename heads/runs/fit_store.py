@@ -8,7 +8,7 @@ import functools
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from ...cache.atomic import disk_full_is_clear
 from ...cache.errors import MmcliError
 from ...cache.features import Features
+from ...featurize.encode import OnProgress
 from ..model.head import Head, sizes_of
 from ..model.inputs import Rows
 from ..recipe import Recipe
@@ -31,8 +32,6 @@ from .tensor_file import TensorFileError, read_tensor_file, write_tensor_file
 _CODE = ("cache", "featurize", "heads")  # code in these folders can change the result of a fit
 _PACKAGE = Path(__file__).parents[2]
 _KEPT_DAYS = 30
-
-OnFit = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -137,7 +136,7 @@ class FitTask:
 
 
 def fit_tasks(
-    tasks: Sequence[FitTask], store: FitStore, jobs: int | None = None, on_fit: OnFit | None = None
+    tasks: Sequence[FitTask], store: FitStore, jobs: int | None = None, on_fit: OnProgress | None = None
 ) -> list[Fit]:
     """Return the fit of each task; fits that an interrupted command finished come from ``store``.
 
@@ -161,14 +160,14 @@ def fit_tasks(
     return [fits[number] for number in range(len(tasks))]
 
 
-def _with_progress(task: FitTask, number: int, count: int, on_fit: OnFit | None) -> FitTask:
+def _with_progress(task: FitTask, number: int, count: int, on_fit: OnProgress | None) -> FitTask:
     """Return ``task`` with a callback that counts its epochs, or in stage 2 the steps of all ``count`` fits."""
     if on_fit is None or (task.recipe.head == "linear" and task.start is None):
         return task
     if task.start is not None:
         options = replace(task.options, on_step=lambda done, steps: on_fit(number * steps + done, count * steps))
     else:
-        epochs = task.recipe.epochs
+        epochs = task.recipe.epochs if task.options.rates is None else len(task.options.rates)
         on_fit(0, epochs)
         options = replace(task.options, on_epoch=lambda record: on_fit(int(record["epoch"]), epochs))
     return replace(task, options=options)

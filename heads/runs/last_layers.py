@@ -20,24 +20,30 @@ from .fit_store import FitTask, key_of
 
 @dataclass(frozen=True)
 class LastLayers:
-    """The unfrozen layers of one recipe.
+    """The last layers of the towers, and the states that enter them. Recipes with as many layers can share them.
 
-    Attributes
-    ----------
-    recipe
-        The recipe of stage 2, with numbers of layers in place of ``ALL``.
-    tops
-        The layers by tower, in float32; each head trains its own copy.
-    rows
-        Rows by part; their features have the states that enter these layers.
+    ``counts`` are the numbers of layers by tower, ``tops`` the layers themselves, in float32, and ``rows`` the rows by
+    part, whose features have the states.
     """
 
-    recipe: FinetuneRecipe
+    counts: dict[str, int]
     tops: dict[str, Top]
     rows: dict[str, Rows]
 
+    def start(self, head: Head) -> Head:
+        """Return a copy of a head of stage 1 with a copy of the layers, to be trained in stage 2."""
+        head = copy.deepcopy(head)
+        head.attach(self.tops)
+        return head
 
-def last_layers(
+    def resolved(self, recipe: Recipe) -> Recipe:
+        """Return ``recipe`` with the numbers of layers in place of ``ALL``."""
+        assert recipe.finetune is not None
+        counts = {TOWERS[tower]: count for tower, count in self.counts.items()}
+        return replace(recipe, finetune=recipe.finetune.changed(**counts))
+
+
+def open_last_layers(
     cache: FeatureCache,
     recipe: FinetuneRecipe,
     source: Source,
@@ -45,19 +51,17 @@ def last_layers(
     rows: Mapping[str, Rows],
     on_states: OnProgress | None = None,
 ) -> LastLayers:
-    """Return the unfrozen layers of ``recipe`` and the states that enter them, computed for all parts and kept.
+    """Return the layers that ``recipe`` unfreezes and the states that enter them, computed for all parts and kept.
 
     ``parts`` and ``rows`` are the guids and the rows by part. ``on_states`` is called with (pairs computed, pairs to
     compute), unless all states are kept already. Raise a BackboneError if the backbone is not at hand, is another
     backbone, or has fewer layers; raise a DataError if raw pairs are gone or have changed.
     """
     counts = source.layer_counts(recipe.layers())
-    recipe = recipe.changed(**{TOWERS[tower]: count for tower, count in counts.items()})
-    layers = recipe.layers()
-    tops = source.tops(layers)
+    tops = source.tops(counts)
     guids = [guid for part in parts.values() for guid in part]
     states = {
-        tower: StateStore(cache, tower, count, source).states(guids, on_states) for tower, count in layers.items()
+        tower: StateStore(cache, tower, count, source).states(guids, on_states) for tower, count in counts.items()
     }
     source.forget()
     with_states, start = {}, 0
@@ -66,7 +70,7 @@ def last_layers(
         start += len(part)
         part_states = {tower: tower_states.take(places) for tower, tower_states in states.items()}
         with_states[name] = replace(rows[name], features=replace(rows[name].features, states=part_states))
-    return LastLayers(recipe, tops, with_states)
+    return LastLayers(counts, tops, with_states)
 
 
 def stage2_tasks(
@@ -79,15 +83,14 @@ def stage2_tasks(
 ) -> list[FitTask]:
     """Return a task of stage 2 for each of ``schedules``. Task i starts from head i, modulo the number of heads.
 
-    The recipe is that of stage 1; its seed is the seed of the first fit. ``depends_on`` is plain data: all that the
-    fits depend on beside their recipe. ``schedules`` are the learning rates of fits that are repeated; None for the
-    schedule of the recipe.
+    The recipe has both stages; its seed is the seed of the first fit. ``depends_on`` is plain data: all that the fits
+    depend on beside their recipe. ``schedules`` are the learning rates of fits that are repeated, of which only the
+    number of epochs counts; None for the schedule of the recipe.
     """
     tasks = []
     for number, rates in enumerate(schedules):
-        seeded = replace(recipe.reseeded(number), finetune=layers.recipe)
-        head = copy.deepcopy(heads[number % len(heads)])
-        head.attach(layers.tops)
+        seeded = layers.resolved(recipe.reseeded(number))
+        head = layers.start(heads[number % len(heads)])
         key = key_of({**depends_on, "recipe": seeded.to_dict(), "rates": rates}, [])
         train, val = layers.rows["train"], layers.rows.get("val")
         tasks.append(FitTask(seeded, head.n_classes, train, val, replace(options, rates=rates), key, head))

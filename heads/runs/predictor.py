@@ -15,13 +15,13 @@ from ...cache.errors import CacheError, CheckpointError, DataError
 from ...cache.labels import guid_of, read_ids, table_text
 from ...cache.store import FeatureCache
 from ...featurize.backbones.opening import choose_device
-from ...featurize.encode import chunked
+from ...featurize.encode import OnProgress, chunked
 from ...featurize.pairs.dataset import Dataset
 from ...featurize.pairs.hashing import Reject, compare_bytes
 from ...featurize.pairs.pair import Pair
 from ..evaluation.metrics import softmax
 from .checkpoint import Checkpoint
-from .trained import OnProgress, Trained, open_best_pt
+from .trained import Trained, open_best_pt
 
 _TOKENS_AT_ONCE, _POOLED_AT_ONCE = 256, 8192  # rows, so that features of all pairs are never in memory together
 _DAY = 86_400  # seconds

@@ -3,7 +3,7 @@
 import csv
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ from ...cache.atomic import write_json, write_text
 from ...cache.errors import CheckpointError
 from ...cache.labels import table_text
 from ...cache.schema import Header
+from ...featurize.encode import OnProgress
 from ..evaluation.metrics import Scores
 from ..evaluation.splits import write_split
 from ..recipe import Recipe
@@ -48,6 +49,33 @@ class RunOptions:
     device: str = "cpu"
     jobs: int | None = None
     max_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Callbacks during the run; each may be None.
+
+    Attributes
+    ----------
+    on_fit
+        Called with (heads trained, heads to train) in stage 1; for a single head, with (epochs done, epochs at most).
+    on_states
+        Called with (pairs computed, pairs to compute) while the frozen part of stage 2 is computed.
+    on_step
+        Called with (steps done, steps at most) in stage 2.
+    on_note
+        Called with a sentence for the user.
+    """
+
+    on_states: OnProgress | None = None
+    on_step: OnProgress | None = None
+    on_note: Callable[[str], None] | None = None
+    on_fit: OnProgress | None = None
+
+    def note(self, text: str) -> None:
+        """Pass a sentence to the user."""
+        if self.on_note is not None:
+            self.on_note(text)
 
 
 class Spread(NamedTuple):

@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 
 from ...cache.errors import DataError
 from ...cache.store import FeatureCache
+from ...featurize.encode import OnProgress
 from ..evaluation.folds import groups_by_guid
 from ..evaluation.metrics import Scores, score
 from ..evaluation.splits import Split, group_numbers, relabel, separated, without_copies
 from .checkpoint import Checkpoint
 from .labelled import RowReport, changed_labels, class_numbers, labels_of, left_for_features, usable_rows
-from .trained import OnProgress, Trained, open_best_pt
+from .trained import Trained, open_best_pt
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from ..evaluation.metrics import Scores, interval, score
 from ..evaluation.statistics import paired_bootstrap
 from ..model.head import Ensemble, predicted_classes
 from ..model.inputs import Rows
-from ..recipe import FinetuneRecipe
 from ..training.loop import Fit
 
 _RISE = 0.01  # a loss has risen if it ends more than this share above its lowest value
@@ -89,12 +88,12 @@ class Stages:
 
 @dataclass(frozen=True)
 class TrainedStages:
-    """The heads of both stages, the fits of stage 2 by seed and its recipe, and the best.pt of stage 1."""
+    """The heads of both stages, the fits of stage 2 by seed, its layers by tower, and the best.pt of stage 1."""
 
     stage1: Ensemble
     stage2: Ensemble
     fits: Mapping[int, Fit]
-    recipe: FinetuneRecipe
+    layers: dict[str, int]
     stage1_best_pt: str
 
 
@@ -128,7 +127,7 @@ def compare_stages(
         scores=scores,
         stage1_best_pt=trained.stage1_best_pt,
         difference=difference,
-        layers=trained.recipe.layers(),
+        layers=trained.layers,
         parameters=sum(weight.numel() for weight in unfrozen.values()),
         names=sorted(unfrozen),
         overfitting={seed: found for seed, found in losses.items() if found is not None},

@@ -1,7 +1,7 @@
 """A trained head of either stage, ready to compute logits of rows of a cache and of raw pairs."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -13,8 +13,8 @@ from ...cache.errors import CheckpointError
 from ...cache.features import Features
 from ...cache.store import FeatureCache
 from ...featurize.backbones.opening import moved_to
-from ...featurize.encode import chunked
-from ...featurize.pairs.hashing import Reject
+from ...featurize.encode import OnProgress, chunked
+from ...featurize.pairs.hashing import SIDES, Reject
 from ...featurize.pairs.pair import Pair
 from ...featurize.source import Source
 from ...featurize.state_store import StateStore, states_of_pairs
@@ -22,8 +22,6 @@ from ..model.head import Head, predict_logits
 from .checkpoint import Checkpoint, load_checkpoint
 
 _AT_ONCE = 256  # pairs, so that the states of 100,000 are never in memory together
-
-OnProgress = Callable[[int, int], None]
 
 
 class Trained:
@@ -95,16 +93,26 @@ class Trained:
         done = 0
         for block in chunked(pairs, size):
             progress = None if self.layers else on_progress
-            for embedded in self.source.embed(block, cache, self.needs_tokens, progress):
-                guids, features = embedded.guids, embedded.features
+            for embedded in self.source.embed(block, cache, self.needs_tokens, self._frozen_sides(), progress):
+                guids, features, rejects = embedded.guids, embedded.features, embedded.rejects
                 if self.layers and guids:
-                    states = states_of_pairs([pair_of[guid] for guid in guids], self.source, self.layers)
-                    features = replace(features, states=states)
+                    pairs_of_block = [pair_of[guid] for guid in guids]
+                    with_states, states, refused = states_of_pairs(pairs_of_block, self.source, self.layers)
+                    rows = np.flatnonzero(np.isin(guids, with_states))
+                    guids, features = with_states, replace(features.take(rows), states=states)
+                    rejects = rejects + refused
                 logits = self._logits(guids, features) if guids else ()
-                yield dict(zip(guids, logits, strict=True)), embedded.rejects
+                yield dict(zip(guids, logits, strict=True)), rejects
             done += len(block)
             if self.layers and on_progress is not None:
                 on_progress(done, len(pairs))
+
+    def _frozen_sides(self) -> tuple[str, ...]:
+        """Return the sides whose frozen embeddings the head sees."""
+        if self.needs_tokens:
+            return SIDES
+        modality = self.checkpoint.recipe.modality
+        return tuple(side for side in SIDES if modality in ("both", side) and side not in self.layers)
 
     def _logits(self, guids: Sequence[str], features: Features) -> NDArray[np.float32]:
         """Return the logits, (n, C), of ``guids``; raise a CheckpointError that names the first non-finite row."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ...cache.errors import CheckpointError, DataError, MmcliError
 from ...cache.store import FeatureCache
-from ...featurize.source import Source
+from ...featurize.encode import OnProgress
 from ..evaluation.folds import duplicate_groups, groups_by_guid
 from ..evaluation.metrics import Scores, quick_scores, score
 from ..evaluation.splits import Split, SplitOptions, divide, group_numbers, relabel, separated
@@ -19,13 +19,14 @@ from ..model.inputs import Rows
 from ..model.losses import fit_offsets
 from ..recipe import Recipe
 from ..training.loop import Fit, FitOptions
-from .checkpoint import Checkpoint, load_checkpoint, stage1_of
-from .fit_store import FitStore, FitTask, OnFit, data_key, fit_tasks, key_of, order_in_file
+from .checkpoint import Checkpoint, stage1_of
+from .fit_store import FitStore, FitTask, data_key, fit_tasks, key_of, order_in_file
 from .folders import check_writable
 from .labelled import RowReport, labels_of, rows_of_parts, share_of
-from .last_layers import last_layers, stage2_tasks
+from .last_layers import open_last_layers, stage2_tasks
 from .parallel import processes_for
-from .run_folder import RunContent, RunOptions, RunResult, SeedScores, read_schedules, write_run
+from .run_folder import RunContent, RunOptions, RunResult, SeedScores, Watch, read_schedules, write_run
+from .trained import Trained, open_best_pt
 
 KEPT = ".fits"  # folder beside the runs, with the fits of running and interrupted commands
 
@@ -36,7 +37,7 @@ def train_head(
     recipe: Recipe | None = None,
     split: SplitOptions | None = None,
     options: RunOptions | None = None,
-    on_fit: OnFit | None = None,
+    on_fit: OnProgress | None = None,
 ) -> RunResult:
     """Train a head, or several that differ in their seed, on cached features and write a run folder.
 
@@ -109,21 +110,25 @@ def train_head(
 
 
 def train_full(
-    source: str | Path,
+    source: str | Path | Trained,
     cache_path: str | Path | None = None,
     labels_path: str | Path | None = None,
     options: RunOptions | None = None,
-    on_fit: OnFit | None = None,
+    watch: Watch | None = None,
 ) -> RunResult:
     """Repeat the training of an earlier run on all labelled rows, up to its best epoch.
 
     Recipe, seeds, number of epochs, learning rate of each epoch and decision offsets come from the run whose best.pt is
-    ``source``. For a run of stage 2, both stages are repeated: first the heads of stage 1, then stage 2 from them. No
-    row is held out, so only ``train`` has scores.
+    ``source``. For a run of stage 2, both stages are repeated: first the heads of stage 1, then stage 2 from them; if
+    its raw pairs or its backbone were moved, give the result of ``open_best_pt``. No row is held out, so only ``train``
+    has scores.
     """
     started = time.perf_counter()
-    options = options or RunOptions()
-    earlier = load_checkpoint(source)
+    options, watch = options or RunOptions(), watch or Watch()
+    if options.seeds is not None:
+        raise MmcliError("train_full takes the seeds of the run that it repeats: leave seeds out")
+    model = open_best_pt(source, options.device)
+    earlier = model.checkpoint
     if earlier.recipe.finetune is None:
         earlier = stage1_of(earlier)
     first = stage1_of(earlier)
@@ -150,19 +155,21 @@ def train_full(
         recipes = [replace(first.recipe, seed=seed) for seed in first.seeds]
         rates, fit_options = read_schedules(first), FitOptions(options.device, groups)
         tasks = _stage1_tasks(recipes, rows, fit_options, rates, {"full": data}, len(earlier.classes))
-        fits = fit_tasks(tasks, store, processes, on_fit)
-        if earlier.recipe.finetune is not None:
-            backbone = Source(earlier.identity, earlier.backbone, options.device, earlier.made_from.get("data"))
-            layers = last_layers(cache, earlier.recipe.finetune, backbone, parts, rows)
+        both = replace(first.recipe, finetune=earlier.recipe.finetune)
+        layers = None
+        if both.finetune is not None:  # before stage 1 is trained, so that a missing pair is found early
+            layers = open_last_layers(cache, both.finetune, model.source, parts, rows, watch.on_states)
+        fits = fit_tasks(tasks, store, processes, watch.on_fit)
+        if layers is not None:
             heads, depends_on = [fitted.head for fitted in fits], {"full": [task.key for task in tasks]}
-            second = stage2_tasks(heads, first.recipe, layers, fit_options, depends_on, read_schedules(earlier))
-            rows, tasks, fits = layers.rows, tasks + second, fit_tasks(second, store, 1, on_fit)
-        recipe = replace(first.recipe, epochs=max(first.best_epochs), finetune=earlier.recipe.finetune)
+            second = stage2_tasks(heads, both, layers, fit_options, depends_on, read_schedules(earlier))
+            rows, tasks, fits = layers.rows, tasks + second, fit_tasks(second, store, 1, watch.on_step)
+        recipe = replace(both, epochs=max(first.best_epochs))
         checkpoint = checkpoint_of(cache, fits, recipe, earlier.classes, Split(parts["train"], [], []), labels_file)
         checkpoint.head.offsets.copy_(earlier.head.offsets)
-        checkpoint.relabelled, checkpoint.backbone = earlier.relabelled, earlier.backbone
-        if "data" in earlier.made_from:
-            checkpoint.made_from["data"] = earlier.made_from["data"]
+        checkpoint.relabelled, checkpoint.backbone = earlier.relabelled, model.place
+        if model.data is not None:
+            checkpoint.made_from["data"] = str(Path(model.data).absolute())
         content = RunContent(
             recipe=recipe,
             header=cache.header,

@@ -23,7 +23,7 @@ from ...featurize.backbones.tensors import enough_memory
 from ..evaluation.metrics import quick_scores
 from ..model.head import Head, one_thread, predict_logits, predict_parts, sizes_of
 from ..model.inputs import Rows
-from ..model.losses import Loss, make_loss
+from ..model.losses import LossFunction, make_loss
 from ..recipe import FinetuneRecipe, Recipe
 from .linear import fit_linear
 from .training_rows import TrainingRows, steps_per_epoch
@@ -162,7 +162,9 @@ class _Training:
         self.patience = settings.patience
         self.rows = TrainingRows(train, head, recipe, settings.batch_size, options.device)
         self.steps_per_epoch = steps_per_epoch(train.features, settings.batch_size)
-        self.loss: Loss = make_loss(recipe, np.bincount(train.classes, minlength=head.n_classes), options.device)
+        self.loss: LossFunction = make_loss(
+            recipe, np.bincount(train.classes, minlength=head.n_classes), options.device
+        )
         self.optimizer = AdamW(self._groups(), weight_decay=recipe.weight_decay, fused=True)
         self.scheduler = self._scheduler()
         self.fit = Fit(head)

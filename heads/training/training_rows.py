@@ -57,7 +57,7 @@ class TrainingRows:
         view_seed = int(np.random.SeedSequence([recipe.seed, 1]).generate_state(1)[0])
         self.which_view = torch.Generator().manual_seed(view_seed)
         self.order_in_stage2: np.random.Generator | None = None
-        self.with_views = recipe.views and "image" not in rows.features.states
+        self.with_views = recipe.views and "image" not in head.tops
         if self.with_views and rows.features.views is None:
             raise MmcliError(
                 "this recipe trains on augmented views, but these features have none: run `mmcli featurize` with "

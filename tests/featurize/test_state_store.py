@@ -166,7 +166,7 @@ def test_another_backbone_under_the_old_name(cache, tiny_clip, tmp_path):
 
 def test_a_second_writer_is_refused(cache):
     store = store_of(cache)
-    with writer_lock(store.folder), pytest.raises(LockedError, match="let it finish"):
+    with writer_lock(store.folder), pytest.raises(LockedError, match="wait until it ends, then run"):
         store.states(cache.guids)
 
 
@@ -234,6 +234,7 @@ def test_a_disk_without_room_is_found_out_before_the_work(cache, monkeypatch):
     monkeypatch.setattr(store_module.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(DiskFullError, match=r"not enough disk space beside .* MB needed, 0 MB free"):
         store_of(cache).states(cache.guids)
+    assert len(store_of(cache).states(cache.guids, keep=False)) == len(cache)  # what is not kept needs no room
 
 
 def test_rows_asked_for_bit_by_bit_look_through_the_pairs_once(cache, monkeypatch):

@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from mmcli.cache import CheckpointError, FeatureCache
+from mmcli.cache import CheckpointError, DataError, FeatureCache, MmcliError
 from mmcli.finetune import FinetuneOptions, Watch, finetune
 from mmcli.heads import FinetuneRecipe, Predictor, RunOptions, evaluate, load_checkpoint, open_best_pt, train_full
 from mmcli.heads.evaluation.statistics import paired_bootstrap
@@ -243,7 +243,7 @@ def test_finetune_of_a_finetuned_best_pt_begins_again_from_stage_1(tuned, tmp_pa
     second = finetune(
         first.best_pt, LEARNS, watch=Watch(on_note=notes.append), options=FinetuneOptions(tmp_path / "runs")
     )
-    assert "beginning again from its stage 1" in notes[0]
+    assert "was written by `mmcli finetune`: starting again from" in notes[0]
     assert second.stages.scores == first.stages.scores
     assert second.stages.stage1_best_pt == first.stages.stage1_best_pt
     Path(first.stages.stage1_best_pt).unlink()
@@ -377,3 +377,82 @@ def test_on_the_command_line(cli, stage1):
     assert (code, err.count("\n")) == (1, 1)
     assert "has 3 layers" in err
     assert cli("finetune", "--batch-size", "1")[0] == 2
+
+
+@pytest.mark.usefixtures("kept_whatever")
+def test_raw_pairs_are_predicted_after_the_folder_of_the_training_is_gone(stage1, raw_sixty, tmp_path):
+    data = shutil.copytree(raw_sixty[0], tmp_path / "data")
+    result = finetune(stage1(), LEARNS, options=FinetuneOptions(tmp_path / "runs", data=data))
+    pair = (raw_sixty[0] / "7.jpg", (raw_sixty[0] / "7.txt").read_text())
+    expected = Predictor.open(result.best_pt, device="cpu").predict(pairs=[pair]).probs
+    moved = data.rename(tmp_path / "moved")
+    assert np.array_equal(Predictor.open(result.best_pt, device="cpu").predict(pairs=[pair]).probs, expected)
+    (states,) = tmp_path.glob("*.states")
+    shutil.rmtree(states)
+    with pytest.raises(DataError, match="no such folder or manifest"):
+        train_full(result.best_pt, options=RunOptions(tmp_path / "full", jobs=1))
+    assert not list((tmp_path / "full").glob("*/best.pt"))
+    full = train_full(open_best_pt(result.best_pt, data=moved), options=RunOptions(tmp_path / "full", jobs=1))
+    assert load_checkpoint(full.best_pt).made_from["data"] == str(moved)
+
+
+@pytest.mark.usefixtures("kept_whatever")
+@pytest.mark.parametrize(("modality", "frozen"), [("both", ("image",)), ("text", ())])
+def test_a_tuned_tower_is_not_encoded_as_a_whole_as_well(tuned, raw_sixty, tmp_path, monkeypatch, modality, frozen):
+    from mmcli.featurize import source, state_store
+
+    best_pt = tuned({"unfreeze_text_layers": 1}, modality=modality).best_pt
+    encoded = []
+
+    def spy(original):
+        def call(blocks, encoder, options, *others):
+            encoded.append((options.towers, options.below))
+            return original(blocks, encoder, options, *others)
+
+        return call
+
+    for module in (source, state_store):
+        monkeypatch.setattr(module, "encode_blocks", spy(module.encode_blocks))
+    pair = (raw_sixty[0] / "7.jpg", (raw_sixty[0] / "7.txt").read_text())
+    Predictor.open(best_pt, cache=None, device="cpu").predict(pairs=[pair])
+    assert encoded == [(frozen, 0), (("text",), 1)]
+
+
+@pytest.mark.usefixtures("kept_whatever")
+def test_a_pair_whose_states_are_not_finite_is_left_out_alone(tuned, raw_sixty, tmp_path, monkeypatch):
+    from mmcli.featurize import encode
+
+    model = open_best_pt(tuned().best_pt)
+    folder = tmp_path / "new"
+    folder.mkdir()
+    for guid in range(5):
+        shutil.copy(raw_sixty[0] / f"{guid}.jpg", folder / f"new-{guid}.jpg")
+        (folder / f"new-{guid}.txt").write_text(f"word{guid} love tree")
+    whole = Predictor.open(model, device="cpu").predict(data=folder)
+    original = encode.is_sound
+    calls = []
+
+    def third_is_unsound(output, tower):
+        sound = original(output, tower)
+        if tower == "text" and "text_ids" in output:
+            calls.append(output)
+            return sound and len(calls) != 3
+        return sound
+
+    monkeypatch.setattr(encode, "is_sound", third_is_unsound)
+    found = Predictor.open(model, device="cpu").predict(data=folder)
+    assert len(calls) == 5
+    (reject,) = found.rejects
+    assert "not finite" in reject.reason
+    kept = [whole.guids.index(guid) for guid in found.guids]
+    assert len(kept) == 4
+    np.testing.assert_allclose(found.probs, whole.probs[kept], atol=1e-5)
+
+
+@pytest.mark.usefixtures("kept_whatever")
+def test_options_that_mean_nothing_are_refused(stage1, tmp_path):
+    best_pt = stage1()
+    with pytest.raises(MmcliError, match="leave jobs out"):
+        finetune(best_pt, options=FinetuneOptions(tmp_path / "runs", jobs=2))
+    with pytest.raises(MmcliError, match="leave seeds out"):
+        train_full(best_pt, options=RunOptions(tmp_path / "runs", seeds=2))

@@ -40,7 +40,7 @@ def test_stage_2_is_scored_on_the_same_folds(setup, fitted):
 def test_finished_fits_of_stage_2_are_kept(setup, fitted, monkeypatch):
     first = compare(setup, both(setup), SMALL)
     fitted.clear()
-    monkeypatch.setattr(fits, "last_layers", lambda *_: pytest.fail("nothing is to be fitted"))
+    monkeypatch.setattr(fits, "open_last_layers", lambda *_: pytest.fail("nothing is to be fitted"))
     again = compare(setup, both(setup), SMALL)
     assert fitted == []
     assert [each.macro_f1 for each in again.candidates] == [each.macro_f1 for each in first.candidates]
@@ -95,6 +95,41 @@ def test_a_sweep_over_rates_of_stage_2(setup):
     winner = result.candidates[0].name
     assert result.best_goes_on == (winner != "current settings")
     assert result.best == ({"finetune.lr_backbone": 1e-4} if winner.endswith("0.0001") else {})
+
+
+def test_each_candidate_of_a_sweep_is_trained_by_its_own_settings_of_stage_2(setup):
+    """Candidates with the same layers share their states, and nothing else."""
+    grid = grid_of(["finetune.epochs=1,3", "finetune.lr_backbone=1e-9,1e-2"])
+    result = sweep(setup, HEAD.with_finetune(QUICK | {"patience": 3, "epochs": 2}), grid, protocol=Protocol(2, 1))
+    epochs = {entry.name: entry.epochs for entry in result.candidates}
+    assert epochs["finetune"] == 2
+    for name, count in epochs.items():
+        if name.startswith("finetune.epochs"):
+            assert count == int(name[len("finetune.epochs=")])
+    probs = {(row["candidate"], row["guid"]): row["positive"] for row in out_of_fold(result.folder)}
+    small, large = (f"finetune.epochs=3 finetune.lr_backbone={rate}" for rate in ("1e-09", "0.01"))
+    assert any(probs[small, guid] != probs[large, guid] for name, guid in probs if name == small)
+
+
+def test_stage_1_of_a_candidate_sees_views_even_if_stage_2_trains_image_layers(raw_sixty, tiny_clip, tmp_path):
+    from mmcli.featurize import FeaturizeOptions, featurize
+    from mmcli.heads.training.training_rows import TrainingRows
+
+    cache = tmp_path / "views.h5"
+    featurize(*raw_sixty, cache, FeaturizeOptions(backbone=str(tiny_clip), dtype="float32", views=2))
+    with_views = []
+    original = TrainingRows.__init__
+
+    def spy(rows, *arguments):
+        original(rows, *arguments)
+        with_views.append((bool(rows.head.tops), rows.with_views))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainingRows, "__init__", spy)
+        setup = Setup(cache, out=tmp_path / "experiments", jobs=1)
+        settings = QUICK | {"unfreeze_vision_layers": 1, "unfreeze_text_layers": 0}
+        compare(setup, candidates_of(["concat:finetune"], HEAD.changed(views=True), settings), Protocol(2, 1))
+    assert set(with_views) == {(False, True), (True, False)}  # stage 1 with views, stage 2 without
 
 
 def test_the_test_rows_choose_nothing(setup, sixty, tmp_path, fitted):

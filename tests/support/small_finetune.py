@@ -16,7 +16,7 @@ from mmcli.heads.model.inputs import Batch, batches
 from mmcli.heads.model.losses import class_weights
 from mmcli.heads.runs.checkpoint import load_checkpoint
 from mmcli.heads.runs.labelled import rows_of_parts
-from mmcli.heads.runs.last_layers import last_layers
+from mmcli.heads.runs.last_layers import open_last_layers
 from mmcli.heads.training.loop import FitOptions, fit
 from tolerances import close_rows
 
@@ -54,7 +54,7 @@ class Ready:
         labels = read_labels(self.checkpoint.made_from["labels"])
         with FeatureCache.open(self.checkpoint.made_from["cache"]) as cache:
             rows = rows_of_parts(cache, parts, labels, self.checkpoint.classes, self.checkpoint.recipe)
-            layers = last_layers(cache, self.settings, source, parts, rows)
+            layers = open_last_layers(cache, self.settings, source, parts, rows)
             self.data = cache.header.dataset["data"]
         self.rows = layers.rows
         self.model = copy.deepcopy(self.head)

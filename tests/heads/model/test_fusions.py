@@ -5,7 +5,7 @@ import pytest
 import torch
 from mmcli.cache import Features, MmcliError
 from mmcli.cache.features import Tokens
-from mmcli.heads import FUSIONS, Head, Recipe, Rows
+from mmcli.heads import FUSIONS, Ensemble, Head, Recipe, Rows
 from mmcli.heads.model.fusions import Sizes
 from mmcli.heads.model.head import VIT_B32, describe_fusions, sizes_of
 from mmcli.heads.model.inputs import Batch, TokenBatch
@@ -205,3 +205,9 @@ def test_late_fusion_trains_each_side_as_a_head_of_its_own():
             training._epoch(epoch)
     states = [head.mlps[0].state_dict() for head in heads]
     assert all(torch.allclose(states[0][name], states[1][name], atol=1e-6) for name in states[0])
+
+
+def test_the_offsets_of_an_ensemble_are_where_its_heads_are():
+    with torch.device("meta"):  # a device of its own, on every machine
+        heads = [Head(Sizes(4, 4), 3, Recipe(hidden=(2,)))]
+    assert Ensemble(heads, 3).offsets.device.type == "meta"

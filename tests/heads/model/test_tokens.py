@@ -182,3 +182,15 @@ def test_views_do_not_change_the_order_of_rows(tmp_path, monkeypatch):
     for modality in ("both", "text"):
         fit(Recipe(epochs=3, hidden=(8,), views=True, modality=modality), 3, rows, rows)
     assert seen[:3] == seen[3:]
+
+
+@pytest.mark.parametrize("name", ["text_offsets", "text_tokens", "image_tokens"])
+def test_a_flipped_byte_in_token_states_is_found_when_they_are_read(tmp_path, name):
+    path, _ = cache_with_tokens(tmp_path)
+    with h5py.File(path) as file:
+        offset = file[name].id.get_chunk_info(0).byte_offset
+    content = bytearray(path.read_bytes())
+    content[offset + 20] ^= 0xFF
+    path.write_bytes(content)
+    with FeatureCache.open(path) as cache, pytest.raises(CacheError, match="damaged"):
+        cache.features(cache.guids, tokens=True)

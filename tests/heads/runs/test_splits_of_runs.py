@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from conftest import rewrite, synthetic_block, write_cache
 from mmcli.cache import DataError, FeatureCache, MmcliError, read_labels
-from mmcli.heads import RunOptions, evaluate, load_checkpoint, predict, train_full, train_head
+from mmcli.finetune import FinetuneOptions, finetune
+from mmcli.heads import Recipe, RunOptions, evaluate, load_checkpoint, predict, train_full, train_head
 from mmcli.heads.evaluation.splits import SplitOptions
 from mmcli.heads.experiments import Protocol, Setup, candidates_of, compare, grid_of, single_split, sweep
 from mmcli.heads.experiments.setup import with_split_of_latest
@@ -260,6 +261,19 @@ def test_the_split_of_a_run_of_other_labels_is_not_taken(learnable, tmp_path):
     other = tmp_path / "other.csv"
     other.write_text(labels.read_text())
     assert with_split_of_latest(Setup(path, other), tmp_path / "runs").split.split_dir is None
+
+
+def test_a_stage_2_stands_for_its_stage_1(sixty, tmp_path):
+    """Classes that stage 1 dropped stay dropped in experiments that take the split of the latest run, a stage 2."""
+    with FeatureCache.open(sixty) as cache:
+        rows = read_labels(cache.header.dataset["labels"])
+    labels = write_tags(tmp_path / "labels.csv", {**rows, "0": "odd", "1": "odd"})
+    options = RunOptions(tmp_path / "runs")
+    split = SplitOptions(group_duplicates=False, rare="drop")
+    first = train_head(sixty, labels, Recipe(epochs=1, hidden=(4,)), split, options)
+    finetune(first.best_pt, {"epochs": 1}, options=FinetuneOptions(tmp_path / "runs"))
+    taken = with_split_of_latest(Setup(sixty, labels), tmp_path / "runs")
+    assert (taken.split.rare, taken.split.split_dir) == ("drop", Path(first.run) / "splits")
 
 
 def test_new_rows_that_are_copies_of_held_out_rows_do_not_train(learnable, tmp_path):
