@@ -14,7 +14,7 @@ from ..cache.store import FeatureCache
 from ..featurize.backbones.opening import moved_to
 from ..featurize.source import Source
 from ..heads.evaluation.folds import groups_by_guid
-from ..heads.evaluation.splits import Split, group_numbers, relabel, separated
+from ..heads.evaluation.splits import group_numbers, relabel, separated
 from ..heads.model.head import Head
 from ..heads.runs.checkpoint import Checkpoint, load_checkpoint, stage1_of
 from ..heads.runs.fit_store import FitStore, FitTask, data_key, epochs_behind, fit_tasks
@@ -86,8 +86,6 @@ def finetune(
     recipe = stage1.recipe.with_finetune(settings)
     assert recipe.finetune is not None
     seeds = len(stage1.seeds) if options.seeds is None else options.seeds
-    if seeds < 1:
-        raise MmcliError(f"seeds must be 1 or more, found {seeds}")
     with FeatureCache.open(stage1.cache_path(cache_path)) as cache:
         stage1.check_cache(cache)
         labels_file, labels, absent = labels_of(cache, stage1.labels_path(labels_path))
@@ -139,7 +137,7 @@ def finetune(
             rows=RowReport(
                 absent,
                 labels_changed=changed_labels(stage1_path, parts, labels),
-                duplicates_separated=separated(Split(**{"test": [], **parts}), groups),
+                duplicates_separated=separated(parts, groups),
                 rows_gone=gone,
                 labels_unknown=unknown,
             ),

@@ -223,13 +223,13 @@ def fitted(monkeypatch):
     from mmcli.heads.experiments import fits
 
     names = []
-    original = fits._fit_and_keep
+    original = fits._fit_fold
 
     def spy(task, store):
         names.append(task.candidate.name)
         return original(task, store)
 
-    monkeypatch.setattr(fits, "_fit_and_keep", spy)
+    monkeypatch.setattr(fits, "_fit_fold", spy)
     return names
 
 

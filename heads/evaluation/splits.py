@@ -110,10 +110,12 @@ def group_numbers(groups: Mapping[str, int], parts: Mapping[str, Sequence[str]])
     return {name: np.fromiter((groups[guid] for guid in guids), np.int64, len(guids)) for name, guids in parts.items()}
 
 
-def separated(split: Split, groups: Mapping[str, int], of_parts: Sequence[str] = ("val", "test")) -> int:
-    """Count the rows of ``of_parts`` that have a copy in another part of the split."""
-    parts, count = split.named(), 0
-    for name in of_parts:
+def separated(
+    parts: Mapping[str, Sequence[str]], groups: Mapping[str, int], of_parts: Collection[str] = ("val", "test")
+) -> int:
+    """Count the rows of ``of_parts`` that have a copy in another part."""
+    count = 0
+    for name in parts.keys() & set(of_parts):
         elsewhere = [guid for other, guids in parts.items() if other != name for guid in guids]
         count += len(parts[name]) - len(without_copies(parts[name], elsewhere, groups))
     return count

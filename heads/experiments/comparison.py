@@ -238,7 +238,7 @@ def single_split(setup: Setup, candidates: Sequence[Candidate], focus_class: str
     train, val, test = (np.array([row_of[guid] for guid in guids], dtype=np.int64) for guids in parts.values())
     focus = focus_of(focus_class, with_scored_counts(summary, data, test))
     group_of = dict(zip(data.guids, data.groups.tolist(), strict=True))
-    summary = replace(summary, rows=replace(summary.rows, duplicates_separated=separated(split, group_of)))
+    summary = replace(summary, rows=replace(summary.rows, duplicates_separated=separated(parts, group_of)))
     results = []
     for fitted in fit_all(data, candidates, [Fold(0, 0, train, val, np.concatenate([val, test]))], setup):
         predicted = np.split(fitted.logits.argmax(axis=1), [len(val)])

@@ -78,7 +78,7 @@ def fit_all(data: Data, candidates: Sequence[Candidate], folds: Sequence[Fold], 
     store.make_folder()
     tasks = _with_last_layers(missing, data, setup)
     tasks.sort(key=lambda task: _is_long(task.candidate.recipe), reverse=True)  # so that no core is idle at the end
-    for finished in each_of(_fit_and_keep, [(task, store) for task in tasks], setup.jobs):
+    for finished in each_of(_fit_fold, [(task, store) for task in tasks], setup.jobs):
         results[finished.candidate, finished.fold.repeat, finished.fold.fold] = finished
         if progress is not None:
             progress(len(results), total)
@@ -109,7 +109,7 @@ def _with_last_layers(tasks: Sequence[_FoldTask], data: Data, setup: Setup) -> l
     ]
 
 
-def _fit_and_keep(task: _FoldTask, store: FitStore) -> FoldFit:
+def _fit_fold(task: _FoldTask, store: FitStore) -> FoldFit:
     started = time.perf_counter()
     candidate, fold = task.candidate, task.fold
     try:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...cache.atomic import write_json, write_text
-from ...cache.errors import CheckpointError
+from ...cache.errors import CheckpointError, MmcliError
 from ...cache.labels import table_text
 from ...cache.schema import Header
 from ...featurize.encode import OnProgress
@@ -49,6 +49,10 @@ class RunOptions:
     device: str = "cpu"
     jobs: int | None = None
     max_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.seeds is not None and self.seeds < 1:
+            raise MmcliError(f"seeds must be 1 or more, found {self.seeds}")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from ...cache.store import FeatureCache
 from ...featurize.encode import OnProgress
 from ..evaluation.folds import groups_by_guid
 from ..evaluation.metrics import Scores, score
-from ..evaluation.splits import Split, group_numbers, relabel, separated, without_copies
+from ..evaluation.splits import group_numbers, relabel, separated, without_copies
 from .checkpoint import Checkpoint
 from .labelled import RowReport, changed_labels, class_numbers, labels_of, left_for_features, usable_rows
 from .trained import Trained, open_best_pt
@@ -104,8 +104,7 @@ def _rows_to_score(
         raise DataError(_nothing_to_score(checkpoint, requested[0]))
     with_rows = {name: parts[name] for name in requested if parts[name]}
     usable, counts["rows_gone"], counts["labels_unknown"] = usable_rows(with_rows, labels, checkpoint.classes)
-    held_out = [name for name in usable if name in ("val", "test")]
-    counts["duplicates_separated"] = separated(Split(**cached), groups, held_out)
+    counts["duplicates_separated"] = separated(cached, groups, {"val", "test"} & usable.keys())
     return usable, group_numbers(groups, usable), counts
 
 

@@ -65,8 +65,6 @@ def train_head(
     recipe, split, options = recipe or Recipe(), split or SplitOptions(), options or RunOptions()
     seeds = 1 if options.seeds is None else options.seeds
     check_writable(Path(options.runs))
-    if seeds < 1:
-        raise MmcliError(f"seeds must be 1 or more, found {seeds}")
     if recipe.finetune is not None:
         raise MmcliError("train_head trains stage 1 only: leave finetune out of the recipe, then call mmcli.finetune")
     with FeatureCache.open(cache_path) as cache:
@@ -75,7 +73,7 @@ def train_head(
         division = divide(labels, groups_of_guids, split)
         parts = {name: guids for name, guids in division.split.named().items() if guids}
         groups = group_numbers(groups_of_guids, parts)
-        report = RowReport(absent, duplicates_separated=separated(division.split, groups_of_guids), **division.counts)
+        report = RowReport(absent, duplicates_separated=separated(parts, groups_of_guids), **division.counts)
         del groups_of_guids
         processes = processes_for(seeds, options.jobs, options.device)
         share = share_of(options.max_bytes, processes)

@@ -74,7 +74,7 @@ def test_what_compare_takes_by_default_fits_the_rest_of_the_recipe(cli, learnabl
 
 def test_an_interrupted_experiment_says_so_and_exits_with_130(cli, learnable, monkeypatch):
     path, labels = learnable
-    restore = interrupt_at_third(monkeypatch, fits_module, "_fit_and_keep")
+    restore = interrupt_at_third(monkeypatch, fits_module, "_fit_fold")
     shared = ("--cache", path, "--labels", labels, "--epochs", "2", "--hidden", "8", "--jobs", "1")
     code, out, err = cli("compare", "--fusions", "concat", "--folds", "2", *shared)
     assert (code, out) == (130, "")

@@ -47,8 +47,8 @@ def test_groups_are_closed_over_chains_of_images_and_texts(tmp_path, seed):
 
 def test_how_many_copies_a_split_separates():
     groups = {"1": 0, "2": 0, "3": 1, "4": 2, "5": 2, "6": 3}
-    assert separated(Split(["1", "4"], ["2", "3"], ["5", "6"]), groups) == 2
-    assert separated(Split(["1", "2"], ["3"], ["4", "5", "6"]), groups) == 0
+    assert separated(Split(["1", "4"], ["2", "3"], ["5", "6"]).named(), groups) == 2
+    assert separated(Split(["1", "2"], ["3"], ["4", "5", "6"]).named(), groups) == 0
 
 
 @settings(max_examples=30, deadline=None)
