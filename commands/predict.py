@@ -42,7 +42,7 @@ class Evaluate(LabelledOptions):
             self.refuse(["data", "backbone"], f"has no effect: {model.checkpoint.path} needs no raw pairs")
         with ProgressLine("frozen part") as progress:
             result = evaluate(model, self.cache, self.labels, parts, parse_bytes(self.max_memory), progress)
-        note_about_run(result)
+        note_about_run(result, offsets=model.checkpoint.recipe.offsets)
         title = f"{result.modality}, {result.fusion}: {shown_path(result.best_pt)}"
         self.show(result.to_dict(), title, *score_tables(result.scores, result.classes))
 

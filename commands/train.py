@@ -39,7 +39,10 @@ class TrainHead(TrainingOptions):
     fusion: HeadFusion = Recipe.fusion
     modality: HeadModality = "both"
     seeds: Annotated[
-        int, HeadOption(help="Number of heads to train, with --seed and the seeds after it; best.pt is their ensemble.")
+        int,
+        HeadOption(
+            min=1, help="Number of heads to train, by --seed and the seeds after it; best.pt is their ensemble."
+        ),
     ] = 1
     full: Annotated[
         bool, HeadOption("--full", help="Train the run of --from again on all labelled rows, for its best epochs.")

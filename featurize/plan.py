@@ -77,7 +77,7 @@ def with_recorded_labels(dataset: Dataset, cached: FeatureCache) -> Dataset:
         return Dataset.open(dataset.data, recorded)
     except DataError as error:
         raise DataError(
-            f"{error} {cached.path} records this labels file: give --labels for {dataset.data}, or another --out for "
+            f"{error}; {cached.path} records this labels file: give --labels for {dataset.data}, or another --out for "
             "other data"
         ) from error
 

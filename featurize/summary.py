@@ -81,7 +81,7 @@ def count_labels(dataset: Dataset, guids: Iterable[str], n: int) -> LabelCounts:
         pairs_without_label=join.pairs_without_label,
         label=join.label,
         pair=join.pair,
-        said=join.describe(),
+        said=join.describe() if join.alike else "",
     )
 
 

@@ -31,7 +31,7 @@ def note_about_run(result: "RunResult | Evaluation", offsets: bool = False, full
     _print(_about_rows(rows, {part: scores[part].n for part in scores}))
     _print(_about_copies(rows))
     _print(_about_rare_classes(rows, _SPLIT))
-    for part in ("val", "test"):
+    for part in ("val", "test", "new"):
         if part in scores:
             _print(_about_part(part, scores[part], rows.rare_train_only or []))
     if full:
@@ -47,7 +47,8 @@ def note_about_folds(result: "Comparison") -> None:
     if split is not None:
         drawn = f"a split drawn with --split-seed {split.seed}"
         where = drawn if split.split_dir is None else shown_path(str(split.split_dir))
-        _print([f"the test rows that are left out are those of {where}"])
+        rare = "" if split.rare == "train-only" else f", with --rare {split.rare}"
+        _print([f"the test rows that are left out are those of {where}{rare}"])
     else:
         _print(
             [
@@ -56,6 +57,8 @@ def note_about_folds(result: "Comparison") -> None:
             ]
         )
     _print(_about_rare_classes(rows, "fold" if split is None else _SPLIT))
+    counts = zip(result.data.classes, result.data.counts, strict=True)
+    _print(_about_few("scored rows", [name for name, count in counts if 0 < count < _FEW]))
 
 
 def note_about_split(result: "SplitComparison") -> None:
@@ -64,6 +67,8 @@ def note_about_split(result: "SplitComparison") -> None:
     _print(_about_rows(rows, result.n_rows))
     _print(_about_copies(rows))
     _print(_about_rare_classes(rows, _SPLIT))
+    for part, scores in (("val", result.candidates[0].val), ("test", result.candidates[0].test)):
+        _print(_about_part(part, scores, rows.rare_train_only or []))
     if result.offsets:
         _print([_FITTED_OFFSETS])
 
@@ -140,13 +145,9 @@ def _about_rare_classes(rows: "RowReport", where: str) -> Iterator[str]:
 
 def _about_part(part: str, scores: "Scores", train_only: Sequence[str]) -> Iterator[str]:
     """Say which scores of a part of the split rest on too few rows."""
+    copies = "" if scores.n_groups == scores.n else " (copies counted once)"
     few = [name for name, of_class in scores.per_class.items() if 0 < of_class.groups < _FEW]
-    if few:
-        copies = "" if scores.n_groups == scores.n else " (copies counted once)"
-        yield (
-            f"fewer than {_FEW} {_PARTS[part]} rows{copies} of {_listed(few)}: the F1 is unreliable, and it counts as "
-            "much in the macro-F1 as the others"
-        )
+    yield from _about_few(f"{_PARTS[part]} rows{copies}", few)
     support = {name: of_class.support for name, of_class in scores.per_class.items() if name not in train_only}
     absent = [name for name, count in support.items() if count == 0]
     if absent:
@@ -156,6 +157,14 @@ def _about_part(part: str, scores: "Scores", train_only: Sequence[str]) -> Itera
         yield (
             f"all {_PARTS[part]} rows are right, so the intervals have no width: with this many rows, up to "
             f"{wrong:.1%} of all pairs may still be wrong (95 % bound)"
+        )
+
+
+def _about_few(what: str, classes: Sequence[str]) -> Iterator[str]:
+    if classes:
+        yield (
+            f"fewer than {_FEW} {what} of {_listed(classes)}: the F1 is unreliable, and it counts as much in the "
+            "macro-F1 as the others"
         )
 
 

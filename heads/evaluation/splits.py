@@ -230,6 +230,8 @@ def _read_division(
     used = {guid: labels[guid] for guids in parts.values() for guid in guids}
     rare = _classes_missing_in_a_part(used, parts)
     settled, relabelled = _settle_rare(used, rare, options.rare)
+    new = [guid for guid in new if guid not in used or guid in settled]  # the others are counted as dropped
+    new_without_copies = [guid for guid in new_without_copies if guid in new]
     kept = {name: [guid for guid in guids if guid in settled] for name, guids in parts.items()}
     _check_parts(folder, kept, settled)
     held_out_classes = {settled[guid] for name in ("val", "test") for guid in kept[name]}

@@ -24,8 +24,9 @@ from ..evaluation.statistics import (
     tail_p,
     with_fits,
 )
+from ..recipe import Recipe
 from ..runs.folders import check_writable, new_folder
-from .candidates import Candidate
+from .candidates import Candidate, candidates_of
 from .fits import FoldFit, by_candidate, fit_all
 from .results import (
     CandidateResult,
@@ -40,8 +41,8 @@ from .setup import Data, Protocol, Setup, focus_of, open_data, with_scored_count
 
 
 def compare(
-    setup: Setup,
-    candidates: Sequence[Candidate],
+    setup: Setup | str | Path,
+    candidates: Sequence[Candidate | str],
     protocol: Protocol | None = None,
     against: str = "best",
     focus_class: str | None = None,
@@ -52,10 +53,10 @@ def compare(
     Parameters
     ----------
     setup, protocol
-        Where to read and write, and how to make folds. A tenth of each training part decides when a fit stops. Fit i
-        has the seed of its recipe plus i.
+        Where to read and write (for the defaults: the cache file), and how to make folds. A tenth of each training part
+        decides when a fit stops. Fit i has the seed of its recipe plus i.
     candidates
-        Recipes with names.
+        Recipes with names; or fusions, which are trained by the default recipe (see ``candidates_of``).
     against
         The candidate from which differences are taken; ``best`` is the candidate with the highest macro-F1.
     focus_class
@@ -68,19 +69,20 @@ def compare(
     MmcliError
         A name does not exist, features are missing, or a class is too small for the folds.
     """
-    protocol = protocol or Protocol()
-    names = [candidate.name for candidate in candidates]
+    protocol, setup = protocol or Protocol(), setup if isinstance(setup, Setup) else Setup(setup)
+    chosen = [named if isinstance(named, Candidate) else candidates_of([named], Recipe())[0] for named in candidates]
+    names = [candidate.name for candidate in chosen]
     if against != "best" and against not in names:
         raise MmcliError(f"no candidate is called {against!r}: choose among {', '.join(names)}")
     check_writable(Path(setup.out))
-    data, summary, _ = open_data(setup, candidates, ("train", "val") if protocol.without_test else None, protocol.folds)
+    data, summary, _ = open_data(setup, chosen, ("train", "val") if protocol.without_test else None, protocol.folds)
     folds = repeated_folds(
         data.rows.classes, data.groups, data.classes, protocol.folds, protocol.repeats, protocol.seed
     )
     scored = np.unique(np.concatenate([fold.test for fold in folds]))  # the other rows are only trained on
     summary = with_scored_counts(summary, data, scored)
     focus = focus_of(focus_class, summary)
-    fits = fit_all(data, candidates, folds, setup)
+    fits = fit_all(data, chosen, folds, setup)
     data, folds, fits = _scored_only(data, folds, fits, scored)
     logits = out_of_fold(fits, len(data.guids), len(data.classes), protocol.repeats)
     results, reference, tested = score_candidates(data, logits, fits, against)
@@ -94,7 +96,7 @@ def compare(
             against=reference,
             differences_tested=tested,
             candidates=results,
-            recipes={candidate.name: candidate.recipe.to_dict() for candidate in candidates},
+            recipes={candidate.name: candidate.recipe.to_dict() for candidate in chosen},
         )
         write_results(draft, result, data, logits, folds)
     return result
@@ -174,7 +176,7 @@ def _scored(
         confusion=confusions.mean(axis=0).tolist(),
         fold_macro_f1=[float(macro_f1(confusion)) for confusion in by_fold],
         parameters=fits[0].parameters,
-        fit_seconds=float(np.mean([fit.seconds for fit in fits])),
+        fit_seconds=float(np.median([fit.seconds for fit in fits])),  # the first fit of a process also imports
         epochs=float(np.mean([fit.epochs for fit in fits])),
     )
 

@@ -54,7 +54,7 @@ class CandidateResult:
     fold_macro_f1
         Macro-F1 of each fit on its fold.
     parameters, fit_seconds, epochs
-        Size of the head, and mean duration and number of epochs of a fit.
+        Size of the head, median duration and mean number of epochs of a fit.
     difference
         From the candidate ``against``; None for this candidate itself.
     """

@@ -37,6 +37,8 @@ def labels_of(cache: FeatureCache, path: str | Path | None) -> tuple[Path, dict[
             labels[cache.guids[cache.row_of[guid]]] = tag  # the string of the cache, so that no copy takes memory
         elif tag is not None:
             absent += 1
+    if not labels and not absent:
+        raise DataError(f"{labels_file} has no label: fill in the column, or give another file with --labels")
     if not labels:
         raise DataError(
             f"none of the {absent} labels in {labels_file} belongs to a pair in {cache.path}: is it the labels file "

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import rewrite
-from mmcli.cache import DataError, Features, MmcliError, read_labels
+from conftest import header, rewrite, synthetic_block, write_cache
+from mmcli.cache import DataError, FeatureCache, Features, MmcliError, read_labels
 from mmcli.heads import Recipe, Rows, RunOptions, evaluate, load_checkpoint, train_head
 from mmcli.heads.evaluation.folds import repeated_folds
 from mmcli.heads.evaluation.splits import SplitOptions
@@ -282,3 +282,31 @@ def test_copies_are_drawn_together(setup, learnable):
 def test_the_largest_seeds_there_are(setup):
     recipe = QUICK.changed(seed=2**32 - 1)
     assert compare(setup, candidates_of(["concat"], recipe), Protocol(2, 2, seed=2**32 - 1)).protocol.repeats == 2
+
+
+def test_fusions_can_be_given_by_name_and_the_cache_by_its_path(setup, monkeypatch, tmp_path):
+    with FeatureCache.open(setup.cache) as cache:
+        image, text = cache.embeddings()
+        block = synthetic_block(cache.guids, cache.dim)
+    block.columns |= {"image": image, "text": text}
+    made_of = header()
+    made_of.dataset["labels"] = str(setup.labels)
+    path = write_cache(tmp_path / "with-labels.h5", block, made_of)
+    monkeypatch.chdir(tmp_path)
+    names = ["concat", "linear"]
+    result = compare(path, names, Protocol(2, 1))
+    expected = compare(Setup(path, setup.labels, jobs=1), candidates_of(names, Recipe()), Protocol(2, 1))
+    assert {entry.name: entry.macro_f1 for entry in result.candidates} == {
+        entry.name: entry.macro_f1 for entry in expected.candidates
+    }
+
+
+def test_classes_with_few_scored_rows_are_named(learnable, tmp_path, cli):
+    path, labels = learnable
+    rows = labels.read_text().splitlines()
+    rows[1:5] = [f"{line.split(',')[0]},odd" for line in rows[1:5]]
+    labels.write_text("\n".join(rows) + "\n")
+    options = ["--cache", path, "--labels", labels, "--epochs", "1", "--jobs", "1", "--out", tmp_path / "out"]
+    code, _, err = cli("compare", "--fusions", "concat", "--folds", "2", "--repeats", "1", *options)
+    assert code == 0, err
+    assert "fewer than 5 scored rows of 'odd': the F1 is unreliable" in err

@@ -175,3 +175,28 @@ def test_finetune_of_a_head_without_test_rows_with_rare_classes_and_pairs_that_a
     assert result["rows_gone"] == {"train": 1, "val": 0}
     code, _, err = cli("evaluate", "--from", tmp_path / "runs" / "latest")
     assert (code, "the split has no labelled test row: not scored" in err) == (0, True)
+
+
+def test_rows_that_are_dropped_are_not_called_new(rare, tmp_path):
+    path, labels = rare
+    first = train_head(path, labels, QUICK, SplitOptions(rare="drop"), RunOptions(tmp_path / "runs"))
+    split = SplitOptions(Path(first.run) / "splits", rare="drop")
+    again = train_head(path, labels, QUICK, split, RunOptions(tmp_path / "runs"))
+    assert (again.rows.new_rows, again.rows.rare_left_out) == (0, 13)
+    assert again.scores["train"].n == first.scores["train"].n
+
+
+def test_notes_of_evaluate_say_what_those_of_training_say(rare, tmp_path, cli):
+    path, labels = rare
+    tags = read_labels(labels)
+    held_back = [guid for guid, tag in tags.items() if tag == "cat"][:3]
+    early = write_tags(tmp_path / "early.csv", {guid: tag for guid, tag in tags.items() if guid not in held_back})
+    recipe = LEARNS.changed(offsets=True)
+    best_pt = train_head(path, early, recipe, options=RunOptions(tmp_path / "runs")).best_pt
+    code, _, err = cli("evaluate", "--from", best_pt, "--on", "val", "--device", "cpu")
+    assert code == 0
+    assert "the offsets were fitted on the validation rows" in err
+    code, _, err = cli("evaluate", "--from", best_pt, "--on", "new", "--labels", labels, "--device", "cpu")
+    assert code == 0
+    assert "fewer than 5 new rows of 'cat'" in err
+    assert "offsets" not in err
