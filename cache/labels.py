@@ -18,13 +18,21 @@ _LONGEST_CELL = 10_000_000  # characters, because the texts of a manifest can be
 # Spellings of a missing label. Other spellings are labels, because there is a bread called Nan.
 UNLABELLED = ("", "null", "NULL", "nan", "NaN")
 _WHOLE = re.compile(r"[+-]?[0-9]+\.0")
+# Usual names of a column, in any capitals.
+USUAL_NAMES = {
+    "guid": ("guid", "id"),
+    "image": ("image", "img", "image_path", "file_name"),
+    "text": ("text", "caption", "title"),
+    "text_path": ("text_path",),
+    "label": ("label", "tag", "category", "class"),
+}
 
 
 def read_table(path: Path) -> tuple[list[str], Iterator[tuple[int, dict[str, Any]]]]:
-    """Read a table: .jsonl and .ndjson as JSON Lines, .parquet as Parquet, anything else as CSV.
+    """Read a table: Parquet, JSON (a list of objects), JSON Lines, or text with commas, semicolons or tabs.
 
-    Return the header (for JSON Lines: all keys) and (line number, cells by column) of each row. A DataError says that
-    there is no such file, or that it is empty, not UTF-8, has a column twice, or a line that cannot be parsed.
+    Return the header (for JSON: all keys) and (line number, cells by column) of each row. A DataError says that there
+    is no such file, or that it is empty, not UTF-8, has a column twice, or a line that cannot be parsed.
     """
     if path.is_dir():
         raise DataError(f"{path} is a folder: give a table, such as a CSV file")
@@ -36,11 +44,13 @@ def read_table(path: Path) -> tuple[list[str], Iterator[tuple[int, dict[str, Any
     try:
         content = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not a text in UTF-8 (byte {error.start}): save the table as UTF-8") from error
+        raise DataError(f"{path} is not UTF-8 text (byte {error.start}): save the table as UTF-8") from error
     if suffix in (".jsonl", ".ndjson"):
-        return _read_jsonl(path, content)
+        return _read_json(path, _json_lines(path, content))
+    if suffix == ".json":
+        return _read_json(path, _json_objects(path, content))
     csv.field_size_limit(_LONGEST_CELL)
-    reader = csv.reader(io.StringIO(content, newline=""), strict=True)
+    reader = csv.reader(io.StringIO(content, newline=""), strict=True, delimiter=_delimiter(content))
     try:
         header = [cell.strip() for cell in next(reader, [])]
     except csv.Error as error:
@@ -68,17 +78,39 @@ def _csv_rows(path: Path, reader: Any, header: list[str]) -> Iterator[tuple[int,
         raise DataError(f"{path} line {reader.line_num}: {error}") from error
 
 
-def _read_jsonl(path: Path, content: str) -> tuple[list[str], Iterator[tuple[int, dict[str, Any]]]]:
-    rows = []
+def _delimiter(content: str) -> str:
+    """Return the delimiter that makes most cells of the first line; a comma where they are equal."""
+    first = content[: content.find("\n") + 1] or content
+    cells = {delimiter: len(next(csv.reader([first], delimiter=delimiter), [])) for delimiter in ",;\t"}
+    return max(cells, key=cells.__getitem__)
+
+
+def _json_lines(path: Path, content: str) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(content.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:  # ValueError also for a number with thousands of digits
-            raise DataError(f"{path} line {number} is not JSON: {getattr(error, 'msg', error)}") from error
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except (ValueError, RecursionError) as error:  # ValueError also for a number with thousands of digits
+                raise DataError(f"{path} line {number} is not JSON: {getattr(error, 'msg', error)}") from error
+
+
+def _json_objects(path: Path, content: str) -> Iterator[tuple[int, Any]]:
+    try:
+        objects = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not JSON: {getattr(error, 'msg', error)}") from error
+    if not isinstance(objects, list):
+        raise DataError(f"{path}: expected a list of objects, [{{…}}, …]; with an object in each line, call it .jsonl")
+    return enumerate(objects, 1)
+
+
+def _read_json(
+    path: Path, objects: Iterator[tuple[int, Any]]
+) -> tuple[list[str], Iterator[tuple[int, dict[str, Any]]]]:
+    rows = []
+    for number, row in objects:
         if not isinstance(row, dict):
-            raise DataError(f'{path} line {number}: expected an object such as {{"guid": …}}, found {line[:40]!r}')
+            raise DataError(f'{path} line {number}: expected an object such as {{"guid": …}}, found {str(row)[:40]!r}')
         rows.append((number, row))
     if not rows:
         raise DataError(f"{path} is empty")
@@ -129,21 +161,33 @@ def plain_cell(path: Path, line: int, row: dict[str, Any], column: str) -> str:
     return text
 
 
+def column_of(path: Path, header: Sequence[str], name: str) -> str | None:
+    """Return the column of a table that holds the ``name`` (a key of ``USUAL_NAMES``), or None.
+
+    Raise a DataError if two columns have a usual name of it.
+    """
+    columns = [column for column in header if column.casefold() in USUAL_NAMES[name]]
+    if len(columns) > 1:
+        listed = " and ".join(map(repr, columns))
+        raise DataError(f"{path}: the columns {listed} can both be the {name}: keep one of them, or rename the others")
+    return columns[0] if columns else None
+
+
 def guid_of(name: str) -> str:
     """Return a name as a guid, in Unicode's composed form (NFC), because macOS decomposes é in file names."""
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
-def _rows_by_guid(
-    path: Path, rows: Iterable[tuple[int, dict[str, Any]]], unlike: Container[str]
+def rows_by_guid(
+    path: Path, rows: Iterable[tuple[int, dict[str, Any]]], column: str, unlike: Container[str] = ()
 ) -> Iterator[tuple[int, str, dict[str, Any]]]:
     """Yield (line, guid, row); raise a DataError if the guid is empty, or among those in ``unlike`` by then."""
     for line, row in rows:
-        guid = guid_of(plain_cell(path, line, row, "guid"))
+        guid = guid_of(plain_cell(path, line, row, column))
         if not guid:
             raise DataError(f"{path} line {line}: the guid is empty: fill it in or remove the line")
         if guid in unlike:
-            first = next(line for line, row in read_table(path)[1] if guid_of(cell_text(row.get("guid"))) == guid)
+            first = next(line for line, row in read_table(path)[1] if guid_of(cell_text(row.get(column))) == guid)
             raise DataError(f"{path}: guid {guid!r} occurs twice, in lines {first} and {line}: keep one")
         yield line, guid, row
 
@@ -160,7 +204,7 @@ class Labels(dict[str, str | None]):
 
 
 def read_labels(path: str | Path) -> Labels:
-    """Read labels: a CSV with header ``guid,tag``, or a manifest with the columns ``guid`` and ``label`` or ``tag``.
+    """Read labels: a table of guids and labels, or a manifest with a label column (see ``USUAL_NAMES``).
 
     A guid that a manifest lists twice is unlabelled; featurize rejects such a pair. If every label is a whole number
     that pandas wrote as a fraction (``0.0``), labels are read as whole numbers (``0``).
@@ -173,17 +217,18 @@ def read_labels(path: str | Path) -> Labels:
     Raises
     ------
     DataError
-        No such file, another header, an empty guid, a label that is a list, or a guid that a ``guid,tag`` file lists
+        No such file, another header, an empty guid, a label that is a list, or a guid that a table of two columns lists
         twice.
     """
     path = Path(path)
     header, rows = read_table(path)
-    column = label_column(path, header)
-    if column is None or not (header == ["guid", "tag"] or {"guid", "image"} <= set(header) or column == "label"):
-        hint = ": save it with commas" if ";" in header[0] else ""
-        raise DataError(f"{path}: expected the header guid,tag, found {','.join(header)[:80]}{hint}")
+    guids, column = column_of(path, header, "guid"), column_of(path, header, "label")
+    # A column `tag` among others may be that of predictions.
+    is_manifest = column_of(path, header, "image") is not None or column == "label"
+    if guids is None or column is None or not (len(header) == 2 or is_manifest):
+        raise DataError(f"{path}: expected the header guid,tag, found {','.join(header)[:80]}")
     labels = Labels()
-    for line, guid, row in _rows_by_guid(path, rows, labels if header == ["guid", "tag"] else ()):
+    for line, guid, row in rows_by_guid(path, rows, guids, labels if len(header) == 2 else ()):
         label = plain_cell(path, line, row, column)
         if guid in labels:
             if labels[guid] is not None:
@@ -202,16 +247,8 @@ def read_labels(path: str | Path) -> Labels:
     return labels
 
 
-def label_column(path: Path, header: Sequence[str]) -> str | None:
-    """Return the name of the label column, ``label`` or ``tag``, or None; raise a DataError if the table has both."""
-    names = [name for name in ("label", "tag") if name in header]
-    if len(names) > 1:
-        raise DataError(f"{path} has the columns label and tag, which mean the same: keep one")
-    return names[0] if names and "guid" in header else None
-
-
 def read_ids(path: str | Path) -> list[str]:
-    """Read a list of guids: a table with the column ``guid`` (other columns are ignored).
+    """Read a list of guids: a table with a column of them (other columns are ignored).
 
     Raises
     ------
@@ -220,10 +257,11 @@ def read_ids(path: str | Path) -> list[str]:
     """
     path = Path(path)
     header, rows = read_table(path)
-    if "guid" not in header:
+    column = column_of(path, header, "guid")
+    if column is None:
         raise DataError(f"{path}: expected a header with the column guid, found {','.join(header)[:80]}")
     guids: dict[str, None] = {}
-    for _, guid, _ in _rows_by_guid(path, rows, guids):
+    for _, guid, _ in rows_by_guid(path, rows, column, guids):
         guids[guid] = None
     if not guids:
         raise DataError(f"{path} lists no guid: add a line per pair")

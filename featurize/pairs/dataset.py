@@ -1,19 +1,26 @@
 """A dataset of raw pairs: a folder of ``<guid>.jpg`` and ``<guid>.txt``, or a manifest (CSV, JSON Lines or Parquet)."""
 
 import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ...cache.errors import DataError
-from ...cache.labels import Labels, cell_text, guid_of, is_missing, label_column, plain_cell, read_labels, read_table
+from ...cache.labels import (
+    USUAL_NAMES,
+    Labels,
+    cell_text,
+    column_of,
+    guid_of,
+    is_missing,
+    read_labels,
+    read_table,
+    rows_by_guid,
+)
 from .image import IMAGE_SUFFIXES, is_image_file
 from .pair import Pair, guid_problem, natural_key
 from .spelling import Join, join_of
-
-_COLUMNS = ("guid", "image", "text", "text_path")
 
 Item = TypeVar("Item")
 Suffixes = tuple[str | None, str | None]  # of the image's and the text's file
@@ -230,23 +237,23 @@ class _Manifest(dict[str, Pair]):
     def read(cls, path: Path) -> "_Manifest":
         """Read a manifest; DataError if it cannot be read, lacks a column, or has an empty guid."""
         header, rows = read_table(path)
-        if "guid" not in header or "image" not in header or not {"text", "text_path"} & set(header):
+        columns = {name: column for name in USUAL_NAMES if (column := column_of(path, header, name)) is not None}
+        guids = columns.get("guid")
+        if guids is None or "image" not in columns or not {"text", "text_path"} & columns.keys():
             raise DataError(
-                f"{path}: a manifest needs the columns guid, image, and text or text_path (label or tag is optional), "
-                f"but has {','.join(header)[:80]!a}"
-                + (": save it with commas" if re.search("[;\t]", header[0]) else "")
+                f"{path}: a manifest needs columns for guid, image, and text or text_path (label is optional), but has "
+                f"{','.join(header)[:80]!a}: rename them to "
+                + "; ".join(f"{name}: {', '.join(USUAL_NAMES[name])}" for name in ("guid", "image", "text"))
             )
-        label = label_column(path, header)
-        manifest = cls(label is not None, [name for name in header if name not in (*_COLUMNS, label)])
-        for line, row in rows:
-            guid = guid_of(plain_cell(path, line, row, "guid"))
-            if not guid:
-                raise DataError(f"{path} line {line}: the guid is empty: fill it in or remove the line")
+        used = columns.values()
+        manifest = cls("label" in columns, [column for column in header if column not in used])
+        for line, guid, row in rows_by_guid(path, rows, guids):
             if guid in manifest:
                 problem = f"guid given twice, again in line {line} of {path.name}"
                 manifest[guid] = replace(manifest[guid], problem=problem)
             else:
-                manifest[guid] = _pair_in_row(path.parent, guid, row)
+                cells = {name: row.get(column) for name, column in columns.items()}
+                manifest[guid] = _pair_in_row(path.parent, guid, cells)
         return manifest
 
     def expect(self, guid: str) -> None:
@@ -270,8 +277,14 @@ def _pair_in_row(folder: Path, guid: str, row: dict[str, Any]) -> Pair:
     text = row.get("text")
     return Pair(
         guid,
-        str(folder / image) if image else None,
-        str(folder / text_path) if text_path else None,
+        _path_in(folder, image) if image else None,
+        _path_in(folder, text_path) if text_path else None,
         None if is_missing(text) or text_path else str(text),
         problem,
     )
+
+
+def _path_in(folder: Path, name: str) -> str:
+    """Return the path of a file that a manifest in ``folder`` names; backslashes count as slashes if no file has them."""
+    path = str(folder / name)
+    return path.replace("\\", "/") if os.sep == "/" and "\\" in name and not os.path.exists(path) else path

@@ -1,3 +1,5 @@
+import csv
+import io
 import json
 import re
 import shutil
@@ -28,14 +30,14 @@ def test_labels_are_read_in_order_and_null_is_unlabelled(tmp_path, text):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("id,label\n1,a\n", "expected the header guid,tag, found id,label"),
+        ("name,label\n1,a\n", "expected the header guid,tag, found name,label"),
         ("guid,tag,more\n1,a,b\n", "expected the header guid,tag"),
         ("", "empty"),
         ("guid,tag\n1,a\n2,b\n1,c\n", "guid '1' occurs twice, in lines 2 and 4"),
         ("guid,tag\n1,a,b\n", "line 2: 3 cells"),
         ("guid,tag\n,a\n", "line 2: the guid is empty"),
         ("guid,tag\n", "has a header, but no labels"),
-        ("guid;tag\n1;a\n", "save it with commas"),
+        ("guid;id;tag\n1;1;a\n", "the columns 'guid' and 'id' can both be the guid"),
         ('guid,tag\n1,a\n2,"b\n3,a\n', "unexpected end of data"),
     ],
 )
@@ -161,7 +163,7 @@ def test_a_manifest_with_text_files_and_one_without_the_columns(tmp_path):
     write(tmp_path / "t.txt", "from a file")
     path = write(tmp_path / "pairs.csv", "guid,image,text_path\n1,1.jpg,t.txt\n")
     assert Dataset.open(path).pairs[0].read_text() == b"from a file"
-    with pytest.raises(DataError, match="a manifest needs the columns"):
+    with pytest.raises(DataError, match="a manifest needs columns for guid, image, and text"):
         Dataset.open(write(tmp_path / "other.csv", "guid,picture\n1,1.jpg\n"))
     with pytest.raises(DataError, match="line 2 is not JSON"):
         Dataset.open(write(tmp_path / "bad.jsonl", '{"guid": "1", "image": "1.jpg", "text": ""}\n{'))
@@ -269,6 +271,66 @@ def test_what_is_read_as_unlabelled_is_counted_by_its_spelling(tmp_path):
     assert found.unlabelled == {"": 1, "null": 2, "NaN": 1}
 
 
+ROWS = [("a", "1.jpg", 'semi;colon, "quoted"', "up"), ("b", "sub/2.jpg", "tab\tand line\nbreak", "家电")]
+
+
+def rows_as(name, header, rows):
+    """Return a table of these rows as text, by the suffix of its name."""
+    if name.lower().endswith(("jsonl", "ndjson")):
+        return "\n".join(json.dumps(dict(zip(header, row, strict=True))) for row in rows)
+    if name.lower().endswith("json"):
+        return json.dumps([dict(zip(header, row, strict=True)) for row in rows], ensure_ascii=False)
+    buffer = io.StringIO()
+    delimiter = ";" if "semicolon" in name else "\t" if name.endswith("tsv") else ","
+    csv.writer(buffer, delimiter=delimiter).writerows([header, *rows])
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("header", ["guid,image,text,label", "id,img,caption,tag", "ID,File_Name,Title,Class"])
+@pytest.mark.parametrize("name", ["m.csv", "semicolon.csv", "m.tsv", "m.jsonl", "m.NDJSON", "m.json"])
+def test_a_table_of_any_form_with_the_usual_names_is_a_manifest(tmp_path, name, header):
+    path = write(tmp_path / name, rows_as(name, header.split(","), ROWS))
+    found = Dataset.open(path)
+    assert found.unused_columns == []
+    assert found.labels == {"a": "up", "b": "家电"}
+    for pair, (guid, image, text, _) in zip(found.pairs, ROWS, strict=True):
+        assert (pair.guid, pair.image, pair.text) == (guid, str(tmp_path / image), text)
+    assert read_ids(path) == ["a", "b"]
+
+
+def test_labels_and_ids_in_tables_of_other_forms(tmp_path):
+    for name, text in (("a.tsv", "id\tcategory\n1\tx\n"), ("b.csv", "guid;class\n1;x\n"), ("c.json", '[{"id": 1, "tag": "x"}]')):
+        path = write(tmp_path / name, text)
+        assert read_labels(path) == {"1": "x"}
+        assert read_ids(path) == ["1"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("m.csv", "guid,image,text,title\n1,1.jpg,a,b\n", "the columns 'text' and 'title' can both be the text"),
+        ("m.csv", "id,img,file_name,text\n1,1.jpg,1.jpg,a\n", "the columns 'img' and 'file_name' can both be the image"),
+        ("m.json", '{"id": 1}', r"expected a list of objects, .* call it .jsonl"),
+        ("m.json", "[1]", "expected an object"),
+        ("m.json", "[", "is not JSON"),
+        ("m.csv", "name,picture\n1,1.jpg\n", "rename them to guid: guid, id; image: image, img"),
+    ],
+)
+def test_a_table_that_is_not_understood_is_one_line(tmp_path, name, text, words):
+    with pytest.raises(DataError, match=words):
+        Dataset.open(write(tmp_path / name, text))
+
+
+def test_backslashes_in_paths_of_a_manifest_are_slashes(tmp_path):
+    (tmp_path / "sub").mkdir()
+    write(tmp_path / "sub" / "t.txt", "words")
+    (tmp_path / "odd\\name.txt").write_text("odd")
+    path = write(tmp_path / "m.csv", "guid,image,text_path\n1,sub\\1.jpg,sub\\t.txt\n2,sub/2.jpg,odd\\name.txt\n")
+    first, second = Dataset.open(path).pairs
+    assert (first.image, first.read_text()) == (str(tmp_path / "sub" / "1.jpg"), b"words")
+    assert second.read_text() == b"odd"
+
+
 @pytest.mark.parametrize("column", ["label", "tag"])
 def test_labels_of_a_manifest_may_be_called_label_or_tag(tmp_path, column):
     path = write(tmp_path / "m.csv", f"guid,image,text,{column},price\n1,1.jpg,t,up,3\n")
@@ -279,7 +341,7 @@ def test_labels_of_a_manifest_may_be_called_label_or_tag(tmp_path, column):
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
-        ("m.csv", "guid,image,text,label,tag\n1,1.jpg,t,a,b\n", "label and tag, which mean the same"),
+        ("m.csv", "guid,image,text,label,tag\n1,1.jpg,t,a,b\n", "the columns 'label' and 'tag' can both be the label"),
         ("m.csv", "guid,image,text,text\n1,1.jpg,t,u\n", "the column 'text' 2 times"),
         ("m.jsonl", '{"guid": "1", "image": "1.jpg", "text": "t", "label": ["a", "b"]}', "line 1: label is a list"),
         ("m.jsonl", '{"guid": {"id": 1}, "image": "1.jpg", "text": "t"}', "line 1: guid is an object"),
