@@ -36,7 +36,7 @@ def read_table(path: Path) -> tuple[list[str], Iterator[tuple[int, dict[str, Any
     try:
         content = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not a text in UTF-8 (byte {error.start}): save the table as UTF-8") from error
+        raise DataError(f"{path} is not UTF-8 text (byte {error.start}): save the table as UTF-8") from error
     if suffix in (".jsonl", ".ndjson"):
         return _read_jsonl(path, content)
     csv.field_size_limit(_LONGEST_CELL)
