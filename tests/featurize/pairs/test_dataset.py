@@ -271,7 +271,7 @@ def test_what_is_read_as_unlabelled_is_counted_by_its_spelling(tmp_path):
     assert found.unlabelled == {"": 1, "null": 2, "NaN": 1}
 
 
-ROWS = [("a", "1.jpg", 'semi;colon, "quoted"', "up"), ("b", "sub/2.jpg", "tab\tand line\nbreak", "家电")]
+TABLE_ROWS = [("a", "1.jpg", 'semi;colon, "quoted"', "up"), ("b", "sub/2.jpg", "tab\tand line\nbreak", "家电")]
 
 
 def rows_as(name, header, rows):
@@ -289,17 +289,21 @@ def rows_as(name, header, rows):
 @pytest.mark.parametrize("header", ["guid,image,text,label", "id,img,caption,tag", "ID,File_Name,Title,Class"])
 @pytest.mark.parametrize("name", ["m.csv", "semicolon.csv", "m.tsv", "m.jsonl", "m.NDJSON", "m.json"])
 def test_a_table_of_any_form_with_the_usual_names_is_a_manifest(tmp_path, name, header):
-    path = write(tmp_path / name, rows_as(name, header.split(","), ROWS))
+    path = write(tmp_path / name, rows_as(name, header.split(","), TABLE_ROWS))
     found = Dataset.open(path)
     assert found.unused_columns == []
     assert found.labels == {"a": "up", "b": "家电"}
-    for pair, (guid, image, text, _) in zip(found.pairs, ROWS, strict=True):
+    for pair, (guid, image, text, _) in zip(found.pairs, TABLE_ROWS, strict=True):
         assert (pair.guid, pair.image, pair.text) == (guid, str(tmp_path / image), text)
     assert read_ids(path) == ["a", "b"]
 
 
 def test_labels_and_ids_in_tables_of_other_forms(tmp_path):
-    for name, text in (("a.tsv", "id\tcategory\n1\tx\n"), ("b.csv", "guid;class\n1;x\n"), ("c.json", '[{"id": 1, "tag": "x"}]')):
+    for name, text in (
+        ("a.tsv", "id\tcategory\n1\tx\n"),
+        ("b.csv", "guid;class\n1;x\n"),
+        ("c.json", '[{"id": 1, "tag": "x"}]'),
+    ):
         path = write(tmp_path / name, text)
         assert read_labels(path) == {"1": "x"}
         assert read_ids(path) == ["1"]
@@ -309,7 +313,11 @@ def test_labels_and_ids_in_tables_of_other_forms(tmp_path):
     ("name", "text", "words"),
     [
         ("m.csv", "guid,image,text,title\n1,1.jpg,a,b\n", "the columns 'text' and 'title' can both be the text"),
-        ("m.csv", "id,img,file_name,text\n1,1.jpg,1.jpg,a\n", "the columns 'img' and 'file_name' can both be the image"),
+        (
+            "m.csv",
+            "id,img,file_name,text\n1,1.jpg,1.jpg,a\n",
+            "the columns 'img' and 'file_name' can both be the image",
+        ),
         ("m.json", '{"id": 1}', r"expected a list of objects, .* call it .jsonl"),
         ("m.json", "[1]", "expected an object"),
         ("m.json", "[", "is not JSON"),
