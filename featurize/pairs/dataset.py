@@ -285,6 +285,6 @@ def _pair_in_row(folder: Path, guid: str, row: dict[str, Any]) -> Pair:
 
 
 def _path_in(folder: Path, name: str) -> str:
-    """Return the path of a file that a manifest in ``folder`` names; backslashes count as slashes if no file has them."""
+    """Return the path of a file that a manifest in ``folder`` names. Backslashes are slashes if no file has them."""
     path = str(folder / name)
     return path.replace("\\", "/") if os.sep == "/" and "\\" in name and not os.path.exists(path) else path
