@@ -1,1 +1,1 @@
-"""Figures, tables and progress from plain data. Imports nothing else of mmcli."""
+"""Figures, tables, notes and progress. At run time it imports nothing else of mmcli; types of results are for mypy."""

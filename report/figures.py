@@ -2,16 +2,14 @@
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-if TYPE_CHECKING:
-    from ..heads.experiments.results import CandidateResult
+Estimate = tuple[float, float, float]  # a score or difference, and its interval
 
 _MOST_NAMED = 15  # names and counts of more classes are too small to read
 _TRAIN, _VAL, _MARK = "#4c72b0", "#dd8452", "#555555"
@@ -59,28 +57,28 @@ def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], part: str
     _write(figure, path)
 
 
-def differences(candidates: "Sequence[CandidateResult]", against: str, path: Path) -> None:
+def differences(
+    scores: Mapping[str, Estimate], changes: Mapping[str, Estimate | None], against: str, path: Path
+) -> None:
     """Draw macro-F1 of each candidate with its interval, and its difference from ``against`` with its interval."""
-    names = _drawable([candidate.name for candidate in candidates])
-    places = range(len(names), 0, -1)
-    figure = Figure(figsize=(10, 1.4 + 0.38 * len(names)), layout="constrained")
-    scores, apart = figure.subplots(1, 2, sharey=True)
-    for place, candidate in zip(places, candidates, strict=True):
-        _dot(scores, place, candidate.macro_f1, candidate.macro_f1_ci, _TRAIN)
-        difference = candidate.difference
-        if difference is None:
-            apart.plot(0, place, "D", color=_MARK)
+    places = range(len(scores), 0, -1)
+    figure = Figure(figsize=(10, 1.4 + 0.38 * len(scores)), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for place, name in zip(places, scores, strict=True):
+        _dot(left, place, scores[name], _TRAIN)
+        change = changes[name]
+        if change is None:
+            right.plot(0, place, "D", color=_MARK)
         else:
-            low, high = difference.low, difference.high
-            _dot(apart, place, difference.macro_f1, (low, high), _MARK if low <= 0 <= high else _VAL)
-    apart.axvline(0, color=_MARK, linestyle=":")
-    scores.set_yticks(places, names, parse_math=False)
-    scores.set(xlabel="macro-F1 out of fold", title="Score, 95 % interval")
-    apart.set(title="Difference, 95 % interval (orange: not across 0)")
-    apart.set_xlabel(f"difference in macro-F1 from {against}", parse_math=False)
-    for axes in (scores, apart):
+            _dot(right, place, change, _MARK if change[1] <= 0 <= change[2] else _VAL)
+    right.axvline(0, color=_MARK, linestyle=":")
+    left.set_yticks(places, _drawable(list(scores)), parse_math=False)
+    left.set(xlabel="macro-F1 out of fold", title="Score, 95 % interval")
+    right.set(title="Difference, 95 % interval (orange: not across 0)")
+    right.set_xlabel(f"difference in macro-F1 from {against}", parse_math=False)
+    for axes in (left, right):
         axes.grid(alpha=0.3, axis="x")
-        axes.set_ylim(0.4, len(names) + 0.6)
+        axes.set_ylim(0.4, len(scores) + 0.6)
     _write(figure, path)
 
 
@@ -95,6 +93,7 @@ def _drawable(names: Sequence[str]) -> list[str]:
     return [re.sub("[\x00-\x1f\x7f-\x9f\ud800-\udfff]", lambda match: ascii(match[0])[1:-1], name) for name in names]
 
 
-def _dot(axes: Axes, place: float, value: float, bounds: Sequence[float], color: str) -> None:
-    axes.plot(bounds, [place, place], color=color, linewidth=2, alpha=0.6)
+def _dot(axes: Axes, place: float, estimate: Estimate, color: str) -> None:
+    value, low, high = estimate
+    axes.plot((low, high), [place, place], color=color, linewidth=2, alpha=0.6)
     axes.plot(value, place, "o", color=color)

@@ -77,9 +77,10 @@ class OfflineBackbone(Backbone):
 
     def load(self, device: str, dtype: str, resize: int | None) -> Encoder:
         """Load both encoders. The image weights are a pickle, so they are loaded with ``weights_only=True``."""
-        from .offline_encoder import load_offline_encoder
+        from .offline_encoder import load_offline_encoder, orthonormal_projection
 
         text_path, _ = _checked(*TEXT_WEIGHTS)
         image_path, _ = _checked(*IMAGE_WEIGHTS)
         with only(text_path.parent, [*_text_files(text_path.parent), text_path.name]) as folder:
-            return load_offline_encoder(folder, image_path, device, dtype, resize)
+            projections = [orthonormal_projection(width, DIM, PROJECTION_SEED) for width in (384, 1280)]
+            return load_offline_encoder(folder, image_path, projections, device, dtype, resize)

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from .base import Encoded
-from .offline import DIM, PROJECTION_SEED
 from .tensors import Preparer, TorchEncoder, make_preparer, to_float, to_half
 from .towers import Top, Tower, check_layers, cut, upper, with_children
 
@@ -54,7 +53,7 @@ class OfflineEncoder(TorchEncoder):
         text_model: nn.Module,
         image_model: nn.Module,
         prepare: Preparer,
-        projections: tuple[NDArray[np.float32], NDArray[np.float32]],
+        projections: Sequence[NDArray[np.float32]],
         *,
         device: str,
         dtype: str,
@@ -116,9 +115,14 @@ class OfflineEncoder(TorchEncoder):
 
 
 def load_offline_encoder(
-    text_folder: Path, image_weights: Path, device: str, dtype: str, resize: int | None
+    text_folder: Path,
+    image_weights: Path,
+    projections: Sequence[NDArray[np.float32]],
+    device: str,
+    dtype: str,
+    resize: int | None,
 ) -> OfflineEncoder:
-    """Load both encoders."""
+    """Load both encoders; ``projections`` are those of text and image (see ``OfflineEncoder``)."""
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     safe = {"local_files_only": True, "trust_remote_code": False}
@@ -132,7 +136,6 @@ def load_offline_encoder(
         image_mean=IMAGE_MEAN,
         image_std=IMAGE_STD,
     )
-    projections = orthonormal_projection(384, DIM, PROJECTION_SEED), orthonormal_projection(1280, DIM, PROJECTION_SEED)
     prepare = make_preparer(processor, resize)
     return OfflineEncoder(tokenizer, text_model, image_model, prepare, projections, device=device, dtype=dtype)
 

@@ -149,7 +149,12 @@ def write_results(
     write_json(draft / "results.json", result.to_dict())
     write_text(draft / "results.csv", table_text(*results_table(result)))
     write_out_of_fold(draft / "out_of_fold.csv", data, logits, folds)
-    figures.differences(result.candidates, result.against, draft / "results.png")
+    scores = {candidate.name: (candidate.macro_f1, *candidate.macro_f1_ci) for candidate in result.candidates}
+    changes = {candidate.name: candidate.difference for candidate in result.candidates}
+    changes_with_bounds = {
+        name: None if change is None else (change.macro_f1, change.low, change.high) for name, change in changes.items()
+    }
+    figures.differences(scores, changes_with_bounds, result.against, draft / "results.png")
 
 
 def results_table(result: Comparison) -> tuple[list[str], list[list[str]]]:

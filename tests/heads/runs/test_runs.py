@@ -341,3 +341,8 @@ def test_several_seeds_make_one_ensemble(learnable, tmp_path):
     assert full.seeds == [42, 43, 44]
     assert np.array_equal(full.head.offsets, checkpoint.head.offsets)
     assert full.best_epochs == [each.best_epoch for each in run.seeds]
+
+
+def test_a_run_has_at_least_one_seed(tmp_path):
+    with pytest.raises(MmcliError, match="seeds must be 1 or more, found 0"):
+        RunOptions(tmp_path / "runs", seeds=0)
