@@ -96,8 +96,13 @@ def read_split(folder: str | Path) -> dict[str, dict[str, str | None]]:
                 f"no such file: {path}; a split folder holds train_split.csv, val_split.csv and, where there are test "
                 "rows, test_split.csv, each with the header guid,tag"
             )
-        is_empty = name == "test" and (not path.is_file() or not any(True for _ in read_table(path)[1]))
-        parts[name] = {} if is_empty else read_labels(path)
+        is_empty = not path.is_file() or not any(True for _ in read_table(path)[1])
+        if is_empty and name == "val":
+            raise DataError(
+                f"{path} names no pair, but training needs rows to stop by: a run on all rows (--full) has none, so give "
+                "the splits of the run that it repeats"
+            )
+        parts[name] = {} if is_empty and name == "test" else read_labels(path)
         for guid in parts[name]:
             if guid in seen:
                 raise DataError(f"guid {guid!r} is in two parts of {folder}: {seen[guid]} and {name}")

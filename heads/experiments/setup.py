@@ -18,7 +18,15 @@ from ..evaluation.splits import Split, SplitOptions, divide, settle_rare_in_fold
 from ..model.inputs import Rows
 from ..runs.fit_store import data_key
 from ..runs.folders import LATEST, pointed_at
-from ..runs.labelled import RowReport, class_numbers, features_for, labels_of, left_for_features, share_of
+from ..runs.labelled import (
+    RowReport,
+    absent_labels_are_named,
+    class_numbers,
+    features_for,
+    labels_of,
+    left_for_features,
+    share_of,
+)
 from .candidates import Candidate
 
 
@@ -168,7 +176,8 @@ def open_data(
         labels_file, labels, absent = labels_of(cache, setup.labels)
         group_of, split = groups_by_guid(cache, list(labels)), None
         if parts is not None:
-            division = divide(labels, group_of, setup.split)
+            with absent_labels_are_named(cache, absent):
+                division = divide(labels, group_of, setup.split)
             labels, split, counts = division.labels, division.split, division.counts
             guids = [guid for name in parts for guid in split.named()[name]]
         else:

@@ -1,6 +1,7 @@
 """Labelled rows of a cache, what became of them, and the share of memory for their features."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,17 @@ def labels_of(cache: FeatureCache, path: str | Path | None) -> tuple[Path, dict[
             f"of {cache.header.dataset['data']}?"
         )
     return Path(labels_file).absolute(), labels, absent
+
+
+@contextlib.contextmanager
+def absent_labels_are_named(cache: FeatureCache, absent: int) -> Iterator[None]:
+    """Add to a DataError that the labels of ``absent`` pairs were left out, which may be its cause."""
+    try:
+        yield
+    except DataError as error:
+        if not absent:
+            raise
+        raise DataError(f"{error}; {absent} more labels belong to pairs that {cache.path} does not hold") from error
 
 
 def features_for(

@@ -22,7 +22,7 @@ from ..training.loop import Fit, FitOptions
 from .checkpoint import Checkpoint, stage1_of
 from .fit_store import FitStore, FitTask, data_key, fit_tasks, key_of, order_in_file
 from .folders import check_writable
-from .labelled import RowReport, labels_of, rows_of_parts, share_of
+from .labelled import RowReport, absent_labels_are_named, labels_of, rows_of_parts, share_of
 from .last_layers import open_last_layers, stage2_tasks
 from .parallel import processes_for
 from .run_folder import RunContent, RunOptions, RunResult, SeedScores, Watch, read_schedules, write_run
@@ -70,7 +70,8 @@ def train_head(
     with FeatureCache.open(cache_path) as cache:
         labels_file, labels, absent = labels_of(cache, labels_path)
         groups_of_guids = groups_by_guid(cache, list(labels))
-        division = divide(labels, groups_of_guids, split)
+        with absent_labels_are_named(cache, absent):
+            division = divide(labels, groups_of_guids, split)
         parts = {name: guids for name, guids in division.split.named().items() if guids}
         groups = group_numbers(groups_of_guids, parts)
         report = RowReport(absent, duplicates_separated=separated(parts, groups_of_guids), **division.counts)

@@ -296,3 +296,18 @@ def test_new_rows_that_are_copies_of_held_out_rows_do_not_train(learnable, tmp_p
     assert (again.rows.new_rows, again.rows.new_copies) == (1, 1)
     assert again.scores["train"].n + again.scores["val"].n + again.scores["test"].n == 399
     assert again.rows.duplicates_separated == 0
+
+
+def test_the_splits_of_a_run_on_all_rows_are_not_enough(learnable, tmp_path):
+    path, labels = learnable
+    options = RunOptions(tmp_path / "runs", jobs=1)
+    full = train_full(train_head(path, labels, QUICK, options=options).best_pt, options=options)
+    with pytest.raises(DataError, match=r"val_split.csv names no pair.*give the splits of the run that it repeats"):
+        train_head(path, labels, QUICK, SplitOptions(Path(full.run) / "splits"), options)
+
+
+def test_labels_of_other_pairs_are_named_where_too_few_are_left(learnable, tmp_path):
+    path, _ = learnable
+    labels = write_tags(tmp_path / "other.csv", {"1": "a", "2": "b"} | {f"other-{guid}": "a" for guid in range(50)})
+    with pytest.raises(DataError, match=r"; 50 more labels belong to pairs that .* does not hold"):
+        train_head(path, labels, QUICK, options=RunOptions(tmp_path / "runs"))
