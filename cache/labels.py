@@ -8,8 +8,9 @@ import re
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from .errors import DataError
@@ -26,6 +27,7 @@ USUAL_NAMES = {
     "text_path": ("text_path",),
     "label": ("label", "tag", "category", "class"),
 }
+NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
 
 
 def read_table(path: Path) -> tuple[list[str], Iterator[tuple[int, dict[str, Any]]]]:
@@ -161,16 +163,39 @@ def plain_cell(path: Path, line: int, row: dict[str, Any], column: str) -> str:
     return text
 
 
-def column_of(path: Path, header: Sequence[str], name: str) -> str | None:
-    """Return the column of a table that holds the ``name`` (a key of ``USUAL_NAMES``), or None.
+def parse_columns(text: str) -> dict[str, str]:
+    """Read ``guid=id,text=title+description``: columns by the names of ``USUAL_NAMES``."""
+    columns = {}
+    for part in text.split(","):
+        name, equals, column = (piece.strip() for piece in part.partition("="))
+        if not equals or not column or name not in USUAL_NAMES:
+            raise DataError(
+                f"--columns cannot have {part.strip()!r}: write name=column, with a name among {', '.join(USUAL_NAMES)}"
+            )
+        columns[name] = column
+    return columns
 
-    Raise a DataError if two columns have a usual name of it.
+
+def columns_of(path: Path, header: Sequence[str], name: str, chosen: Mapping[str, str] = NO_COLUMNS) -> list[str]:
+    """Return the columns of a table that hold the ``name`` (a key of ``USUAL_NAMES``); several only for the text.
+
+    These are the columns ``chosen`` for it, as in ``{"text": "title+description"}``, or the column with a usual name. A
+    chosen label may be in another table. Raise a DataError if a chosen column is missing, or if two columns have a
+    usual name.
     """
-    columns = [column for column in header if column.casefold() in USUAL_NAMES[name]]
+    if name in chosen:
+        columns = [column.strip() for column in chosen[name].split("+")] if name == "text" else [chosen[name]]
+        missing = [column for column in columns if column not in header]
+        if not missing:
+            return columns
+        if name != "label":
+            raise DataError(f"{path} has no column {missing[0]!r} for the {name}: it has {', '.join(header)[:200]}")
+        return []
+    columns = [column for column in header if column.casefold() in USUAL_NAMES[name] and column not in chosen.values()]
     if len(columns) > 1:
         listed = " and ".join(map(repr, columns))
-        raise DataError(f"{path}: the columns {listed} can both be the {name}: keep one of them, or rename the others")
-    return columns[0] if columns else None
+        raise DataError(f"{path}: the columns {listed} can both be the {name}: choose with --columns {name}=COLUMN")
+    return columns
 
 
 def guid_of(name: str) -> str:
@@ -203,8 +228,8 @@ class Labels(dict[str, str | None]):
         self.unlabelled: Counter[str] = Counter()
 
 
-def read_labels(path: str | Path) -> Labels:
-    """Read labels: a table of guids and labels, or a manifest with a label column (see ``USUAL_NAMES``).
+def read_labels(path: str | Path, columns: Mapping[str, str] = NO_COLUMNS) -> Labels:
+    """Read labels: a table of guids and labels, or a manifest with a label column (see ``columns_of``).
 
     A guid that a manifest lists twice is unlabelled; featurize rejects such a pair. If every label is a whole number
     that pandas wrote as a fraction (``0.0``), labels are read as whole numbers (``0``).
@@ -222,14 +247,14 @@ def read_labels(path: str | Path) -> Labels:
     """
     path = Path(path)
     header, rows = read_table(path)
-    guids, column = column_of(path, header, "guid"), column_of(path, header, "label")
+    guids, found = columns_of(path, header, "guid", columns), columns_of(path, header, "label", columns)
     # A column `tag` among others may be that of predictions.
-    is_manifest = column_of(path, header, "image") is not None or column == "label"
-    if guids is None or column is None or not (len(header) == 2 or is_manifest):
+    is_manifest = "label" in columns or found == ["label"] or columns_of(path, header, "image", columns)
+    if not guids or not found or not (len(header) == 2 or is_manifest):
         raise DataError(f"{path}: expected the header guid,tag, found {','.join(header)[:80]}")
     labels = Labels()
-    for line, guid, row in rows_by_guid(path, rows, guids, labels if len(header) == 2 else ()):
-        label = plain_cell(path, line, row, column)
+    for line, guid, row in rows_by_guid(path, rows, guids[0], labels if len(header) == 2 else ()):
+        label = plain_cell(path, line, row, found[0])
         if guid in labels:
             if labels[guid] is not None:
                 labels[guid] = None
@@ -257,11 +282,11 @@ def read_ids(path: str | Path) -> list[str]:
     """
     path = Path(path)
     header, rows = read_table(path)
-    column = column_of(path, header, "guid")
-    if column is None:
+    column = columns_of(path, header, "guid")
+    if not column:
         raise DataError(f"{path}: expected a header with the column guid, found {','.join(header)[:80]}")
     guids: dict[str, None] = {}
-    for _, guid, _ in rows_by_guid(path, rows, column, guids):
+    for _, guid, _ in rows_by_guid(path, rows, column[0], guids):
         guids[guid] = None
     if not guids:
         raise DataError(f"{path} lists no guid: add a line per pair")

@@ -2,11 +2,14 @@
 
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from .options import CACHE, CacheArgument, DataOption, Device, EncoderOption, Options, OutputOption, RecordedData
+
+if TYPE_CHECKING:
+    from ..featurize import Dataset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +41,16 @@ class Featurize(Options):
     max_reject_rate: Annotated[
         float, DataOption(min=0, max=1, help="Largest share of pairs that may be unreadable; above it, fail.")
     ] = 0.05
+    columns: Annotated[
+        str | None,
+        DataOption(
+            help="Columns of a manifest: guid=id,image=img,text=title+description,label=category. Default: as in the "
+            "cache, else by their usual names."
+        ),
+    ] = None
+    image_root: Annotated[
+        Path | None, DataOption(help="Folder of the images of a manifest. Default: as in the cache, else its folder.")
+    ] = None
     prune: Annotated[bool, DataOption("--prune", help="Drop cached pairs that are no longer in DATA.")] = False
     backbone: Annotated[
         str | None,
@@ -66,19 +79,22 @@ class Featurize(Options):
         if self.data is None and not self.out.is_file():
             raise typer.BadParameter(f"give DATA, a folder or a manifest: there is no cache {self.out} that names it")
         from ..cache import FeatureCache
+        from ..cache.labels import parse_columns
         from ..cache.machine import keep_freed_memory
         from ..featurize import FeaturizeOptions, featurize
         from ..report.progress import ProgressLine
         from ..report.tables import featurize_table
 
-        options = FeaturizeOptions(**{field.name: getattr(self, field.name) for field in fields(FeaturizeOptions)})
+        typed = {field.name: getattr(self, field.name) for field in fields(FeaturizeOptions)}
+        columns = None if self.columns is None else parse_columns(self.columns)
+        options = FeaturizeOptions(**typed | {"columns": columns})
         data = self.data
         if data is None:
             with FeatureCache.open(self.out) as recorded:
                 data = Path(recorded.header.dataset["data"])
         keep_freed_memory()
         with ProgressLine("featurize") as progress:
-            summary = featurize(data, self.labels, self.out, options, progress).to_dict()
+            summary = featurize(data, self.labels, self.out, options, progress, _say_how_understood).to_dict()
         cache = "" if self.out == CACHE else f"--cache {self.out} "
         self.show(summary, featurize_table(summary, f"mmcli train-head {cache}--fusion concat"))
 
@@ -103,7 +119,7 @@ class Info(Options):
             result = cache.describe() | {"content": asdict(count_rows(cache))}
             recorded = cache.header.dataset
             try:
-                dataset = Dataset.open(recorded["data"], recorded["labels"])
+                dataset = Dataset.recorded(recorded, labels=True)
             except DataError as error:
                 result["dataset_problem"] = str(error)
             else:
@@ -130,7 +146,7 @@ class Verify(Options):
         from ..report.tables import counted, pairs_table
 
         with FeatureCache.open(self.cache) as cache:
-            pairs = {pair.guid: pair for pair in Dataset.open(self.data or cache.header.dataset["data"]).pairs}
+            pairs = {pair.guid: pair for pair in Dataset.recorded(cache.header.dataset, self.data).pairs}
             problems = verify(cache, lambda guid: pairs[guid].digests() if guid in pairs else None)
             rows, sound = len(cache), not any(problems.values())
         listed = {name: counted(guids) for name, guids in problems.items()}
@@ -165,3 +181,11 @@ class Export(Options):
             written += [] if self.parquet is None else export_parquet(cache, self.parquet)
         names = [str(path) for path in written]
         self.show({"written": names}, *names)
+
+
+def _say_how_understood(dataset: "Dataset") -> None:
+    from ..featurize.summary import describe_manifest
+    from ..report.terminal import note
+
+    for line in describe_manifest(dataset):
+        note(line)

@@ -2,7 +2,9 @@
 
 import codecs
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,6 +38,8 @@ class FeaturizeOptions:
     batch_size: int | None = None
     max_reject_rate: float = 0.05
     prune: bool = False
+    columns: Mapping[str, str] | None = None  # of a manifest, see ``cache.labels.columns_of``
+    image_root: str | Path | None = None  # folder of the images of a manifest
 
 
 def complete_options(options: FeaturizeOptions, cached: FeatureCache | None) -> FeaturizeOptions:

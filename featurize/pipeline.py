@@ -3,15 +3,16 @@
 import contextlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..cache.atomic import remove_leftovers, write_text, writer_lock
 from ..cache.errors import CacheError, DataError
-from ..cache.labels import table_text
+from ..cache.labels import NO_COLUMNS, table_text
 from ..cache.parts import RowSource, merge, parts_folder, remove_parts, write_part
 from ..cache.schema import Header
 from ..cache.store import FeatureCache
@@ -35,6 +36,7 @@ def featurize(
     out: str | Path = "artifacts/features.h5",
     options: FeaturizeOptions | None = None,
     on_progress: OnProgress | None = None,
+    on_dataset: Callable[[Dataset], None] | None = None,
 ) -> FeaturizeSummary:
     """Encode every pair of ``data`` once and keep the embeddings in ``out``.
 
@@ -52,6 +54,8 @@ def featurize(
         Backbone, precision, views, tokens and so on.
     on_progress
         Called with (pairs done, pairs to do).
+    on_dataset
+        Called with the dataset before anything is encoded.
 
     Raises
     ------
@@ -67,19 +71,32 @@ def featurize(
     out = Path(os.path.realpath(out))
     if out.is_dir():
         raise CacheError(f"{out} is a folder: give --out a file, such as {out / 'features.h5'}")
-    dataset = Dataset.open(data, labels)
+    options = options or FeaturizeOptions()
+    dataset = Dataset.open(data, labels, *_table_options(options, out))
+    if on_dataset is not None:
+        on_dataset(dataset)
     with writer_lock(out):
         remove_leftovers(out)
         with FeatureCache.open(out) if out.exists() else contextlib.nullcontext() as cached:
             if labels is None and cached is not None:
                 dataset = with_recorded_labels(dataset, cached)
-            options = complete_options(options or FeaturizeOptions(), cached)
+            options = complete_options(options, cached)
             backbone = open_backbone(options.backbone or DEFAULT_BACKBONE, options.revision)
             plan = make_plan(make_request(out, dataset, backbone, options), cached)
         computed, rejects = _encode_parts(plan, on_progress)
         contents = _choose_contents(plan, computed, rejects)
         _write_cache(plan, contents)
         return _summarize(plan, contents, started)
+
+
+def _table_options(options: FeaturizeOptions, out: Path) -> tuple[Mapping[str, str], str | Path | None]:
+    """Return columns and image root of a manifest as given, or as the existing cache records them."""
+    recorded: dict[str, Any] = {}
+    if out.exists():
+        with FeatureCache.open(out) as cached:
+            recorded = cached.header.dataset
+    columns = recorded.get("columns", NO_COLUMNS) if options.columns is None else options.columns
+    return columns, options.image_root or recorded.get("image_root")
 
 
 def _encode_parts(plan: Plan, on_progress: OnProgress | None) -> tuple[list[FileRows], list[Reject]]:

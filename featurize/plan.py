@@ -46,7 +46,7 @@ class Request:
 
 def make_request(out: Path, dataset: Dataset, backbone: Backbone, options: FeaturizeOptions) -> Request:
     """Return the request for ``options`` that ``complete_options`` returned."""
-    dtype, labels = options.dtype, dataset.labels_path
+    dtype = options.dtype
     if dtype == "auto":
         dtype = choose_dtype(dtype, choose_device(options.device))
     identity = identity_of(backbone, dtype, bool(options.clean), options.resize, options.encoding)
@@ -56,7 +56,7 @@ def make_request(out: Path, dataset: Dataset, backbone: Backbone, options: Featu
     header = Header(
         identity=identity,
         backbone={"name": backbone.name, "revision": backbone.revision},
-        dataset={"data": str(dataset.data), "labels": None if labels is None else str(labels)},
+        dataset=dataset.to_header(),
         versions={"python": platform.python_version()} | {name: version(name) for name in _LIBRARIES},
     )
     return Request(out, dataset, backbone, options, encode, header)
@@ -74,7 +74,7 @@ def with_recorded_labels(dataset: Dataset, cached: FeatureCache) -> Dataset:
     if not Path(recorded).is_file():
         return replace(dataset, labels_path=Path(recorded))
     try:
-        return Dataset.open(dataset.data, recorded)
+        return Dataset.open(dataset.data, recorded, dataset.columns, dataset.image_root)
     except DataError as error:
         raise DataError(
             f"{error}; {cached.path} records this labels file: give --labels for {dataset.data}, or another --out for "

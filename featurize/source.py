@@ -104,7 +104,7 @@ class Source:
         place = str(self.data or cache.header.dataset["data"])
         _check_exists(place)
         if place not in self._datasets:
-            self._datasets[place] = Dataset.open(place)
+            self._datasets[place] = Dataset.recorded(cache.header.dataset, place)
         return self._datasets[place]
 
     def embed(

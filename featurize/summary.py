@@ -85,6 +85,26 @@ def count_labels(dataset: Dataset, guids: Iterable[str], n: int) -> LabelCounts:
     )
 
 
+def describe_manifest(dataset: Dataset) -> list[str]:
+    """Return how a manifest was understood, before anything is encoded; nothing for a folder."""
+    if not dataset.manifest:
+        return []
+    first = next(pair for pair in dataset.pairs if pair.guid == dataset.manifest[0])
+    text = f"file {first.text_path}" if first.text_path else repr((first.text or "")[:60])
+    columns = ", ".join(f"{name}={column}" for name, column in dataset.used_columns.items())
+    unused = f"; not used: {', '.join(dataset.unused_columns)}" if dataset.unused_columns else ""
+    counts = count_labels(dataset, dataset.manifest, len(dataset.manifest))
+    classes = ", ".join(f"{name} {count:,}" for name, count in list(counts.classes.items())[:12])
+    more = f" and {len(counts.classes) - 12} more classes" if len(counts.classes) > 12 else ""
+    empty = sum(not (pair.text or "").strip() for pair in dataset.pairs if not pair.text_path and not pair.absent)
+    return [
+        f"columns: {columns}{unused}",
+        f"first row: {first.guid!r}, image {first.image}, text {text}",
+        f"{len(dataset.manifest):,} rows; labels: {classes or 'none'}{more}; {counts.unlabelled:,} without a label, "
+        f"{empty:,} with an empty text",
+    ]
+
+
 def count_without_files(dataset: Dataset, guids: Iterable[str]) -> dict[str, Any]:
     """Count the ``rows`` that lack a file now, judging by file names; the ``example`` is a guid or ""."""
     complete = {pair.guid for pair in dataset.pairs if not pair.is_incomplete()}

@@ -1,17 +1,18 @@
 """A dataset of raw pairs: a folder of ``<guid>.jpg`` and ``<guid>.txt``, or a manifest (CSV, JSON Lines or Parquet)."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ...cache.errors import DataError
 from ...cache.labels import (
+    NO_COLUMNS,
     USUAL_NAMES,
     Labels,
     cell_text,
-    column_of,
+    columns_of,
     guid_of,
     is_missing,
     read_labels,
@@ -42,8 +43,10 @@ class Dataset:
         How labels and pairs fit together.
     manifest
         Guids in the order of the manifest; None for a folder.
-    unused_columns
-        Columns of the manifest that mmcli does not use.
+    columns, image_root
+        The columns that were chosen for a manifest (see ``cache.labels.columns_of``), and the folder of its images.
+    used_columns, unused_columns
+        Columns of the manifest by their meaning, and those that mmcli does not use.
     """
 
     data: Path
@@ -52,13 +55,23 @@ class Dataset:
     labels: Labels
     join: Join = field(default_factory=lambda: join_of((), ()))
     manifest: list[str] | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    image_root: Path | None = None
+    used_columns: Mapping[str, str] = field(default_factory=dict)
     unused_columns: list[str] = field(default_factory=list)
 
     @classmethod
-    def open(cls, data: str | Path, labels: str | Path | None = None) -> "Dataset":
-        """List the pairs of ``data``, a folder or a manifest (.csv, .jsonl, .parquet).
+    def open(
+        cls,
+        data: str | Path,
+        labels: str | Path | None = None,
+        columns: Mapping[str, str] = NO_COLUMNS,
+        image_root: str | Path | None = None,
+    ) -> "Dataset":
+        """List the pairs of ``data``, a folder or a manifest (a table, see ``cache.labels.read_table``).
 
-        A guid that occurs only in ``labels`` becomes a pair with a ``problem``.
+        A guid that occurs only in ``labels`` becomes a pair with a ``problem``. ``columns`` are those of a manifest
+        that have unusual names (see ``cache.labels.columns_of``), and ``image_root`` the folder of its images.
 
         Raises
         ------
@@ -71,9 +84,11 @@ class Dataset:
         if data.is_dir():
             source = _Folder.scan(data, labels_path)
         elif data.is_file():
-            source = _Manifest.read(data)
-            if source.has_labels and labels_path is None:
+            source = _Manifest.read(data, columns, None if image_root is None else Path(os.path.abspath(image_root)))
+            if "label" in source.used and labels_path is None:
                 labels_path = data
+            if "label" in columns and labels_path is None:
+                raise DataError(f"{data} has no column {columns['label']!r} for the label: correct --columns")
         else:
             raise DataError(f"no such folder or manifest: {data}: give the path of the pairs")
         if not source:
@@ -81,17 +96,45 @@ class Dataset:
                 f"no pairs in {data}: expected files <guid>.jpg (or {', '.join(IMAGE_SUFFIXES[1:])}) and <guid>.txt"
                 + (_in_subfolders(data) if data.is_dir() else "")
             )
-        by_guid = Labels() if labels_path is None else read_labels(labels_path)
+        by_guid = Labels() if labels_path is None else read_labels(labels_path, columns)
         join = join_of(by_guid, source)
         if by_guid and join.joined == 0:
             raise DataError(
                 f"none of the {len(by_guid)} guids in {labels_path} is in {data}: give the labels of these pairs. "
                 + join.describe()
             )
-        manifest, unused = (list(source), source.unused) if isinstance(source, _Manifest) else (None, [])
         for guid in by_guid:
             source.expect(guid)
-        return cls(data, labels_path, source.in_order(), by_guid, join, manifest, unused)
+        dataset = cls(data, labels_path, source.in_order(), by_guid, join)
+        if isinstance(source, _Manifest):
+            listed = [guid for guid in source if not source[guid].absent]
+            root = None if image_root is None else Path(os.path.abspath(image_root))
+            return replace(
+                dataset,
+                manifest=listed,
+                columns=dict(columns),
+                image_root=root,
+                used_columns=source.used,
+                unused_columns=source.unused,
+            )
+        return dataset
+
+    @classmethod
+    def recorded(cls, dataset: Mapping[str, Any], data: str | Path | None = None, labels: bool = False) -> "Dataset":
+        """List the pairs that a cache records in its header, or the same pairs where they are now, in ``data``."""
+        return cls.open(
+            data or dataset["data"],
+            dataset["labels"] if labels else None,
+            dataset.get("columns", NO_COLUMNS),
+            dataset.get("image_root"),
+        )
+
+    def to_header(self) -> dict[str, Any]:
+        """Return what a cache records of this dataset."""
+        chosen = {"columns": dict(self.columns)} if self.columns else {}
+        root = {} if self.image_root is None else {"image_root": str(self.image_root)}
+        labels = None if self.labels_path is None else str(self.labels_path)
+        return {"data": str(self.data), "labels": labels} | chosen | root
 
     @property
     def order(self) -> list[str]:
@@ -227,33 +270,35 @@ def _is_same_file(entry: os.DirEntry[str], path: Path) -> bool:
 
 
 class _Manifest(dict[str, Pair]):
-    """Pairs of a manifest by guid, in its order; whether it has labels; and its ``unused`` columns."""
+    """Pairs of a manifest by guid, in its order, and its columns: by their meaning, and those that are not used."""
 
-    def __init__(self, has_labels: bool, unused: list[str]) -> None:
+    def __init__(self, used: dict[str, str], unused: list[str]) -> None:
         super().__init__()
-        self.has_labels, self.unused = has_labels, unused
+        self.used, self.unused = used, unused
 
     @classmethod
-    def read(cls, path: Path) -> "_Manifest":
+    def read(cls, path: Path, chosen: Mapping[str, str], image_root: Path | None) -> "_Manifest":
         """Read a manifest; DataError if it cannot be read, lacks a column, or has an empty guid."""
         header, rows = read_table(path)
-        columns = {name: column for name in USUAL_NAMES if (column := column_of(path, header, name)) is not None}
-        guids = columns.get("guid")
-        if guids is None or "image" not in columns or not {"text", "text_path"} & columns.keys():
+        columns = {name: found for name in USUAL_NAMES if (found := columns_of(path, header, name, chosen))}
+        if not {"guid", "image"} <= columns.keys() or not {"text", "text_path"} & columns.keys():
             raise DataError(
                 f"{path}: a manifest needs columns for guid, image, and text or text_path (label is optional), but has "
-                f"{','.join(header)[:80]!a}: rename them to "
-                + "; ".join(f"{name}: {', '.join(USUAL_NAMES[name])}" for name in ("guid", "image", "text"))
+                f"{','.join(header)[:80]!a}: name them, as in --columns guid=id,image=picture,text=title+description"
             )
-        used = columns.values()
-        manifest = cls("label" in columns, [column for column in header if column not in used])
-        for line, guid, row in rows_by_guid(path, rows, guids):
+        used = {column for found in columns.values() for column in found}
+        meanings = {name: "+".join(found) for name, found in columns.items()}
+        manifest = cls(meanings, [column for column in header if column not in used])
+        for line, guid, row in rows_by_guid(path, rows, columns["guid"][0]):
             if guid in manifest:
                 problem = f"guid given twice, again in line {line} of {path.name}"
                 manifest[guid] = replace(manifest[guid], problem=problem)
             else:
-                cells = {name: row.get(column) for name, column in columns.items()}
-                manifest[guid] = _pair_in_row(path.parent, guid, cells)
+                cells = {name: row.get(found[0]) for name, found in columns.items()}
+                if len(columns.get("text", ())) > 1:
+                    texts = [cell_text(row.get(column)) for column in columns["text"]]
+                    cells["text"] = " ".join(text for text in texts if text)
+                manifest[guid] = _pair_in_row(path.parent, image_root or path.parent, guid, cells)
         return manifest
 
     def expect(self, guid: str) -> None:
@@ -265,7 +310,7 @@ class _Manifest(dict[str, Pair]):
         return [self[guid] for guid in sorted(self, key=natural_key)]
 
 
-def _pair_in_row(folder: Path, guid: str, row: dict[str, Any]) -> Pair:
+def _pair_in_row(folder: Path, image_root: Path, guid: str, row: dict[str, Any]) -> Pair:
     problem = guid_problem(guid)
     for name in ("image", "text", "text_path"):
         if isinstance(row.get(name), (list, dict)):
@@ -277,7 +322,7 @@ def _pair_in_row(folder: Path, guid: str, row: dict[str, Any]) -> Pair:
     text = row.get("text")
     return Pair(
         guid,
-        _path_in(folder, image) if image else None,
+        _path_in(image_root, image) if image else None,
         _path_in(folder, text_path) if text_path else None,
         None if is_missing(text) or text_path else str(text),
         problem,

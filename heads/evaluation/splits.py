@@ -99,8 +99,8 @@ def read_split(folder: str | Path) -> dict[str, dict[str, str | None]]:
         is_empty = not path.is_file() or not any(True for _ in read_table(path)[1])
         if is_empty and name == "val":
             raise DataError(
-                f"{path} names no pair, but training needs rows to stop by: a run on all rows (--full) has none, so give "
-                "the splits of the run that it repeats"
+                f"{path} names no pair, but training needs rows to stop by: a run on all rows (--full) has none, so "
+                "give the splits of the run that it repeats"
             )
         parts[name] = {} if is_empty and name == "test" else read_labels(path)
         for guid in parts[name]:

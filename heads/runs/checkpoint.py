@@ -137,7 +137,8 @@ class Checkpoint:
         if self.path is not None:
             files += (self.path.parent / "splits").glob("*.csv")
         with contextlib.suppress(CacheError), FeatureCache.open(self.cache_path(cache_path)) as cache:
-            files += [Path(path) for path in cache.header.dataset.values() if path is not None]
+            recorded = cache.header.dataset
+            files += [Path(recorded[name]) for name in ("data", "labels") if recorded[name] is not None]
         return files
 
     def check_cache(self, cache: FeatureCache) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ...cache.errors import DataError
 from ...cache.features import Features
-from ...cache.labels import read_labels
+from ...cache.labels import NO_COLUMNS, read_labels
 from ...cache.machine import give_back_freed_memory
 from ...cache.store import FeatureCache
 from ..model.fusions import fusion_class
@@ -33,7 +33,7 @@ def labels_of(cache: FeatureCache, path: str | Path | None) -> tuple[Path, dict[
         raise DataError(f"no such labels file: {labels_file}; give it with --labels")
     labels: dict[str, str] = {}
     absent = 0
-    for guid, tag in read_labels(labels_file).items():
+    for guid, tag in read_labels(labels_file, cache.header.dataset.get("columns", NO_COLUMNS)).items():
         if tag is not None and guid in cache:
             labels[cache.guids[cache.row_of[guid]]] = tag  # the string of the cache, so that no copy takes memory
         elif tag is not None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ...cache.atomic import write_text
 from ...cache.errors import CacheError, CheckpointError, DataError
-from ...cache.labels import guid_of, read_ids, table_text
+from ...cache.labels import NO_COLUMNS, guid_of, read_ids, read_table, table_text
 from ...cache.store import FeatureCache
 from ...featurize.backbones.opening import choose_device
 from ...featurize.encode import OnProgress, chunked
@@ -148,7 +148,7 @@ class Predictor:
         with _open_cache(self.model.checkpoint, self.cache_path) or contextlib.nullcontext() as cache:
             if data is None:
                 return self._of_rows(wanted or [], cache, on_progress)
-            dataset = Dataset.open(data)
+            dataset = _open_like_cached(data, cache)
             chosen = dataset.pairs if wanted is None else _chosen(dataset, wanted)
             return self._of_pairs(chosen, dataset.order if wanted is None else None, cache, on_progress)
 
@@ -236,7 +236,7 @@ def _edited_notes(cache: FeatureCache, guids: Sequence[str]) -> list[str]:
     """
     data = cache.header.dataset["data"]
     try:
-        dataset = Dataset.open(data)
+        dataset = Dataset.recorded(cache.header.dataset)
     except (DataError, OSError):
         return []
     since, wanted = cache.path.stat().st_mtime - _DAY, set(guids)
@@ -305,7 +305,19 @@ def _recorded_dataset(cache: FeatureCache | None, checkpoint: Checkpoint) -> Dat
             f"the cache that {checkpoint.path} was trained with is gone, or holds other features now: give --data "
             "FOLDER with the pairs, or --cache FILE"
         )
-    return Dataset.open(cache.header.dataset["data"])
+    return Dataset.recorded(cache.header.dataset)
+
+
+def _open_like_cached(data: str | Path, cache: FeatureCache | None) -> Dataset:
+    """Open new pairs; a table is read as that of the cache was, if it has the columns that were chosen for it."""
+    recorded = {} if cache is None else cache.header.dataset
+    if not Path(data).is_file():
+        return Dataset.open(data)
+    header, _ = read_table(Path(data))
+    chosen = recorded.get("columns", NO_COLUMNS)
+    columns = {name: column for name, column in chosen.items() if name != "label" or column in header}
+    has_all = {part.strip() for column in columns.values() for part in column.split("+")} <= set(header)
+    return Dataset.open(data, None, columns if has_all else NO_COLUMNS, recorded.get("image_root"))
 
 
 def _chosen(dataset: Dataset, wanted: list[str]) -> list[Pair]:

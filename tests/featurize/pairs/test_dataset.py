@@ -10,6 +10,7 @@ from conftest import write_pair
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmcli.cache import DataError, read_ids, read_labels
+from mmcli.cache.labels import parse_columns
 from mmcli.featurize import Dataset
 from mmcli.featurize.pairs.pair import natural_key
 
@@ -321,7 +322,7 @@ def test_labels_and_ids_in_tables_of_other_forms(tmp_path):
         ("m.json", '{"id": 1}', r"expected a list of objects, .* call it .jsonl"),
         ("m.json", "[1]", "expected an object"),
         ("m.json", "[", "is not JSON"),
-        ("m.csv", "name,picture\n1,1.jpg\n", "rename them to guid: guid, id; image: image, img"),
+        ("m.csv", "name,picture\n1,1.jpg\n", "name them, as in --columns guid=id,image=picture"),
     ],
 )
 def test_a_table_that_is_not_understood_is_one_line(tmp_path, name, text, words):
@@ -422,3 +423,42 @@ def test_images_in_a_subfolder_are_pointed_at(tmp_path):
     write_pair(tmp_path / "data" / "images", "1")
     with pytest.raises(DataError, match="there are images in images/: give that folder, or a manifest"):
         Dataset.open(tmp_path / "data")
+
+
+def test_columns_can_be_chosen_and_texts_joined(tmp_path):
+    (tmp_path / "img" / "b").mkdir(parents=True)
+    path = write(
+        tmp_path / "train.csv",
+        "id,picture,title,description,category,price\n7,b/1.jpg,Red shoes,,Shoes,3\n9,b/2.jpg,,very soft,Toys,4\n",
+    )
+    columns = parse_columns("image=picture, text=title+description,label=category")
+    found = Dataset.open(path, columns=columns, image_root=tmp_path / "img")
+    assert [(pair.guid, pair.image, pair.text) for pair in found.pairs] == [
+        ("7", str(tmp_path / "img" / "b" / "1.jpg"), "Red shoes"),
+        ("9", str(tmp_path / "img" / "b" / "2.jpg"), "very soft"),
+    ]
+    assert (found.labels, found.unused_columns) == ({"7": "Shoes", "9": "Toys"}, ["price"])
+    assert found.used_columns["text"] == "title+description"
+    again = Dataset.recorded(found.to_header(), labels=True)
+    assert (list(again.pairs), again.labels) == (list(found.pairs), found.labels)
+    assert read_labels(path, columns) == found.labels
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("text=title+words", "has no column 'words' for the text: it has id, img, title, note, label"),
+        ("guid=key", "has no column 'key' for the guid"),
+        ("label=kind", "has no column 'kind' for the label"),
+    ],
+)
+def test_a_chosen_column_that_is_not_there_is_named(tmp_path, text, words):
+    path = write(tmp_path / "m.csv", "id,img,title,note,label\n1,1.jpg,a,b,x\n")
+    with pytest.raises(DataError, match=re.escape(words)):
+        Dataset.open(path, columns=parse_columns(text))
+
+
+@pytest.mark.parametrize("text", ["text", "colour=red", "text=", "guid=id,,"])
+def test_columns_that_are_no_columns(text):
+    with pytest.raises(DataError, match=r"--columns cannot have .* write name=column, with a name among guid, image"):
+        parse_columns(text)
