@@ -91,7 +91,7 @@ def test_cache_commands(cli, featurized, tmp_path):
 BAD = [
     (("featurize", "nowhere", "--backbone", "offline"), "no such folder or manifest"),
     (("featurize", "data", "--labels", "none.csv"), "no such file: "),
-    (("featurize", "data", "--labels", "wrong.csv"), "expected the header guid,tag, found id,class"),
+    (("featurize", "data", "--labels", "wrong.csv"), "expected the header guid,tag, found name,kind"),
     (("featurize", "data", "--labels", "twice.csv"), "guid '1' occurs twice, in lines 2 and 3"),
     (("featurize", "data", "--backbone", "./no-folder"), "no such backbone folder"),
     (("featurize", "data", "--backbone", "CLIP", "--out", "text.h5"), "not a readable HDF5 file"),
@@ -119,7 +119,7 @@ BAD = [
 def test_bad_input_is_one_clear_line_and_exit_code_1(cli, featurized, tiny_clip, tmp_path):
     labels = featurized[1].read_text().splitlines()
     files = {
-        "wrong.csv": "id,class\n1,a\n",
+        "wrong.csv": "name,kind\n1,a\n",
         "twice.csv": "guid,tag\n1,a\n1,b\n",
         "foreign.csv": "guid,tag\n999,a\n",
         "text.h5": "this is text",
