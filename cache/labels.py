@@ -179,18 +179,15 @@ def parse_columns(text: str) -> dict[str, str]:
 def columns_of(path: Path, header: Sequence[str], name: str, chosen: Mapping[str, str] = NO_COLUMNS) -> list[str]:
     """Return the columns of a table that hold the ``name`` (a key of ``USUAL_NAMES``); several only for the text.
 
-    These are the columns ``chosen`` for it, as in ``{"text": "title+description"}``, or the column with a usual name. A
-    chosen label may be in another table. Raise a DataError if a chosen column is missing, or if two columns have a
-    usual name.
+    These are the columns ``chosen`` for it, as in ``{"text": "title+description"}``, or the column with a usual name.
+    Raise a DataError if a chosen column is missing, or if two columns have a usual name.
     """
     if name in chosen:
         columns = [column.strip() for column in chosen[name].split("+")] if name == "text" else [chosen[name]]
-        missing = [column for column in columns if column not in header]
-        if not missing:
-            return columns
-        if name != "label":
-            raise DataError(f"{path} has no column {missing[0]!r} for the {name}: it has {', '.join(header)[:200]}")
-        return []
+        for column in columns:
+            if column not in header:
+                raise DataError(f"{path} has no column {column!r} for the {name}: it has {', '.join(header)[:200]}")
+        return columns
     columns = [column for column in header if column.casefold() in USUAL_NAMES[name] and column not in chosen.values()]
     if len(columns) > 1:
         listed = " and ".join(map(repr, columns))
@@ -247,9 +244,11 @@ def read_labels(path: str | Path, columns: Mapping[str, str] = NO_COLUMNS) -> La
     """
     path = Path(path)
     header, rows = read_table(path)
-    guids, found = columns_of(path, header, "guid", columns), columns_of(path, header, "label", columns)
+    # The columns were chosen for a manifest; labels in a table of their own have usual names.
+    chosen = {name: column for name, column in columns.items() if name != "text" and column in header}
+    guids, found = columns_of(path, header, "guid", chosen), columns_of(path, header, "label", chosen)
     # A column `tag` among others may be that of predictions.
-    is_manifest = "label" in columns or found == ["label"] or columns_of(path, header, "image", columns)
+    is_manifest = "label" in chosen or found == ["label"] or columns_of(path, header, "image", chosen)
     if not guids or not found or not (len(header) == 2 or is_manifest):
         raise DataError(f"{path}: expected the header guid,tag, found {','.join(header)[:80]}")
     labels = Labels()

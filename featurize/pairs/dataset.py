@@ -84,11 +84,13 @@ class Dataset:
         if data.is_dir():
             source = _Folder.scan(data, labels_path)
         elif data.is_file():
-            source = _Manifest.read(data, columns, None if image_root is None else Path(os.path.abspath(image_root)))
+            root = None if image_root is None else Path(os.path.abspath(image_root))
+            chosen = dict(columns)
+            if labels_path is not None:
+                chosen.pop("label", None)
+            source = _Manifest.read(data, chosen, root)
             if "label" in source.used and labels_path is None:
                 labels_path = data
-            if "label" in columns and labels_path is None:
-                raise DataError(f"{data} has no column {columns['label']!r} for the label: correct --columns")
         else:
             raise DataError(f"no such folder or manifest: {data}: give the path of the pairs")
         if not source:

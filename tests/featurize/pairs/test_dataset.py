@@ -462,3 +462,13 @@ def test_a_chosen_column_that_is_not_there_is_named(tmp_path, text, words):
 def test_columns_that_are_no_columns(text):
     with pytest.raises(DataError, match=r"--columns cannot have .* write name=column, with a name among guid, image"):
         parse_columns(text)
+
+
+def test_labels_in_a_table_of_their_own_need_no_chosen_columns(tmp_path):
+    path = write(tmp_path / "m.csv", "sku,img,text,kind\n7,1.jpg,a,x\n9,2.jpg,b,y\n")
+    labels = write(tmp_path / "labels.csv", "guid,tag\n7,up\n9,down\n")
+    columns = parse_columns("guid=sku,label=kind")
+    assert Dataset.open(path, columns=columns).labels == {"7": "x", "9": "y"}
+    found = Dataset.open(path, labels, columns)
+    assert (found.labels, found.unused_columns) == ({"7": "up", "9": "down"}, ["kind"])
+    assert read_labels(labels, columns) == {"7": "up", "9": "down"}
